@@ -1,0 +1,67 @@
+#include "onerec/runtime.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace onerec {
+namespace {
+
+constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
+
+Isa ChooseIsa() {
+  if (const char* name = std::getenv("ONEREC_ISA"); name != nullptr && *name != '\0') {
+    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+      if (std::string(name) != IsaName(isa)) continue;
+      if (IsaAvailable(isa)) return isa;
+      throw std::invalid_argument(std::string("ONEREC_ISA=") + name + ": not available here");
+    }
+    throw std::invalid_argument(std::string("ONEREC_ISA: wanted baseline, avx2 or avx512, got ") +
+                                name);
+  }
+  if (IsaAvailable(Isa::kAvx512)) return Isa::kAvx512;
+  if (IsaAvailable(Isa::kAvx2)) return Isa::kAvx2;
+  return Isa::kBaseline;
+}
+
+std::atomic<int>& IsaChoice() {
+  static std::atomic<int> choice{static_cast<int>(ChooseIsa())};
+  return choice;
+}
+
+}  // namespace
+
+const char* Version() { return ONEREC_VERSION; }
+
+const char* IsaName(Isa isa) { return kIsaNames[static_cast<int>(isa)]; }
+
+bool IsaAvailable(Isa isa) {
+  if (isa == Isa::kBaseline) return true;
+#ifdef ONEREC_X86
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+  if (isa == Isa::kAvx2) return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+Isa CurrentIsa() { return static_cast<Isa>(IsaChoice().load(std::memory_order_relaxed)); }
+
+void SetIsa(Isa isa) {
+  if (!IsaAvailable(isa)) {
+    throw std::invalid_argument(std::string("isa ") + IsaName(isa) + " is not available here");
+  }
+  IsaChoice().store(static_cast<int>(isa), std::memory_order_relaxed);
+}
+
+#ifndef ONEREC_CUDA
+CudaInfo GetCudaInfo() {
+  return {false, 0, "onerec was built without CUDA (ONEREC_CUDA=OFF, or no nvcc was found)"};
+}
+#endif
+
+}  // namespace onerec

@@ -1,0 +1,140 @@
+#include "cpu/thread_pool.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace onerec {
+namespace {
+
+constexpr int kSpins = 2000;  // about 50 us of polling before a worker parks
+
+inline void Pause() {
+#ifdef ONEREC_X86
+  __builtin_ia32_pause();
+#endif
+}
+
+// Workers live as long as the process. A job is published by raising `epoch`; the caller waits
+// until every worker that joined it has left.
+class Pool {
+ public:
+  void Run(int64_t chunks, int num_threads, void (*body)(void*, int64_t), void* context) {
+    std::unique_lock lock(owner_, std::try_to_lock);
+    if (num_threads <= 1 || chunks <= 1 || !lock.owns_lock()) {
+      for (int64_t c = 0; c < chunks; ++c) body(context, c);
+      return;
+    }
+    const int helpers = static_cast<int>(std::min<int64_t>(num_threads, chunks)) - 1;
+    while (static_cast<int>(workers_.size()) < helpers) {
+      const int id = static_cast<int>(workers_.size());
+      workers_.emplace_back([this, id, seen = epoch_.load()] { Work(id, seen); });
+      workers_.back().detach();
+    }
+    body_ = body;
+    context_ = context;
+    chunks_ = chunks;
+    helpers_ = helpers;
+    next_.store(0, std::memory_order_relaxed);
+    failure_ = nullptr;
+    pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    epoch_.fetch_add(1, std::memory_order_release);
+    epoch_.notify_all();
+    Drain();
+    for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
+      if (spin < kSpins) {
+        Pause();
+      } else {
+        const int left = pending_.load(std::memory_order_acquire);
+        if (left != 0) pending_.wait(left, std::memory_order_acquire);
+      }
+    }
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  void Drain() {
+    for (;;) {
+      const int64_t chunk = next_.fetch_add(1, std::memory_order_relaxed);
+      if (chunk >= chunks_) return;
+      try {
+        body_(context_, chunk);
+      } catch (...) {
+        const std::lock_guard guard(failure_mutex_);
+        if (!failure_) failure_ = std::current_exception();
+        next_.store(chunks_, std::memory_order_relaxed);
+      }
+    }
+  }
+
+  void Work(int id, uint64_t seen) {
+    for (;;) {
+      for (int spin = 0; epoch_.load(std::memory_order_acquire) == seen; ++spin) {
+        if (spin < kSpins) {
+          Pause();
+        } else {
+          epoch_.wait(seen, std::memory_order_acquire);
+        }
+      }
+      seen = epoch_.load(std::memory_order_acquire);
+      if (id < helpers_) Drain();
+      if (pending_.fetch_sub(1, std::memory_order_release) == 1) pending_.notify_one();
+    }
+  }
+
+  std::mutex owner_;
+  std::vector<std::thread> workers_;
+  std::atomic<uint64_t> epoch_{0};
+  std::atomic<int> pending_{0};
+  std::atomic<int64_t> next_{0};
+  void (*body_)(void*, int64_t) = nullptr;
+  void* context_ = nullptr;
+  int64_t chunks_ = 0;
+  int helpers_ = 0;
+  std::mutex failure_mutex_;
+  std::exception_ptr failure_;
+};
+
+// A forked child has none of its parent's threads, so it starts with a new pool; the old one is
+// left behind on purpose, as its threads and locks cannot be destroyed there.
+std::atomic<Pool*>& PoolSlot() {
+  static std::atomic<Pool*> slot = [] {
+    pthread_atfork(nullptr, nullptr, [] { PoolSlot().store(new Pool); });
+    return new Pool;
+  }();
+  return slot;
+}
+
+thread_local bool inside_body = false;
+
+}  // namespace
+
+void ParallelForImpl(int64_t chunks, int num_threads, void (*body)(void*, int64_t), void* context) {
+  struct Nested {
+    void (*body)(void*, int64_t);
+    void* context;
+  } nested{body, context};
+  if (inside_body) num_threads = 1;
+  PoolSlot().load()->Run(
+      chunks, num_threads,
+      [](void* raw, int64_t chunk) {
+        const bool before = inside_body;
+        inside_body = true;
+        const auto* job = static_cast<Nested*>(raw);
+        try {
+          job->body(job->context, chunk);
+        } catch (...) {
+          inside_body = before;
+          throw;
+        }
+        inside_body = before;
+      },
+      &nested);
+}
+
+}  // namespace onerec

@@ -1,0 +1,10 @@
+// One Bind function per capability; module.cc calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace onerec::python {
+
+void BindRuntime(pybind11::module_& m);
+
+}  // namespace onerec::python

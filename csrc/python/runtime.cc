@@ -1,0 +1,38 @@
+#include "onerec/runtime.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "python/bindings.h"
+
+namespace py = pybind11;
+
+namespace onerec::python {
+
+void BindRuntime(py::module_& m) {
+  m.def("version", &Version);
+  m.def("isa", [] { return IsaName(CurrentIsa()); });
+  m.def("isas", [] {
+    py::list names;
+    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+      if (IsaAvailable(isa)) names.append(IsaName(isa));
+    }
+    return names;
+  });
+  m.def("set_isa", [](const std::string& name) {
+    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+      if (name == IsaName(isa)) return SetIsa(isa);
+    }
+    throw std::invalid_argument("isa: wanted baseline, avx2 or avx512, got " + name);
+  });
+  m.def("cuda_info", [] {
+    const CudaInfo info = GetCudaInfo();
+    py::dict result;
+    result["built"] = info.built;
+    result["devices"] = info.devices;
+    result["problem"] = info.problem;
+    return result;
+  });
+}
+
+}  // namespace onerec::python

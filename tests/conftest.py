@@ -1,0 +1,44 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data sets; skips without one."""
+    given = os.environ.get("ONEREC_DATA")
+    folder = Path(given) if given else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set ONEREC_DATA)")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def poison_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fills every floating-point `torch.empty` and `torch.empty_like` with NaN.
+
+    An output that a kernel forgot to write then shows in the values.
+    """
+
+    def poisoned(make):  # type: ignore[no-untyped-def]
+        def call(*args, **kwargs):  # type: ignore[no-untyped-def]
+            tensor = make(*args, **kwargs)
+            if tensor.is_floating_point() and tensor.device.type != "meta":
+                with torch.no_grad():
+                    tensor.fill_(float("nan"))
+            return tensor
+
+        return call
+
+    monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    yield

@@ -25,7 +25,11 @@ class CMakeBuild(build_ext):
     def run(self) -> None:
         build = ROOT / "build" / str(sysconfig.get_config_var("SOABI"))
         build.mkdir(parents=True, exist_ok=True)
-        destination = ROOT / "onerec" if self.editable_mode else Path(self.build_lib) / "onerec"
+        destination = (
+            ROOT / "onerec"
+            if self.editable_mode or self.inplace
+            else Path(self.build_lib) / "onerec"
+        )
         # Build isolation installs pybind11 in a new temporary folder each time; a copy at a fixed
         # path keeps the compile commands, and so the objects, valid.
         headers = build / f"pybind11-{pybind11.__version__}"

@@ -1,1 +1,1 @@
-"""Triton kernels, installed as `onerec.kernels`; each needs triton, which is imported where used."""
+"""Triton kernels, installed as `onerec.kernels`; triton is imported only where it is used."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,7 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def poison_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fills every floating-point `torch.empty` and `torch.empty_like` with NaN.
 
     An output that a kernel forgot to write then shows in the values.
@@ -41,4 +40,4 @@ def poison_empty(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(torch, "empty", poisoned(torch.empty))
     monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
-    yield
+    return

@@ -1,5 +1,33 @@
-"""Generative recommendation in the manner of OneRec (arXiv 2502.18965)."""
+"""Generative recommendation in the manner of OneRec (arXiv 2502.18965).
+
+The names below are imported on first use, so that `onerec --help` and the light parts of the
+package do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from onerec._version import __version__
 
+if TYPE_CHECKING:
+    pass
+
+# Public name -> module that defines it. A new public name has a line here, one in `__all__` and an
+# import under TYPE_CHECKING for the type checkers.
+_HOMES: dict[str, str] = {}
+
 __all__ = ["__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,1 @@
+"""Evaluation: metrics with intervals, baselines, the harness and the report."""

@@ -12,19 +12,41 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import pybind11
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+
+
+class CleanBuild(build):
+    """Empties the staging folder first: a module that was removed stays out of the next wheel."""
+
+    def run(self) -> None:
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class CMakeBuild(build_ext):
     """Builds in the fixed folder `build/<soabi>`, so that a second build compiles only changes."""
 
     def run(self) -> None:
-        build = ROOT / "build" / str(sysconfig.get_config_var("SOABI"))
-        build.mkdir(parents=True, exist_ok=True)
+        import pybind11  # here, so that metadata and an sdist need setuptools alone
+
+        folder = ROOT / "build" / str(sysconfig.get_config_var("SOABI"))
+        # The tools that were installed beside this interpreter come before the system's.
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        cmake = shutil.which("cmake", path=path) or "cmake"
+        ninja = shutil.which("ninja", path=path)
+        generator = "Ninja" if ninja else "Unix Makefiles"
+        cache = folder / "CMakeCache.txt"
+        # CMake refuses a folder that was made with another generator or for another source tree.
+        if cache.exists() and not {
+            f"CMAKE_GENERATOR:INTERNAL={generator}",
+            f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}",
+        } <= set(cache.read_text().splitlines()):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         destination = (
             ROOT / "onerec"
             if self.editable_mode or self.inplace
@@ -32,32 +54,30 @@ class CMakeBuild(build_ext):
         )
         # Build isolation installs pybind11 in a new temporary folder each time; a copy at a fixed
         # path keeps the compile commands, and so the objects, valid.
-        headers = build / f"pybind11-{pybind11.__version__}"
+        headers = folder / f"pybind11-{pybind11.__version__}"
         if not headers.exists():
             shutil.copytree(Path(pybind11.__file__).parent, headers)
-        # The tools that were installed beside this interpreter come before the system's.
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        cmake = shutil.which("cmake", path=path) or "cmake"
-        ninja = shutil.which("ninja", path=path)
         configure = [
             cmake,
+            "-G",
+            generator,
             "-S",
             str(ROOT),
             "-B",
-            str(build),
+            str(folder),
             "-DCMAKE_BUILD_TYPE=Release",
             "-DONEREC_PYTHON=ON",
             f"-DONEREC_CUDA={os.environ.get('ONEREC_CUDA', 'AUTO')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={headers / 'share/cmake/pybind11'}",
-            *(["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
+            *([f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []),
             *shlex.split(os.environ.get("CMAKE_ARGS", "")),
         ]
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL") or str(os.cpu_count() or 1)
         subprocess.run(configure, check=True)
-        subprocess.run([cmake, "--build", str(build), "--parallel", jobs], check=True)
+        subprocess.run([cmake, "--build", str(folder), "--parallel", jobs], check=True)
         subprocess.run(
-            [cmake, "--install", str(build), "--component", "python", "--prefix", str(destination)],
+            [cmake, "--install", str(folder), "--component", "python", "--prefix", str(destination)],
             check=True,
         )
 
@@ -70,15 +90,10 @@ class CMakeBuild(build_ext):
 
 setup(
     ext_modules=[Extension("onerec._C", sources=[])],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build": CleanBuild, "build_ext": CMakeBuild},
     packages=[
-        "onerec",
-        *(
-            "onerec." + ".".join(p.parent.relative_to(ROOT / "onerec").parts)
-            for p in sorted((ROOT / "onerec").rglob("__init__.py"))
-            if p.parent != ROOT / "onerec"
-        ),
-        "onerec.kernels",
+        *find_packages(include=["onerec", "onerec.*"]),
+        *(f"onerec.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
     ],
     package_dir={"onerec.kernels": "kernels"},
     package_data={"onerec": ["py.typed", "*.pyi"], "onerec.evaluation": ["templates/*"]},

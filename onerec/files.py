@@ -33,6 +33,32 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def replace_directory(temporary: str | Path, path: str | Path) -> None:
+    """Puts the folder `temporary` in the place of the folder `path`, on the same file system.
+
+    The earlier `path` waits as `.NAME.old` between the two renames; a process that is killed there
+    leaves it, and `recover_directory` puts it back.
+    """
+    temporary, path = Path(temporary), Path(path)
+    old = path.with_name(f".{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o777 & ~umask)
+    if path.exists():
+        path.replace(old)
+    temporary.replace(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_directory(path: str | Path) -> None:
+    """Puts back a folder that a killed `replace_directory` had moved away."""
+    path = Path(path)
+    old = path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.replace(path)
+
+
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
     """Yields a temporary folder to fill, and puts it in the place of `path` at the end.
@@ -44,15 +70,6 @@ def atomic_directory(path: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            path.replace(old / path.name)
-            temporary.replace(path)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(path)
+        replace_directory(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""`onerec bench`: runs the pytest-benchmark suites of a source tree and prints medians."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onerec
+from onerec.cli import console
+from onerec.cli.options import Parser
+from onerec.errors import OneRecError
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+
+
+def _suites() -> dict[str, Path]:
+    """Name -> file of each suite of the source tree that this package was installed from."""
+    folder = Path(onerec.__file__).resolve().parent.parent / "benchmarks"
+    found = {p.stem.removeprefix("bench_"): p for p in sorted(folder.glob("bench_*.py"))}
+    if not found:
+        raise OneRecError(
+            f"no benchmarks at {folder}: they are part of the source tree, not of the installed "
+            'package; clone the repository, `pip install -e ".[dev]"` there, and run this again'
+        )
+    if importlib.util.find_spec("pytest_benchmark") is None:
+        raise OneRecError('pytest-benchmark is not installed: `pip install -e ".[dev]"`')
+    return found
+
+
+def duration(seconds: float) -> str:
+    """A time with the unit that fits it."""
+    for factor, unit in _UNITS:
+        if seconds >= factor:
+            return f"{seconds / factor:.3g} {unit}"
+    return f"{seconds:.3g} s"
+
+
+def measure(files: list[Path]) -> dict[str, Any]:
+    """Runs suites in a pytest of their own and returns pytest-benchmark's record.
+
+    Raises:
+        OneRecError: A suite failed; pytest's words are on stderr.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "record.json"
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += [f"--benchmark-json={record}", "--benchmark-quiet", *map(str, files)]
+        root = files[0].parent.parent
+        ended = subprocess.run(command, cwd=root, stdout=sys.stderr, check=False)
+        if ended.returncode or not record.is_file():
+            raise OneRecError(f"pytest ended with code {ended.returncode}; see its output above")
+        found: dict[str, Any] = json.loads(record.read_text())
+        return found
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(
+        "bench",
+        "Runs the benchmarks of a source tree; each checks its result before it is timed.",
+        usage="[SUITE ...] [options]",
+    )
+    parser.add_argument(
+        "suites", nargs="*", default=[], help="names of benchmarks/bench_NAME.py; all by default"
+    )
+    options = parser.parse(argv)
+    known = _suites()
+    if unknown := [name for name in options.suites if name not in known]:
+        parser.error(f"no suite {unknown[0]!r}; one of: {', '.join(known)}")
+    record = measure([known[name] for name in options.suites or known])
+    rows = [
+        {
+            "suite": Path(entry["fullname"].split("::")[0]).stem.removeprefix("bench_"),
+            "name": entry["name"].removeprefix("test_"),
+            "median_s": entry["stats"]["median"],
+            "q1_s": entry["stats"]["q1"],
+            "q3_s": entry["stats"]["q3"],
+            "rounds": entry["stats"]["rounds"],
+            **entry["extra_info"],
+        }
+        for entry in record["benchmarks"]
+    ]
+    if options.json:
+        from onerec.cli.env import collect
+
+        console.print_json({"environment": collect(), "benchmarks": rows})
+        return
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("suite", "benchmark", box=None, pad_edge=False)
+    for column in ("median", "quartiles", "rounds"):
+        table.add_column(column, justify="right")
+    table.add_column("figures")
+    standard = {"suite", "name", "median_s", "q1_s", "q3_s", "rounds"}
+    for row in rows:
+        table.add_row(
+            row["suite"],
+            escape(row["name"]),
+            duration(row["median_s"]),
+            f"{duration(row['q1_s'])} .. {duration(row['q3_s'])}",
+            str(row["rounds"]),
+            escape(", ".join(f"{k} {v}" for k, v in row.items() if k not in standard)),
+        )
+    console.stdout().print(table)

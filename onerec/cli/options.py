@@ -1,0 +1,46 @@
+"""The argument parser that every verb uses."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+
+class Parser(ArgumentParser):
+    """`onerec VERB` options: `--json` and `--debug` for all, short errors, exit code 2."""
+
+    def __init__(self, verb: str, description: str, usage: str = "[options]") -> None:
+        """Makes the parser of a verb.
+
+        Args:
+            verb: Name after `onerec`.
+            description: First lines of its help.
+            usage: What stands behind `onerec VERB` in the usage line.
+        """
+        super().__init__(
+            prog=f"onerec {verb}", description=description, usage=f"onerec {verb} {usage}"
+        )
+        self.add_argument("--json", action="store_true", help="results as JSON on stdout")
+        self.add_argument("--debug", action="store_true", help="show tracebacks")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Prints the message without the long usage text, and exits with code 2."""
+        if unknown := re.search(r"unrecognized arguments: (--[\w.\-]+)", message):
+            options = [option for action in self._actions for option in action.option_strings]
+            if near := difflib.get_close_matches(unknown[1], options, n=1):
+                message += f" (did you mean {near[0]}?)"
+        message = " ".join(message.split())
+        print(f"{self.prog}: {message}\nsee `{self.prog} --help`", file=sys.stderr)
+        sys.exit(2)
+
+    def parse(self, argv: list[str]) -> Any:
+        """Parses arguments; exits with code 2 on a wrong one."""
+        return self.parse_args(argv)
+
+    def given(self, argv: list[str]) -> Namespace:
+        """Parses arguments and returns only those that are in `argv`."""
+        return self.parse_args(argv, defaults=False)

@@ -1,0 +1,284 @@
+"""Stages of a run: folders that appear whole, know what they were made from, and are made once.
+
+A stage `DIR/NAME/` holds its outputs and `stage.json`: the fingerprint (configuration, inputs,
+code) and the size and hash of every output. A stage with an equal fingerprint and whole outputs is
+skipped. It is built in `DIR/.NAME.partial/` and renamed at the end, so that a failure at any moment
+leaves the earlier result as it was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onerec
+from onerec.errors import OneRecError
+from onerec.files import atomic_write, recover_directory, replace_directory
+
+# Larger files are known by their size, time of change and a sample of their blocks.
+WHOLE_HASH_BYTES = 256 << 20
+_BLOCK = 1 << 20
+
+
+def digest(value: Any) -> str:
+    """A short hash of a JSON value, independent of the order of keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """A hash of a file's content; for a file over 256 MiB, of its size, time and 64 blocks."""
+    size = path.stat().st_size
+    state = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if size <= WHOLE_HASH_BYTES:
+            while block := file.read(_BLOCK):
+                state.update(block)
+        else:
+            state.update(f"{size} {path.stat().st_mtime_ns}".encode())
+            for i in range(64):
+                file.seek((size - _BLOCK) * i // 63)
+                state.update(file.read(_BLOCK))
+    return state.hexdigest()
+
+
+def data_digest(path: Path) -> str:
+    """A hash of a data file, or of the names and contents of the files of a data folder."""
+    if path.is_file():
+        return file_digest(path)
+    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    return digest([[str(p.relative_to(path)), file_digest(p)] for p in files])
+
+
+def code_digest(parts: Sequence[str]) -> str:
+    """A hash of the release and of the Python sources under `onerec/<part>` for each part."""
+    root = Path(onerec.__file__).parent
+    state = hashlib.blake2b(onerec.__version__.encode(), digest_size=16)
+    for part in parts:
+        base = root / part
+        for path in [base] if base.is_file() else sorted(base.rglob("*.py")):
+            state.update(str(path.relative_to(root)).encode())
+            state.update(path.read_bytes())
+    return state.hexdigest()
+
+
+@dataclass
+class StageRecord:
+    """What `stage.json` holds.
+
+    Attributes:
+        stage: Name.
+        fingerprint: Hash of `config`, `inputs` and `code`.
+        version: Release of onerec that made it.
+        code: Hash of the sources that made it.
+        config: The settings it was made with.
+        inputs: Name of each input -> fingerprint of that stage, or hash of that file.
+        outputs: Path inside the stage -> {"bytes": size, "blake2b": hash}.
+        seconds: Wall time of the build; of its last part if it was resumed.
+        summary: Figures that the stage reports (rows, sizes, metrics).
+    """
+
+    stage: str
+    fingerprint: str
+    version: str
+    code: str
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+    summary: dict[str, Any] = field(default_factory=dict)
+
+
+def read_record(folder: Path) -> StageRecord | None:
+    """The record of a finished stage, or None if the folder holds none that can be read."""
+    try:
+        return StageRecord(**json.loads((folder / "stage.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def damage(folder: Path, record: StageRecord) -> str | None:
+    """The first output that is not as `record` says, with the reason; None if all are whole."""
+    for name, known in record.outputs.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is missing"
+        size = path.stat().st_size
+        if size != known["bytes"]:
+            return f"{path} has {size} bytes, not the {known['bytes']} that were written"
+        if size <= WHOLE_HASH_BYTES and file_digest(path) != known["blake2b"]:
+            return f"{path} has changed since it was written"
+    return None
+
+
+def require(directory: Path, name: str) -> StageRecord:
+    """The record of a stage that another one reads.
+
+    Raises:
+        OneRecError: The stage has not been made, or is damaged; the message says what to run.
+    """
+    folder = directory / name
+    recover_directory(folder)
+    verb = "simulate" if name == "world" else name
+    record = read_record(folder)
+    if record is None:
+        raise OneRecError(
+            f"{folder} does not exist or holds no finished stage: "
+            f"run `onerec {verb} --out {directory}` (or `onerec run`) first"
+        )
+    if problem := damage(folder, record):
+        raise OneRecError(f"{problem}: make it again with `onerec {verb} --out {directory}`")
+    return record
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended: its record, and whether it was built now or found whole."""
+
+    record: StageRecord
+    skipped: bool
+
+
+def run_stage(
+    directory: Path,
+    name: str,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    code: Sequence[str],
+    build: Callable[[Path], dict[str, Any]],
+    say: Callable[[str], None],
+    resumable: bool = False,
+    scratch: Sequence[str] = (),
+) -> StageResult:
+    """Makes the stage `directory/name`, or finds it made.
+
+    Args:
+        directory: The run's directory, which the caller has locked.
+        name: Folder of the stage.
+        config: Its settings as JSON values.
+        inputs: Name of each input -> fingerprint or hash.
+        code: Parts of the package (folders or files under `onerec/`) whose change makes it again.
+        build: Fills the folder it is given and returns the summary.
+        say: Takes one line for the user.
+        resumable: Whether an unfinished build of the same fingerprint is handed to `build` again.
+        scratch: Folders inside the stage that are not outputs.
+
+    Raises:
+        OneRecError: The folder exists and is not a stage.
+        Exception: Whatever `build` raises; the earlier result is then still there.
+    """
+    folder, partial = directory / name, directory / f".{name}.partial"
+    recover_directory(folder)
+    config = json.loads(json.dumps(config))
+    wanted = StageRecord(
+        stage=name,
+        fingerprint="",
+        version=onerec.__version__,
+        code=code_digest(code),
+        config=dict(config),
+        inputs=dict(inputs),
+    )
+    wanted.fingerprint = digest([name, wanted.config, wanted.inputs, wanted.code])
+    found = read_record(folder)
+    if found is None and folder.exists():
+        if not (folder / "stage.json").exists() and any(folder.iterdir()):
+            raise OneRecError(
+                f"{folder} was not made by onerec: move it away or give another --out"
+            )
+        say(f"{name}: {folder / 'stage.json'} cannot be read; making it again")
+    if found is not None and found.fingerprint == wanted.fingerprint:
+        problem = damage(folder, found)
+        if problem is None:
+            shutil.rmtree(partial, ignore_errors=True)
+            say(f"{name}: unchanged, skipped")
+            return StageResult(found, skipped=True)
+        say(f"{name}: {problem}; making it again")
+    elif found is not None:
+        say(f"{name}: {_difference(found, wanted)} changed, making it again")
+
+    started = partial / "started.json"
+    same = started.is_file() and started.read_text() == wanted.fingerprint
+    if not (resumable and same):
+        shutil.rmtree(partial, ignore_errors=True)
+    begin = time.monotonic()
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        started.write_text(wanted.fingerprint)
+        wanted.summary = build(partial)
+        started.unlink()
+        for path in sorted(p for p in partial.rglob("*") if p.is_file()):
+            relative = path.relative_to(partial)
+            if relative.parts[0] not in scratch:
+                wanted.outputs[str(relative)] = {
+                    "bytes": path.stat().st_size,
+                    "blake2b": file_digest(path),
+                }
+        wanted.seconds = round(time.monotonic() - begin, 3)
+        (partial / "stage.json").write_text(json.dumps(asdict(wanted), indent=1) + "\n")
+        replace_directory(partial, folder)
+    except BaseException:
+        if not resumable:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    say(f"{name}: done in {wanted.seconds:.1f} s")
+    return StageResult(wanted, skipped=False)
+
+
+def _difference(found: StageRecord, wanted: StageRecord) -> str:
+    """What changed since the stage was made, in words."""
+    changes = []
+    for key in sorted({*found.config, *wanted.config}):
+        before, after = found.config.get(key), wanted.config.get(key)
+        if before != after:
+            changes.append(f"{key} ({json.dumps(before)} -> {json.dumps(after)})")
+    changes += [
+        f"input {key}"
+        for key in sorted({*found.inputs, *wanted.inputs})
+        if found.inputs.get(key) != wanted.inputs.get(key)
+    ]
+    if found.code != wanted.code:
+        changes.append("onerec itself")
+    return ", ".join(changes) or "its description"
+
+
+@contextmanager
+def locked(directory: Path, verb: str) -> Iterator[None]:
+    """Holds the run's directory for this process; the lock ends with the process, however it ends.
+
+    Raises:
+        OneRecError: Another process holds it, or the directory cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise OneRecError(f"--out {directory}: wanted a directory, found a file") from None
+    with (directory / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise OneRecError(
+                f"{directory} is in use by another onerec ({file.read().strip() or 'starting'}): "
+                "wait for it to end or give another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"onerec {verb}, process {os.getpid()}")
+        file.flush()
+        yield
+        file.truncate(0)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file that appears whole."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1) + "\n")

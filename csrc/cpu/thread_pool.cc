@@ -25,8 +25,9 @@ inline void Pause() {
 class Pool {
  public:
   void Run(int64_t chunks, int num_threads, void (*body)(void*, int64_t), void* context) {
-    std::unique_lock lock(owner_, std::try_to_lock);
-    if (num_threads <= 1 || chunks <= 1 || !lock.owns_lock()) {
+    // A call that needs no helper, every nested one among them, leaves the lock to others.
+    std::unique_lock lock(owner_, std::defer_lock);
+    if (num_threads <= 1 || chunks <= 1 || !lock.try_lock()) {
       for (int64_t c = 0; c < chunks; ++c) body(context, c);
       return;
     }

@@ -1,0 +1,98 @@
+"""The installed C++ package, used by a program outside the tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from onerec import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def run(*command: str | Path) -> str:
+    """Standard output and error of a command that must succeed."""
+    result = subprocess.run(
+        [str(part) for part in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def cmake() -> str:
+    """CMake: the one beside this interpreter, else the system's; skips without either."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which("cmake", path=path)
+    if found is None:
+        pytest.skip("no cmake")
+    return found
+
+
+@pytest.fixture(scope="module")
+def prefix(cmake: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The C++ package, installed from the folder of the Python build or from a build of its own."""
+    build = ROOT / "build" / str(sysconfig.get_config_var("SOABI"))
+    if not (build / "cmake_install.cmake").exists():
+        build = tmp_path_factory.mktemp("build")
+        run(cmake, "-S", ROOT, "-B", build, "-DONEREC_CUDA=OFF")
+        run(cmake, "--build", build, "--parallel", "2")
+    prefix = tmp_path_factory.mktemp("prefix")
+    run(cmake, "--install", build, "--component", "cpp", "--prefix", prefix)
+    return prefix
+
+
+def test_installs_headers_library_and_config_only(prefix: Path) -> None:
+    headers = {p.name for p in (ROOT / "csrc/include/onerec").glob("*.h")}
+    assert {p.name for p in (prefix / "include/onerec").iterdir()} == headers
+    assert list(prefix.glob("lib*/libonerec_core.so"))
+    assert list(prefix.glob("lib*/cmake/onerec/onerecConfig.cmake"))
+    assert not list(prefix.rglob("_C*"))
+
+
+def test_public_headers_stand_alone_and_are_cpp17(prefix: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no c++")
+    for header in sorted((prefix / "include/onerec").glob("*.h")):
+        source = tmp_path / f"{header.stem}.cc"
+        source.write_text(f"#include <onerec/{header.name}>\n")
+        flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]
+        run(compiler, *flags, f"-I{prefix}/include", source)
+
+
+def test_consumer_outside_the_tree_builds_and_runs(
+    cmake: str, prefix: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(ROOT / "csrc/tests/consumer", tmp_path / "source")
+    build = tmp_path / "build"
+    run(cmake, "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run(cmake, "--build", build)
+    output = run(build / "consumer")
+    assert re.search(rf"^onerec {re.escape(__version__)} on (baseline|avx2|avx512)$", output, re.M)
+
+
+def test_another_minor_version_is_refused(cmake: str, prefix: Path, tmp_path: Path) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.24)\nproject(p LANGUAGES CXX)\n"
+        "find_package(onerec 0.99 REQUIRED)\n"
+    )
+    result = subprocess.run(
+        [cmake, "-S", tmp_path, "-B", tmp_path / "b", f"-DCMAKE_PREFIX_PATH={prefix}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode != 0
+    assert 'compatible with requested version "0.99"' in " ".join(result.stderr.split())

@@ -77,7 +77,15 @@ class CMakeBuild(build_ext):
         subprocess.run(configure, check=True)
         subprocess.run([cmake, "--build", str(folder), "--parallel", jobs], check=True)
         subprocess.run(
-            [cmake, "--install", str(folder), "--component", "python", "--prefix", str(destination)],
+            [
+                cmake,
+                "--install",
+                str(folder),
+                "--component",
+                "python",
+                "--prefix",
+                str(destination),
+            ],
             check=True,
         )
 

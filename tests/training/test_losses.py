@@ -1,0 +1,201 @@
+"""Alignment losses against scalar computations in Python floats, and their gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from onerec.training import losses
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+def pairs(seed: int = 0, size: int = 7) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [-40 * torch.rand(size, generator=generator, dtype=torch.float64) for _ in range(4)]
+
+
+Scalar = Callable[[float, float, float, float], float]
+
+CASES: dict[str, tuple[Callable[..., Tensor], Scalar]] = {
+    "dpo": (
+        lambda *a: losses.dpo(*a, beta=0.3),
+        lambda w, v, rw, rv: -math.log(sigmoid(0.3 * ((w - rw) - (v - rv)))),
+    ),
+    "ipo": (
+        lambda *a: losses.ipo(*a, beta=0.3),
+        lambda w, v, rw, rv: ((w - rw) - (v - rv) - 1 / 0.6) ** 2,
+    ),
+    "conservative_dpo": (
+        lambda *a: losses.conservative_dpo(*a, beta=0.3, label_smoothing=0.2),
+        lambda w, v, rw, rv: (
+            -0.8 * math.log(sigmoid(0.3 * ((w - rw) - (v - rv))))
+            - 0.2 * math.log(sigmoid(-0.3 * ((w - rw) - (v - rv))))
+        ),
+    ),
+    "robust_dpo": (
+        lambda *a: losses.robust_dpo(*a, beta=0.3, label_smoothing=0.2),
+        lambda w, v, rw, rv: (
+            (
+                -0.8 * math.log(sigmoid(0.3 * ((w - rw) - (v - rv))))
+                + 0.2 * math.log(sigmoid(-0.3 * ((w - rw) - (v - rv))))
+            )
+            / 0.6
+        ),
+    ),
+    "cpo": (
+        lambda w, v, rw, rv: losses.cpo(w, v, beta=0.3, nll_weight=0.5),
+        lambda w, v, rw, rv: -math.log(sigmoid(0.3 * (w - v))) - 0.5 * w,
+    ),
+    "simpo": (
+        lambda w, v, rw, rv: losses.simpo(w, v, 15, 12, beta=2.0, gamma=0.5),
+        lambda w, v, rw, rv: -math.log(sigmoid(2 * w / 15 - 2 * v / 12 - 0.5)),
+    ),
+    "softmax_dpo": (
+        lambda w, v, rw, rv: losses.softmax_dpo(
+            w, torch.stack([v, w], 1), rw, torch.stack([rv, rv], 1), beta=0.2
+        ),
+        lambda w, v, rw, rv: (
+            -math.log(
+                sigmoid(
+                    -math.log(
+                        math.exp(0.2 * ((v - rv) - (w - rw)))
+                        + math.exp(0.2 * ((w - rv) - (w - rw)))
+                    )
+                )
+            )
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values(name: str) -> None:
+    loss, scalar = CASES[name]
+    inputs = pairs()
+    expected = [scalar(*row) for row in zip(*(t.tolist() for t in inputs), strict=True)]
+    torch.testing.assert_close(loss(*inputs), torch.tensor(expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_by_differences(name: str) -> None:
+    loss, scalar = CASES[name]
+    winner, loser, ref_winner, ref_loser = pairs(1)
+    winner.requires_grad_()
+    loser.requires_grad_()
+    loss(winner, loser, ref_winner, ref_loser).sum().backward()
+    step = 1e-5
+    for i in range(len(winner)):
+        row = [t[i].item() for t in (winner, loser, ref_winner, ref_loser)]
+        for side, grad in ((0, winner.grad), (1, loser.grad)):
+            up, down = list(row), list(row)
+            up[side] += step
+            down[side] -= step
+            slope = (scalar(*up) - scalar(*down)) / (2 * step)
+            assert grad is not None
+            assert grad[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
+def test_family_relations() -> None:
+    w, v, rw, rv = pairs(2)
+    plain = losses.dpo(w, v, rw, rv, beta=0.4)
+    torch.testing.assert_close(
+        losses.conservative_dpo(w, v, rw, rv, beta=0.4, label_smoothing=0.0), plain
+    )
+    torch.testing.assert_close(
+        losses.robust_dpo(w, v, rw, rv, beta=0.4, label_smoothing=0.0), plain
+    )
+    torch.testing.assert_close(losses.softmax_dpo(w, v[:, None], rw, rv[:, None], beta=0.4), plain)
+    # Missing losers change nothing.
+    padded = torch.stack([v, torch.full_like(v, -torch.inf)], 1)
+    reference = torch.stack([rv, torch.zeros_like(rv)], 1)
+    torch.testing.assert_close(losses.softmax_dpo(w, padded, rw, reference, beta=0.4), plain)
+    # At the reference every margin is zero.
+    torch.testing.assert_close(losses.dpo(w, v, w, v), torch.full_like(w, math.log(2.0)))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 0.5, 1.0])
+def test_flip_rate_is_checked(rate: float) -> None:
+    for loss in (losses.conservative_dpo, losses.robust_dpo):
+        with pytest.raises(ValueError, match="label_smoothing must lie in"):
+            loss(*pairs(), label_smoothing=rate)
+
+
+def test_extreme_margins_stay_finite() -> None:
+    w = torch.tensor([0.0, -1e6], requires_grad=True)
+    v = torch.tensor([-1e6, 0.0])
+    zero = torch.zeros(2)
+    loss = losses.softmax_dpo(w, v[:, None], zero, zero[:, None], beta=1.0)
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert w.grad is not None
+    assert torch.isfinite(w.grad).all()
+
+
+def test_contrastive_scores() -> None:
+    positive = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64)
+    negative = torch.tensor([[0.2, 0.2, 0.6]], dtype=torch.float64)
+    beta = 0.5
+    weights = [p ** (1 + beta) / n**beta for p, n in zip(positive[0], negative[0], strict=True)]
+    for code in range(3):
+        score = losses.contrastive_token_scores(
+            positive.log(), negative.log(), torch.tensor([code]), beta=beta
+        )
+        assert score.item() == pytest.approx(float(weights[code] / sum(weights)))
+    # Illegal codes take no part, in logits that are not normalised either.
+    illegal = torch.tensor([[0.0, 0.0, -torch.inf]], dtype=torch.float64)
+    score = losses.contrastive_token_scores(
+        positive.log() + illegal + 3.0, negative.log() + illegal - 2.0, torch.tensor([0]), beta=beta
+    )
+    assert score.item() == pytest.approx(float(weights[0] / (weights[0] + weights[1])))
+
+
+def test_critical_dpo() -> None:
+    winner, ref_winner = torch.tensor([-3.0]), torch.tensor([-3.5])
+    codes, ref_codes = torch.tensor([[-1.0, -2.0, 0.0]]), torch.tensor([[-1.5, -1.0, 0.0]])
+    scores = torch.tensor([[0.9, 0.1, 0.3]], requires_grad=True)
+    loss = losses.critical_dpo(winner, codes, ref_winner, ref_codes, scores, gamma=0.5)
+    phi = 0.5 * (0.1 * 0.5 + 0.9 * -1.0)
+    assert loss.item() == pytest.approx(-math.log(sigmoid(0.5 * 0.5 - phi)), rel=1e-6)
+    assert not loss.requires_grad
+    # With every code fully critical it is DPO on the sums.
+    plain = losses.dpo(winner, codes.sum(1), ref_winner, ref_codes.sum(1), beta=0.5)
+    torch.testing.assert_close(
+        losses.critical_dpo(winner, codes, ref_winner, ref_codes, torch.zeros(1, 3), gamma=0.5),
+        plain,
+    )
+
+
+def test_group_advantage() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
+    advantage = losses.group_advantage(rewards)
+    torch.testing.assert_close(advantage[0], torch.tensor([-1.0, 0.0, 1.0]) * math.sqrt(1.5))
+    assert (advantage[1] == 0).all()
+
+
+@pytest.mark.parametrize("advantage", [1.5, -1.5])
+@pytest.mark.parametrize(("now", "old"), [(-1.0, -1.0), (-0.2, -6.0), (-6.0, -0.2), (-0.01, -3.0)])
+def test_policy_gradients(now: float, old: float, advantage: float) -> None:
+    policy = torch.tensor([now], dtype=torch.float64, requires_grad=True)
+    before = torch.tensor([old], dtype=torch.float64)
+    gain = torch.tensor([advantage], dtype=torch.float64)
+
+    floor = max(math.exp(now) / (1 + 0.2 + 0.1), math.exp(old))
+    ratio = math.exp(now) / floor
+    expected = -min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+    clipped = losses.ecpo(policy, before, gain, epsilon=0.2, delta=0.1)
+    assert clipped.item() == pytest.approx(expected)
+    assert ratio <= 1.3 + 1e-9
+
+    other = math.exp(now) if advantage >= 0 else 1 - math.exp(now)
+    bounded = losses.gbpo(policy, before, gain)
+    assert bounded.item() == pytest.approx(-advantage * math.exp(now) / max(math.exp(old), other))
+    (slope,) = torch.autograd.grad(bounded.sum(), policy)
+    # d/d log pi of the bounded ratio equals the ratio itself: the bound takes no gradient.
+    assert slope.item() == pytest.approx(bounded.item())

@@ -1,0 +1,637 @@
+"""The harness: one recommender beside popularity and random, under one honest protocol.
+
+The rules: the whole catalogue is ranked; a hit is the item itself, with expected credit when items
+share an id or a score; a place that the beam leaves empty is a miss; targets that never occur in
+training stay in; whole users are resampled for the intervals, and differences are paired.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from onerec._version import __version__
+from onerec.data.session_set import Samples, SessionSet
+from onerec.evaluation import metrics as m
+from onerec.evaluation.baselines import Popularity, Random, Ranker
+from onerec.evaluation.config import EvaluationConfig
+from onerec.evaluation.metrics import FloatArray, IntArray
+from onerec.evaluation.result import EvalResult, Measure
+
+ProgressCall = Callable[[int, int, str], None]
+
+_WARM_UP = 3
+_ORACLE_CELLS = 2_000_000  # user-item pairs valued at once
+
+
+class SessionRecommender(Protocol):
+    """What the harness calls on a trained recommender (`onerec.Recommender`).
+
+    One that also has `generate_unconstrained(histories) -> int [B, m, L]` gets its unconstrained
+    legality measured.
+    """
+
+    @property
+    def catalog(self) -> Any: ...
+
+    def rank(
+        self,
+        histories: list[list[Any]],
+        k: int,
+        *,
+        beam_width: int | None = None,
+        exclude: list[list[Any]] | None = None,
+        exclude_history: bool = True,
+    ) -> list[list[Any]]: ...
+
+    def recommend(
+        self, histories: list[list[Any]], *, beam_width: int, exclude_history: bool = True
+    ) -> list[Any]: ...
+
+
+class TrueWatchTime(Protocol):
+    """What the harness asks of a simulated world (`onerec.data.World`)."""
+
+    @property
+    def user_ids(self) -> npt.NDArray[Any]: ...
+
+    @property
+    def item_ids(self) -> npt.NDArray[Any]: ...
+
+    def expected_watch_time(self, user_rows: IntArray, items: IntArray) -> FloatArray: ...
+
+
+class RecommenderRanker:
+    """A recommender as a `Ranker` over item indices; items of one trie leaf are a group.
+
+    Args:
+        recommender: Takes and gives item ids.
+        item_ids: [N], the id of each item index.
+        beam_width: Beams of the next-item search.
+    """
+
+    def __init__(
+        self, recommender: SessionRecommender, item_ids: Sequence[Any], *, beam_width: int
+    ) -> None:
+        self._recommender = recommender
+        self._beam_width = beam_width
+        self._ids = np.empty(len(item_ids), dtype=object)
+        self._ids[:] = list(item_ids)
+        self._index = {item_id: index for index, item_id in enumerate(item_ids)}
+        catalog = recommender.catalog
+        self._groups: IntArray = np.asarray(
+            catalog.leaf_of_item[catalog.index_of(item_ids)], dtype=np.int64
+        )
+
+    @property
+    def groups(self) -> IntArray:
+        return self._groups
+
+    @property
+    def shared_ids(self) -> bool:
+        """Whether any two items have one semantic id."""
+        return len(np.unique(self._groups)) < len(self._groups)
+
+    def ids(self, rows: Sequence[npt.ArrayLike]) -> list[list[Any]]:
+        """Item indices as the log's item ids."""
+        return [self._ids[np.asarray(row, dtype=np.int64)].tolist() for row in rows]
+
+    def indices(self, rows: Sequence[Sequence[Any]], width: int) -> IntArray:
+        """Item ids as item indices, int64 [B, width], padded with -1."""
+        return m.pad_rows([[self._index[item] for item in row] for row in rows], width)
+
+    def rank(
+        self,
+        histories: Sequence[npt.ArrayLike],
+        k: int,
+        exclude: Sequence[npt.ArrayLike] | None = None,
+    ) -> IntArray:
+        ranked = self._recommender.rank(
+            self.ids(histories),
+            k,
+            beam_width=self._beam_width,
+            exclude=None if exclude is None else self.ids(exclude),
+            exclude_history=False,
+        )
+        return self.indices(ranked, k)
+
+
+def evaluate(
+    recommender: SessionRecommender,
+    session_set: SessionSet,
+    config: EvaluationConfig | None = None,
+    *,
+    world: TrueWatchTime | None = None,
+    progress: ProgressCall | None = None,
+) -> EvalResult:
+    """Measures a recommender on the held-out sessions.
+
+    For each session the history before it is given, the next items are ranked (Recall@k, NDCG@k
+    and hit rate against all items of the session), and a whole session is generated.
+
+    Args:
+        recommender: Trained model with its catalogue.
+        session_set: Items, histories and held-out sessions.
+        config: Options; the defaults of `EvaluationConfig` when None.
+        world: The simulated world behind the log; adds the true expected watch time of generated
+            sessions, and the oracle.
+        progress: Called as `progress(done, total, note)` with sessions measured.
+
+    Returns:
+        The measures; `save` writes evaluation.json.
+
+    Raises:
+        ValueError: No split has sessions, or the catalogue lacks items of the session set.
+    """
+    config = config or EvaluationConfig()
+    items = _Items.of(session_set)
+    ranker = RecommenderRanker(recommender, items.ids, beam_width=config.beam_width)
+    rng = np.random.default_rng(config.seed)
+    parts = {}
+    for name in config.splits:
+        samples, users = _sample_users(session_set.samples(name), config.max_users, rng)  # type: ignore[arg-type]
+        if len(samples):
+            parts[name] = (samples, users)
+    if not parts:
+        raise ValueError(f"splits: none of {', '.join(config.splits)} has any session")
+
+    total = sum(len(samples) for samples, _ in parts.values())
+    done = 0
+
+    def advance(count: int, note: str) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total, note)
+
+    advance(0, "")
+    result = EvalResult(protocol=_protocol(config, items, parts), versions=_versions())
+    users_of_world = None
+    if world is not None:
+        users_of_world = _WorldRows(world, session_set.sequences["user_id"].to_pylist(), items)
+    for name, (samples, _) in parts.items():
+        split = _SplitRun(name, samples, items, recommender, ranker, config, users_of_world)
+        split.measure(advance)
+        split.report(result)
+    last, (samples, _) = next(reversed(parts.items()))
+    result.latency = _latency(recommender, ranker, samples, config)
+    result.samples = _examples(recommender, ranker, samples, session_set, items, config, last)
+    return result
+
+
+@dataclass(frozen=True)
+class _Items:
+    """The items table as arrays."""
+
+    ids: list[Any]
+    train_count: IntArray
+    texts: list[str | None]
+    tags: list[list[str] | None]
+
+    @classmethod
+    def of(cls, session_set: SessionSet) -> _Items:
+        table = session_set.items
+        counts = table["train_count"].to_numpy().astype(np.int64)
+        return cls(
+            table["item_id"].to_pylist(),
+            counts,
+            table["text"].to_pylist(),
+            table["tags"].to_pylist(),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def describe(self, index: int, hit: bool) -> dict[str, Any]:
+        return {
+            "item": str(self.ids[index]),
+            "text": self.texts[index] or "",
+            "tags": list(self.tags[index] or []),
+            "hit": hit,
+        }
+
+
+class _WorldRows:
+    """A world addressed by the session set's user rows and item indices."""
+
+    def __init__(self, world: TrueWatchTime, user_ids: list[Any], items: _Items) -> None:
+        self._world = world
+        self._users = _rows_of(world.user_ids, user_ids, "user")
+        self._items = _rows_of(world.item_ids, items.ids, "item")
+
+    def session_seconds(self, user_rows: IntArray, sessions: IntArray) -> FloatArray:
+        """Sum of the true expected watch times of each session's items, float64 [B]."""
+        seconds = self.seconds(np.repeat(user_rows, sessions.shape[1]), sessions.reshape(-1))
+        total: FloatArray = np.where(sessions >= 0, seconds.reshape(sessions.shape), 0.0).sum(
+            axis=1
+        )
+        return total
+
+    def seconds(self, user_rows: IntArray, items: IntArray) -> FloatArray:
+        return np.asarray(
+            self._world.expected_watch_time(self._users[user_rows], self._items[items])
+        )
+
+    def oracle(self, user_rows: IntArray, m_items: int, exclude: IntArray) -> IntArray:
+        """The items with the greatest true expected watch time, int64 [B, m]."""
+        n = len(self._items)
+        best = []
+        step = max(1, _ORACLE_CELLS // n)
+        for begin in range(0, len(user_rows), step):
+            rows = user_rows[begin : begin + step]
+            value = self.seconds(np.repeat(rows, n), np.tile(np.arange(n), len(rows)))
+            value = value.reshape(len(rows), n).copy()
+            hidden = exclude[begin : begin + step]
+            at, place = np.nonzero(hidden >= 0)
+            value[at, hidden[at, place]] = -math.inf
+            top = np.argsort(-value, axis=1, kind="stable")[:, :m_items]
+            best.append(np.where(np.take_along_axis(value, top, axis=1) == -math.inf, -1, top))
+        return m.pad_rows(list(np.concatenate(best)), m_items)
+
+
+def _rows_of(known: npt.NDArray[Any], wanted: list[Any], what: str) -> IntArray:
+    place = {value: row for row, value in enumerate(np.asarray(known).tolist())}
+    try:
+        return np.array([place[value] for value in wanted], dtype=np.int64)
+    except KeyError as error:
+        raise ValueError(f"world: the session set's {what} {error} is not in it") from None
+
+
+@dataclass
+class _SplitRun:
+    """Measures one split: values a session for every system, then intervals over all of them."""
+
+    name: str
+    samples: Samples
+    items: _Items
+    recommender: SessionRecommender
+    model: RecommenderRanker
+    config: EvaluationConfig
+    world: _WorldRows | None
+    # (history, system, metric) -> values and weights, one entry a batch
+    values: dict[tuple[str, str, str], list[FloatArray]] = field(default_factory=dict)
+    weights: dict[tuple[str, str, str], list[FloatArray]] = field(default_factory=dict)
+    exposures: dict[tuple[str, str], IntArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        seed = self.config.seed
+        self.rankers: dict[str, Ranker] = {
+            "model": self.model,
+            "popularity": Popularity(self.items.train_count, seed=seed),
+            "random": Random(len(self.items), seed=seed),
+        }
+        edges = (-1, *self.config.buckets)
+        self.bucket_names = [
+            str(high) if high - low == 1 else f"{low + 1}-{high}"
+            for low, high in itertools.pairwise(edges)
+        ] + [f">{edges[-1]}"]
+
+    def measure(self, advance: Callable[[int, str], None]) -> None:
+        for begin in range(0, len(self.samples), self.config.batch_size):
+            rows = range(begin, min(begin + self.config.batch_size, len(self.samples)))
+            histories = [self.samples.history(i) for i in rows]
+            targets = m.pad_rows([list(dict.fromkeys(self.samples.target(i))) for i in rows])
+            hidden = m.pad_rows(histories)
+            for history in ("masked", "unmasked") if self.config.unmasked else ("masked",):
+                masked = history == "masked"
+                for system, ranker in self.rankers.items():
+                    ranked = ranker.rank(
+                        histories, max(self.config.ks), histories if masked else None
+                    )
+                    ranks = m.target_ranks(
+                        ranked,
+                        targets,
+                        groups=ranker.groups,
+                        exclude=hidden if masked else None,
+                    )
+                    self._rank_metrics(history, system, ranks)
+                    self._expose(history, system, ranked)
+                    if masked:
+                        self._buckets(system, ranks, targets)
+                        if system == "model" and self.model.shared_ids:
+                            self._id_level(ranks)
+            self._sessions(
+                histories,
+                hidden,
+                targets,
+                self.samples.user_row[rows.start : rows.stop].astype(np.int64),
+            )
+            advance(len(rows), self.name)
+
+    def _add(
+        self, history: str, system: str, metric: str, value: FloatArray, weight: FloatArray | None
+    ) -> None:
+        key = (history, system, metric)
+        self.values.setdefault(key, []).append(value)
+        self.weights.setdefault(key, []).append(np.ones(len(value)) if weight is None else weight)
+
+    def _expose(self, key: str, system: str, recommended: IntArray) -> None:
+        counts = m.exposure_counts(recommended, len(self.items))
+        before = self.exposures.get((key, system))
+        self.exposures[key, system] = counts if before is None else before + counts
+
+    def _rank_metrics(self, history: str, system: str, ranks: m.TargetRanks) -> None:
+        for k in self.config.ks:
+            self._add(history, system, f"recall@{k}", m.recall(ranks, k), None)
+            self._add(history, system, f"ndcg@{k}", m.ndcg(ranks, k), None)
+            self._add(history, system, f"hit@{k}", m.hit_rate(ranks, k), None)
+
+    def _id_level(self, ranks: m.TargetRanks) -> None:
+        """Counts any item with the target's id as a hit, as some papers do: an inflated number."""
+        shared = m.TargetRanks(
+            ranks.first, np.ones_like(ranks.size), np.zeros_like(ranks.ordinal), ranks.valid
+        )
+        for k in self.config.ks:
+            self._add("masked", "model", f"id_recall@{k}", m.recall(shared, k), None)
+
+    def _buckets(self, system: str, ranks: m.TargetRanks, targets: IntArray) -> None:
+        """Recall and discount of the targets in each bucket of train counts."""
+        k = max(self.config.ks)
+        counts = self.items.train_count[np.maximum(targets, 0)]
+        bucket = np.searchsorted(self.config.buckets, counts, side="left")
+        for metric, credit in (
+            (f"recall@{k}", m.target_hits(ranks, k)),
+            (f"ndcg@{k}", m.target_gains(ranks, k)),
+        ):
+            for number, name in enumerate(self.bucket_names):
+                inside = (bucket == number) & ranks.valid
+                weight = inside.sum(axis=1).astype(np.float64)
+                value = (credit * inside).sum(axis=1) / np.maximum(weight, 1.0)
+                self._add("masked", system, f"{metric}[{name}]", value, weight)
+
+    def _sessions(
+        self, histories: list[Any], hidden: IntArray, targets: IntArray, user_rows: IntArray
+    ) -> None:
+        """The model's sessions, and lists of the same lengths from the other systems."""
+        made = self.recommender.recommend(
+            self.model.ids(histories), beam_width=self.config.beam_width, exclude_history=True
+        )
+        best = [r.item_ids[0] if len(r.item_ids) else [] for r in made]
+        width = max(1, *(len(items) for items in best))
+        sessions = {"model": self.model.indices(best, width)}
+        lengths = m.session_lengths(sessions["model"])
+        for system in ("popularity", "random"):
+            sessions[system] = self.rankers[system].rank(histories, width, histories)
+        if self.world is not None:
+            sessions["oracle"] = self.world.oracle(user_rows, width, hidden)
+        for system, rows in sessions.items():
+            rows[np.arange(width) >= lengths[:, None]] = -1
+            if system == "oracle":
+                continue
+            self._add("masked", system, "session_hit", m.session_hits(rows, targets), None)
+            self._add("masked", system, "session_recall", m.session_recall(rows, targets), None)
+        if self.world is not None:
+            for system, rows in (*sessions.items(), ("logged", targets)):
+                self._watch_time(self.world, system, user_rows, rows)
+        self._add("masked", "model", "session_length", lengths, None)
+        repeats = m.session_duplicates(sessions["model"])
+        self._add("masked", "model", "session_duplicates", repeats, None)
+        self._expose("session", "model", sessions["model"])
+        trie = self.recommender.catalog.trie
+        codes = [np.asarray(r.sids[0]) if len(r.sids) else np.empty((0, 0)) for r in made]
+        self._add("masked", "model", "legality", _legal(trie, codes), None)
+        if hasattr(self.recommender, "generate_unconstrained"):
+            free = self.recommender.generate_unconstrained(self.model.ids(histories))
+            legal = _legal(trie, list(np.asarray(free)))
+            self._add("masked", "model", "unconstrained_legality", legal, None)
+
+    def _watch_time(
+        self, world: _WorldRows, system: str, user_rows: IntArray, rows: IntArray
+    ) -> None:
+        seconds, lengths = world.session_seconds(user_rows, rows), m.session_lengths(rows)
+        self._add("masked", system, "watch_seconds", seconds, None)
+        per_item = seconds / np.maximum(lengths, 1.0)
+        self._add("masked", system, "watch_seconds_per_item", per_item, lengths)
+
+    def report(self, result: EvalResult) -> None:
+        """Adds this split's measures and paired differences."""
+        keys = list(self.values)
+        columns = {key: np.concatenate(self.values[key]) for key in keys}
+        weights = {key: np.concatenate(self.weights[key]) for key in keys}
+        pairs = [
+            (key, (key[0], other, key[2]))
+            for key in keys
+            for other in ("popularity", "random", "oracle")
+            if key[1] == "model" and (key[0], other, key[2]) in columns
+        ]
+        table = [columns[key] for key in keys] + [columns[a] - columns[b] for a, b in pairs]
+        weight = [weights[key] for key in keys] + [weights[a] for a, _ in pairs]
+        intervals = m.bootstrap(
+            np.stack(table, axis=1),
+            weights=np.stack(weight, axis=1),
+            clusters=self.samples.user_row,
+            resamples=self.config.resamples,
+            confidence=self.config.confidence,
+            seed=self.config.seed,
+        )
+        for (history, system, metric), interval in zip(keys, intervals, strict=False):
+            if interval.n == 0:  # an empty bucket
+                continue
+            result.measures.append(
+                Measure(
+                    self.name,
+                    history,
+                    system,
+                    metric,
+                    interval.value,
+                    interval.low,
+                    interval.high,
+                    int(interval.n),
+                )
+            )
+        for (a, b), interval in zip(pairs, intervals[len(keys) :], strict=True):
+            if interval.n == 0:
+                continue
+            result.differences.append(
+                Measure(
+                    self.name,
+                    a[0],
+                    f"{a[1]} - {b[1]}",
+                    a[2],
+                    interval.value,
+                    interval.low,
+                    interval.high,
+                    int(interval.n),
+                )
+            )
+        self._report_exposures(result)
+
+    def _report_exposures(self, result: EvalResult) -> None:
+        k = max(self.config.ks)
+        for (history, system), counts in self.exposures.items():
+            prefix, suffix = ("session_", "") if history == "session" else ("", f"@{k}")
+            popular = m.popular_share(counts, self.items.train_count, top=self.config.popular_top)
+            numbers = {
+                f"{prefix}coverage{suffix}": m.coverage(counts),
+                f"{prefix}popular_share{suffix}": popular,
+                f"{prefix}gini{suffix}": m.gini(counts),
+                f"{prefix}entropy_bits{suffix}": m.entropy(counts),
+            }
+            for metric, value in numbers.items():
+                result.measures.append(
+                    Measure(
+                        self.name,
+                        "masked" if history == "session" else history,
+                        system,
+                        metric,
+                        value,
+                        None,
+                        None,
+                        int(counts.sum()),
+                    )
+                )
+
+
+def _legal(trie: Any, codes: list[npt.NDArray[Any]]) -> FloatArray:
+    """Share of each session's semantic ids that the trie knows, float64 [B]."""
+    return np.array(
+        [
+            (np.asarray(trie.lookup(c.astype(np.int32))) >= 0).mean() if len(c) else np.nan
+            for c in codes
+        ]
+    )
+
+
+def _sample_users(
+    samples: Samples, max_users: int | None, rng: np.random.Generator
+) -> tuple[Samples, int]:
+    """The sessions of at most `max_users` users drawn at random, and how many users there were."""
+    users = np.unique(samples.user_row)
+    if max_users is None or len(users) <= max_users:
+        return samples, len(users)
+    chosen = rng.choice(users, size=max_users, replace=False)
+    return samples.take(np.flatnonzero(np.isin(samples.user_row, chosen))), len(users)
+
+
+def _protocol(
+    config: EvaluationConfig, items: _Items, parts: dict[str, tuple[Samples, int]]
+) -> dict[str, Any]:
+    splits = {}
+    for name, (samples, users) in parts.items():
+        seen = repeated = 0
+        for i in range(len(samples)):
+            target = samples.target(i)
+            repeated += int(np.isin(target, samples.history(i)).sum())
+            seen += int((items.train_count[target] > 0).sum())
+        n_targets = int(samples.target_offsets[-1] - samples.target_offsets[0])
+        splits[name] = {
+            "sessions": len(samples),
+            "users": len(np.unique(samples.user_row)),
+            "users_in_split": users,
+            "targets": n_targets,
+            "targets_in_history": repeated,
+            "targets_not_in_train": n_targets - seen,
+            "empty_histories": int((samples.history_end == samples.history_begin).sum()),
+        }
+    return {
+        "items": len(items),
+        "splits": splits,
+        "splits_without_sessions": [s for s in config.splits if s not in parts],
+        "ks": list(config.ks),
+        "beam_width": config.beam_width,
+        "max_users": config.max_users,
+        "seed": config.seed,
+        "resamples": config.resamples,
+        "confidence": config.confidence,
+        "popular_top": config.popular_top,
+        "notes": [
+            "The whole catalogue is ranked; nothing is sampled.",
+            "A hit is the item itself. Items that share a semantic id, or a score, are credited "
+            "with the mean over their orders.",
+            "Places that the beam leaves empty are misses.",
+            "Intervals: percentile bootstrap over users; differences are paired.",
+            "Masked: the user's history cannot be recommended. Unmasked: it can.",
+        ],
+    }
+
+
+def _latency(
+    recommender: SessionRecommender,
+    ranker: RecommenderRanker,
+    samples: Samples,
+    config: EvaluationConfig,
+) -> dict[str, Any]:
+    """Single requests, one after another, each a whole generated session."""
+    if config.latency_requests == 0:
+        return {}
+    rng = np.random.default_rng(config.seed)
+    chosen = rng.choice(len(samples), size=config.latency_requests + _WARM_UP, replace=True)
+    times = []
+    for row in chosen:
+        history = ranker.ids([samples.history(int(row))])
+        begin = time.perf_counter()
+        recommender.recommend(history, beam_width=config.beam_width, exclude_history=True)
+        times.append((time.perf_counter() - begin) * 1000.0)
+    kept = np.array(times[_WARM_UP:])
+    p50, p90, p99 = np.percentile(kept, [50, 90, 99])
+    return {
+        "requests": len(kept),
+        "p50_ms": float(p50),
+        "p90_ms": float(p90),
+        "p99_ms": float(p99),
+        "mean_ms": float(kept.mean()),
+        "times_ms": [round(float(t), 4) for t in kept],
+        "setting": f"one request at a time, {config.beam_width} beams, {_threads()} threads",
+    }
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _examples(
+    recommender: SessionRecommender,
+    ranker: RecommenderRanker,
+    samples: Samples,
+    session_set: SessionSet,
+    items: _Items,
+    config: EvaluationConfig,
+    split: str,
+) -> list[dict[str, Any]]:
+    """A few sessions for people to read."""
+    count = min(config.sample_sessions, len(samples))
+    if count == 0:
+        return []
+    rows = np.random.default_rng(config.seed).choice(len(samples), size=count, replace=False)
+    histories = [samples.history(int(row)) for row in rows]
+    made = recommender.recommend(
+        ranker.ids(histories), beam_width=config.beam_width, exclude_history=True
+    )
+    users = session_set.sequences["user_id"]
+    examples = []
+    for row, history, recommendation in zip(rows, histories, made, strict=True):
+        target = samples.target(int(row)).tolist()
+        best = recommendation.item_ids[0] if len(recommendation.item_ids) else []
+        session = ranker.indices([best], len(best))[0].tolist()
+        examples.append(
+            {
+                "user": str(users[int(samples.user_row[row])].as_py()),
+                "split": split,
+                "history_length": len(history),
+                "history": [items.describe(i, False) for i in history[-8:].tolist()],
+                "recommended": [items.describe(i, i in target) for i in session],
+                "watched": [items.describe(i, i in session) for i in target],
+            }
+        )
+    return examples
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "onerec": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "torch": importlib.metadata.version("torch"),
+        "platform": platform.platform(),
+    }

@@ -1,0 +1,128 @@
+"""What an evaluation found, and its file evaluation.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onerec.errors import DataError
+from onerec.evaluation.metrics import Interval
+from onerec.files import atomic_write
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of the table.
+
+    Attributes:
+        split: "valid" or "test".
+        history: "masked" (the user's history cannot be recommended) or "unmasked".
+        system: "model", "popularity", "random", "oracle" (greatest true watch time) or "logged"
+            (what the user really watched next); for a difference, "a - b".
+        metric: "recall@10", "ndcg@10", "hit@10" (with "[1-5]" behind it: targets of that many
+            train exposures); "id_recall@10" (any item with the target's id counts);
+            "session_hit", "session_recall", "session_length", "session_duplicates", "legality",
+            "unconstrained_legality", "watch_seconds", "watch_seconds_per_item"; "coverage@10",
+            "popular_share@10", "gini@10", "entropy_bits@10", and the same as "session_coverage".
+        value: Mean over the rows.
+        low: Lower end of the interval; None for a statistic that has none (coverage).
+        high: Upper end.
+        n: Rows that counted.
+    """
+
+    split: str
+    history: str
+    system: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass
+class EvalResult:
+    """The measures of one recommender.
+
+    Attributes:
+        protocol: What was measured and how: splits, users, sessions, catalogue size, sampling,
+            beam width, confidence, resamples, seed, notes.
+        measures: The table of means.
+        differences: Paired differences between systems on the same rows.
+        latency: {"requests", "times_ms", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "setting"},
+            or empty.
+        samples: Example sessions: {"user", "split", "history", "recommended", "watched"}, lists
+            of {"item", "text", "tags", "hit"}.
+        versions: onerec, python, numpy, torch, platform.
+    """
+
+    protocol: dict[str, Any]
+    measures: list[Measure] = field(default_factory=list)
+    differences: list[Measure] = field(default_factory=list)
+    latency: dict[str, Any] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def value(
+        self,
+        metric: str,
+        *,
+        system: str = "model",
+        split: str = "test",
+        history: str = "masked",
+    ) -> Interval:
+        """One measure, or one difference for a system such as "model - popularity".
+
+        Raises:
+            KeyError: There is no such measure.
+        """
+        for m in (*self.measures, *self.differences):
+            if (m.metric, m.system, m.split, m.history) == (metric, system, split, history):
+                nan = float("nan")
+                return Interval(
+                    m.value, nan if m.low is None else m.low, nan if m.high is None else m.high, m.n
+                )
+        raise KeyError(f"no measure {metric} of {system} on {split}, {history}")
+
+    def save(self, path: str | Path) -> None:
+        """Writes evaluation.json (NaN as null)."""
+        document = {"format": FORMAT, **dataclasses.asdict(self)}
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(_finite(document), indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> EvalResult:
+        """Reads evaluation.json.
+
+        Raises:
+            DataError: The file is damaged or of another format.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            if document.pop("format") != FORMAT:
+                raise ValueError(f"wanted format {FORMAT}")
+            for name in ("measures", "differences"):
+                document[name] = [
+                    Measure(**{**row, "value": math.nan if row["value"] is None else row["value"]})
+                    for row in document[name]
+                ]
+            return cls(**document)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path}: not an evaluation.json of this version: {error}") from error
+
+
+def _finite(value: Any) -> Any:
+    """The same value with NaN and infinities as None, which JSON can hold."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return value

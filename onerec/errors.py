@@ -7,3 +7,7 @@ class OneRecError(Exception):
 
 class DataError(OneRecError):
     """A data file that cannot be used: names the file, the column, the row and what was wanted."""
+
+
+class Interrupted(OneRecError):
+    """Ctrl-C or SIGTERM, after what was done had been saved; the command line exits with 130."""

@@ -14,7 +14,7 @@ import traceback
 from types import FrameType
 
 from onerec._version import __version__
-from onerec.errors import OneRecError
+from onerec.errors import Interrupted, OneRecError
 
 # In the order of the main job, then the tools.
 VERBS = {
@@ -116,9 +116,9 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Exception) as error:
         if debug:
             traceback.print_exc()
-        if interruption.seen or isinstance(error, KeyboardInterrupt):
+        if interruption.seen or isinstance(error, KeyboardInterrupt | Interrupted):
             print(
-                "onerec: interrupted; finished stages are kept, the same command goes on from here",
+                "onerec: interrupted; what was finished is kept, the same command goes on from it",
                 file=sys.stderr,
             )
             return 130

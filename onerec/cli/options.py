@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 import sys
@@ -36,6 +37,12 @@ class Parser(ArgumentParser):
         message = " ".join(message.split())
         print(f"{self.prog}: {message}\nsee `{self.prog} --help`", file=sys.stderr)
         sys.exit(2)
+
+    def hide(self, dest: str) -> None:
+        """Leaves an option out of the help."""
+        for action in self._actions:
+            if action.dest == dest:
+                action.help = argparse.SUPPRESS
 
     def parse(self, argv: list[str]) -> Any:
         """Parses arguments; exits with code 2 on a wrong one."""

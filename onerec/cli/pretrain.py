@@ -1,0 +1,82 @@
+"""`onerec pretrain`: the stage `pretrain`, next-token training of the generator.
+
+The unfinished stage keeps its checkpoints, so that the same command after a kill goes on from the
+newest one and ends with the same weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onerec.cli import console
+from onerec.cli.config import Settings
+from onerec.cli.stage import StageResult, require, run_stage
+from onerec.cli.verb import stage_verb
+
+
+def make(directory: Path, settings: Settings) -> StageResult:
+    """Makes `directory/pretrain` from `directory/sessions` and `directory/tokenize`."""
+    sessions, tokens = require(directory, "sessions"), require(directory, "tokenize")
+    from onerec.training.config import FREE_ON_RESUME
+
+    train = {k: v for k, v in asdict(settings.train).items() if k not in FREE_ON_RESUME}
+
+    def build(folder: Path) -> dict[str, Any]:
+        import torch
+
+        from onerec.data import SessionSet
+        from onerec.model import OneRec, OneRecConfig
+        from onerec.tokenizer import Catalog
+        from onerec.training import pretrain
+
+        data = SessionSet.load(directory / "sessions")
+        catalog = Catalog.load(directory / "tokenize")
+        config = OneRecConfig(
+            codebook_size=catalog.codebook_size,
+            levels=catalog.levels,
+            session_length=settings.sessions.session_length,
+            **settings.model,
+        )
+        torch.manual_seed(settings.train.seed)
+        model = OneRec(config)
+        result = pretrain(
+            model,
+            data.samples("train"),
+            data.samples("valid"),
+            catalog.sids,
+            settings.train,
+            folder,
+        )
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "samples": len(data.samples("train")),
+            "steps": result.steps,
+            "selected_step": result.selected_step,
+            "valid_loss": result.valid_loss,
+            "resumed_from": result.resumed_from,
+        }
+
+    return run_stage(
+        directory,
+        "pretrain",
+        config={"model": settings.model, "train": train},
+        inputs={"sessions": sessions.fingerprint, "tokenize": tokens.fingerprint},
+        code=["model", "training", "ops", "cli/pretrain.py"],
+        build=build,
+        say=console.say,
+        resumable=True,
+        scratch=["checkpoints"],
+    )
+
+
+def main(argv: list[str]) -> None:
+    stage_verb(
+        "pretrain",
+        "Trains the generator to write the next session, in OUT/pretrain. The same command after "
+        "a kill goes on from the newest checkpoint.",
+        argv,
+        ["model", "train"],
+        make,
+    )

@@ -1,0 +1,170 @@
+"""`onerec recommend`: the stage `recommend`, sessions of items for the users of the log."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.markup import escape
+from rich.table import Table
+
+from onerec.cli import console
+from onerec.cli.config import Settings, parse_command
+from onerec.cli.stage import StageResult, locked, require, run_stage, write_json
+from onerec.data.session_set import SessionSet
+
+FILE = "recommendations.parquet"
+EXAMPLES = "examples.json"
+_SHOWN_HISTORY = 5
+
+
+def make(directory: Path, settings: Settings) -> StageResult:
+    """Makes `directory/recommend` from the trained model and the users' whole histories."""
+    names = ["sessions", "tokenize", "pretrain"]
+    inputs = {name: require(directory, name).fingerprint for name in names}
+
+    def build(folder: Path) -> dict[str, Any]:
+        from onerec.inference import Recommender
+        from onerec.tokenizer import Catalog
+
+        data = SessionSet.load(directory / "sessions")
+        catalog = Catalog.load(directory / "tokenize")
+        recommender = Recommender.from_pretrained(directory / "pretrain" / "model", catalog)
+        return _write(folder, data, recommender, settings)
+
+    return run_stage(
+        directory,
+        "recommend",
+        config=asdict(settings.recommend),
+        inputs=inputs,
+        code=["inference", "model", "ops", "cli/recommend.py"],
+        build=build,
+        say=console.say,
+    )
+
+
+def _write(folder: Path, data: SessionSet, recommender: Any, settings: Settings) -> dict[str, Any]:
+    """Recommends batch by batch, so that memory does not grow with the number of users."""
+    config = settings.recommend
+    item_ids = data.items["item_id"].to_pylist()
+    texts = [text or "" for text in data.items["text"].to_pylist()]
+    index = {item_id: row for row, item_id in enumerate(item_ids)}
+    n_users = min(config.users or data.sequences.num_rows, data.sequences.num_rows)
+    schema = pa.schema(
+        [
+            ("user_id", data.sequences.schema.field("user_id").type),
+            ("rank", pa.int32()),
+            ("session", pa.int32()),
+            ("position", pa.int32()),
+            ("item_id", data.items.schema.field("item_id").type),
+            ("score", pa.float32()),
+            ("text", pa.string()),
+        ]
+    )
+    examples: list[dict[str, Any]] = []
+    rows_written = short = 0
+    with (
+        pq.ParquetWriter(folder / FILE, schema) as writer,
+        console.progress("recommend") as report,
+    ):
+        for begin in range(0, n_users, config.batch_size):
+            users = data.sequences.slice(begin, min(config.batch_size, n_users - begin))
+            user_ids = users["user_id"].to_pylist()
+            histories = [[item_ids[i] for i in row] for row in users["items"].to_pylist()]
+            found = recommender.recommend(
+                histories,
+                beam_width=config.beam_width,
+                num_sessions=config.num_sessions,
+                exclude_history=config.exclude_history,
+            )
+            rows: list[dict[str, Any]] = []
+            for user_id, history, one in zip(user_ids, histories, found, strict=True):
+                mine = [
+                    {
+                        "user_id": user_id,
+                        "session": session,
+                        "position": position,
+                        "item_id": item_id,
+                        "score": score,
+                        "text": texts[index[item_id]],
+                    }
+                    for session, (items, score) in enumerate(
+                        zip(one.item_ids, one.scores, strict=True)
+                    )
+                    for position, item_id in enumerate(items)
+                ]
+                short += not mine
+                rows += [{**row, "rank": rank} for rank, row in enumerate(mine)]
+                if len(examples) < config.examples and len(history) >= _SHOWN_HISTORY:
+                    examples.append(
+                        {
+                            "user_id": user_id,
+                            "history": [
+                                {"item_id": i, "text": texts[index[i]]}
+                                for i in history[-_SHOWN_HISTORY:]
+                            ],
+                            "recommended": [
+                                {k: row[k] for k in ("item_id", "text", "score")}
+                                for row in mine
+                                if row["session"] == 0
+                            ],
+                        }
+                    )
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+            rows_written += len(rows)
+            report(begin + len(user_ids), n_users, "")
+    write_json(folder / EXAMPLES, examples)
+    return {"users": n_users, "rows": rows_written, "users_without_items": short, "file": FILE}
+
+
+def examples_table(examples: list[dict[str, Any]]) -> Table:
+    """A user's last items beside the session recommended to them."""
+    table = Table("user", "took last", "recommended next", show_lines=True)
+    for example in examples:
+        table.add_row(
+            escape(str(example["user_id"])),
+            "\n".join(escape(_line(item)) for item in example["history"]),
+            "\n".join(escape(_line(item)) for item in example["recommended"]),
+        )
+    return table
+
+
+def _line(item: dict[str, Any], width: int = 58) -> str:
+    text = " ".join(item["text"].split()) or f"item {item['item_id']}"
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def main(argv: list[str]) -> None:
+    command = parse_command(
+        "recommend",
+        "Writes sessions of items for the users of the log, in OUT/recommend.",
+        argv,
+        ["recommend"],
+    )
+    with locked(command.out, "recommend"):
+        command.settings.save(command.out / "config.yaml")
+        result = make(command.out, command.settings)
+    show(command.out, result, command.json)
+
+
+def show(directory: Path, result: StageResult, as_json: bool) -> None:
+    """Prints the examples and where the file is."""
+    import json
+
+    folder = directory / "recommend"
+    examples = json.loads((folder / EXAMPLES).read_text())
+    if as_json:
+        console.print_json(
+            {
+                **result.record.summary,
+                "file": str(folder / FILE),
+                "examples": examples,
+                "skipped": result.skipped,
+            }
+        )
+        return
+    console.stdout().print(examples_table(examples))
+    console.stdout().print(f"{result.record.summary['rows']:,} rows in {folder / FILE}")

@@ -1,0 +1,60 @@
+"""`onerec sessions`: the stage `sessions`, from a log to items, histories and good sessions."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onerec.cli import console
+from onerec.cli.config import Settings
+from onerec.cli.stage import StageResult, data_digest, require, run_stage
+from onerec.cli.verb import stage_verb
+from onerec.errors import OneRecError
+
+SPLITS = ("train", "valid", "test")
+
+
+def make(directory: Path, settings: Settings) -> StageResult:
+    """Makes `directory/sessions` from the log, or from `directory/world` when there is none."""
+    if settings.data is None:
+        source = directory / "world"
+        inputs = {"world": require(directory, "world").fingerprint}
+    else:
+        source = Path(settings.data)
+        if not source.exists():
+            raise OneRecError(f"--data {source}: there is no such file or folder")
+        inputs = {"data": data_digest(source)}
+
+    def build(folder: Path) -> dict[str, Any]:
+        from onerec.data import build_sessions, open_log
+
+        found = build_sessions(open_log(source, kind=settings.kind), settings.sessions, folder)
+        return {
+            "users": found.sequences.num_rows,
+            "items": found.items.num_rows,
+            **{f"{split}_sessions": len(found.samples(split)) for split in SPLITS},
+            "vector_size": int(found.embeddings.shape[1]),
+        }
+
+    return run_stage(
+        directory,
+        "sessions",
+        config={"kind": settings.kind, **asdict(settings.sessions)},
+        inputs=inputs,
+        code=["data", "cli/sessions.py"],
+        build=build,
+        say=console.say,
+    )
+
+
+def main(argv: list[str]) -> None:
+    stage_verb(
+        "sessions",
+        "Reads a log, keeps the good sessions, splits them by time, and makes item vectors, "
+        "in OUT/sessions.",
+        argv,
+        ["sessions"],
+        make,
+        data=True,
+    )

@@ -1,0 +1,67 @@
+"""`onerec tokenize`: the stage `tokenize`, from item vectors to semantic ids and their trie."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from onerec.cli import console
+from onerec.cli.config import Settings
+from onerec.cli.stage import StageResult, require, run_stage, write_json
+from onerec.cli.verb import stage_verb
+
+
+def make(directory: Path, settings: Settings) -> StageResult:
+    """Makes `directory/tokenize` from `directory/sessions`."""
+    upstream = require(directory, "sessions")
+    config = settings.tokenize
+
+    def build(folder: Path) -> dict[str, Any]:
+        from onerec.data import SessionSet
+        from onerec.tokenizer import Catalog, ResidualQuantizer
+
+        items = SessionSet.load(directory / "sessions")
+        size = config.size_for(items.n_items)
+        quantizer = ResidualQuantizer(
+            config.levels,
+            size,
+            method=config.method,
+            distinct=config.distinct,
+            max_iter=config.max_iter,
+            random_state=config.seed,
+        ).fit(items.embeddings)
+        quantizer.save_pretrained(folder / "quantizer")
+        catalog = Catalog.build(items.items["item_id"].to_pylist(), quantizer.sids_, size)
+        catalog.save(folder)
+        write_json(
+            folder / "metrics.json",
+            {"quantizer": quantizer.report_, "catalog": catalog.collision_report()},
+        )
+        return {
+            "items": items.n_items,
+            "levels": config.levels,
+            "codebook_size": size,
+            "distinct_ids": catalog.trie.n_leaves,
+            "relative_error": quantizer.report_["relative_mse"],
+        }
+
+    return run_stage(
+        directory,
+        "tokenize",
+        config=asdict(config),
+        inputs={"sessions": upstream.fingerprint},
+        code=["tokenizer", "cli/tokenize.py", "cli/config.py"],
+        build=build,
+        say=console.say,
+    )
+
+
+def main(argv: list[str]) -> None:
+    stage_verb(
+        "tokenize",
+        "Turns item vectors into balanced semantic ids, a catalogue and a trie, in OUT/tokenize.",
+        argv,
+        ["tokenize"],
+        make,
+    )

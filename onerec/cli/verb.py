@@ -1,0 +1,51 @@
+"""What the verbs of single stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from onerec.cli import console
+from onerec.cli.config import Settings, parse_command
+from onerec.cli.stage import StageResult, locked
+
+Make = Callable[[Path, Settings], StageResult]
+
+
+def stage_verb(
+    verb: str,
+    description: str,
+    argv: list[str],
+    sections: Sequence[str],
+    make: Make,
+    *,
+    data: bool = False,
+) -> None:
+    """Runs one stage on a run's directory and prints what it reports."""
+    command = parse_command(verb, description, argv, sections, data=data)
+    with locked(command.out, verb):
+        command.settings.save(command.out / "config.yaml")
+        result = make(command.out, command.settings)
+    folder = command.out / result.record.stage
+    if command.json:
+        console.print_json(
+            {**asdict(result.record), "folder": str(folder), "skipped": result.skipped}
+        )
+    else:
+        print_summary(folder, result.record.summary)
+
+
+def print_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """The figures of a stage, and where its files are."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in summary.items():
+        text = f"{value:,}" if isinstance(value, int) else value
+        text = f"{value:.4g}" if isinstance(value, float) else text
+        table.add_row(key.replace("_", " "), escape(str(text)))
+    table.add_row("folder", escape(str(folder)))
+    console.stdout().print(table)

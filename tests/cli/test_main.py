@@ -1,0 +1,206 @@
+"""The command itself: help, exit codes, one message for an error."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import onerec
+from onerec.cli import bench, env
+from onerec.cli.main import VERBS, describe, main
+from onerec.errors import DataError
+
+
+def test_help_names_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in VERBS)
+
+
+def test_no_verb_is_wrong_usage() -> None:
+    assert main([]) == 2
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"onerec {onerec.__version__}\n"
+
+
+def test_unknown_verb_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenise"]) == 2
+    assert "did you mean 'tokenize'?" in capsys.readouterr().err
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = (
+        "import sys; from onerec.cli.main import main; code = main(['--help'])\n"
+        "sys.exit(code or ('torch' in sys.modules) * 3)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_readable_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: onerec {verb} ")
+    assert "--json" in shown
+    undescribed = [
+        line
+        for line in shown.splitlines()
+        if line.startswith("  --") and line.rstrip().endswith(tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    ]
+    lines = shown.splitlines()
+    for line in undescribed:  # the help of a long option stands on the next line
+        after = lines[lines.index(line) + 1]
+        assert after.startswith("        "), line
+        assert not after.strip().startswith("(type"), f"no help for {line}"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["env", "--jsn"], "did you mean --json?"),
+        (["tokenize"], "--out DIR is needed"),
+        (["tokenize", "--out", "x", "--tokenize.levels", "three"], "tokenize.levels"),
+        (["tokenize", "--out", "x", "--tokenize.levels", "0"], "levels must be >= 1"),
+        (["tokenize", "--out", "x", "--tokenize.level", "3"], "did you mean --tokenize.levels?"),
+        (["run", "--out", "x", "--preset", "huge"], "preset"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_message_and_code_2(
+    argv: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert len(message.splitlines()) == 2
+
+
+def test_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "settings.yaml"
+    base = ["tokenize", "--out", str(tmp_path / "out"), "--config", str(path)]
+    assert main(base) == 1
+    assert "No such file" in capsys.readouterr().err
+    path.write_text("tokenize: [1, 2")
+    assert main(base) == 1
+    assert "not YAML" in capsys.readouterr().err
+    path.write_text("tokenize:\n  levls: 2\n")
+    with pytest.raises(SystemExit) as ended:
+        main(base)
+    assert ended.value.code == 2
+    assert "levls" in capsys.readouterr().err
+    path.write_text("tokenize:\n  levels: 4\n  codebook_size: 16\n")
+    assert main([*base, "--tokenize.codebook_size", "32"]) == 1
+    assert "run `onerec sessions --out" in capsys.readouterr().err
+    stored = (tmp_path / "out" / "config.yaml").read_text()
+    assert "  levels: 4\n  codebook_size: 32\n" in stored
+
+
+def test_errors_are_told_in_one_line() -> None:
+    assert describe(DataError("a.parquet:\nno column")) == "a.parquet: no column"
+    assert describe(FileNotFoundError(2, "No such file", "x")) == "x: No such file"
+    assert describe(KeyError("x")) == "KeyError: 'x'"
+    assert describe(MemoryError()) == "out of memory."
+
+
+def test_unexpected_error_has_no_traceback_without_debug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise KeyError("lost")
+
+    monkeypatch.setattr(env, "collect", fail)
+    assert main(["env"]) == 1
+    assert capsys.readouterr().err == "onerec env: KeyError: 'lost'\n(--debug shows where)\n"
+    assert main(["env", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupt_is_one_line_and_code_130() -> None:
+    code = (
+        "import sys, time; from onerec.cli import env, main\n"
+        "def wait(): print('waiting', flush=True); time.sleep(60)\n"
+        "env.collect = wait; sys.exit(main.main(['env']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waiting\n"
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert message.startswith("onerec: interrupted")
+    assert len(message.splitlines()) == 1
+
+
+def test_env_survives_broken_probes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise OSError("no /proc here")
+
+    for probe in ("_native", "_torch", "_gpus", "_cpu", "_memory"):
+        monkeypatch.setattr(env, probe, broken)
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory"] == {"problem": "OSError: no /proc here"}
+    assert found["onerec"] == onerec.__version__
+    assert main(["env"]) == 0
+
+
+def test_env_tells_the_native_build(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["env", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["native"]["loaded"] is True
+    assert found["native"]["isa"] in found["native"]["isas"]
+    assert set(found["native"]["cuda"]) == {"built", "devices", "problem"}
+    assert found["cpu"]["usable_cores"] >= 1
+
+
+def test_bench_outside_a_source_tree(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onerec, "__file__", str(tmp_path / "onerec" / "__init__.py"))
+    assert main(["bench"]) == 1
+    assert "part of the source tree" in capsys.readouterr().err
+
+
+def test_bench_prints_medians(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "bench_add.py").write_text(
+        "def test_add(benchmark):\n"
+        "    benchmark.extra_info['items'] = 7\n"
+        "    assert benchmark(lambda: 1 + 1) == 2\n"
+    )
+    monkeypatch.setattr(onerec, "__file__", str(tmp_path / "onerec" / "__init__.py"))
+    assert main(["bench", "add", "--json"]) == 0
+    (row,) = json.loads(capfd.readouterr().out)["benchmarks"]
+    assert (row["suite"], row["name"], row["items"]) == ("add", "add", 7)
+    assert 0 < row["q1_s"] <= row["median_s"] <= row["q3_s"]
+    with pytest.raises(SystemExit):
+        main(["bench", "subtract"])
+    assert "one of: add" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(2.0, "2 s"), (0.0123, "12.3 ms"), (4.5e-6, "4.5 us"), (3e-9, "3 ns"), (0.0, "0 s")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert bench.duration(seconds) == text

@@ -6,5 +6,6 @@
 namespace onerec::python {
 
 void BindRuntime(pybind11::module_& m);
+void BindTrie(pybind11::module_& m);
 
 }  // namespace onerec::python

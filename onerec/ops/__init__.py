@@ -1,5 +1,15 @@
 """Operations with one signature on every device; each folder holds the fast ways and a reference."""
 
 from onerec.ops.moe import MoEStats, Routing, moe, moe_experts, moe_route
+from onerec.ops.session_beam import BeamResult, BeamSearch, BeamState
 
-__all__ = ["MoEStats", "Routing", "moe", "moe_experts", "moe_route"]
+__all__ = [
+    "BeamResult",
+    "BeamSearch",
+    "BeamState",
+    "MoEStats",
+    "Routing",
+    "moe",
+    "moe_experts",
+    "moe_route",
+]

@@ -1,0 +1,127 @@
+// A set of semantic ids as a trie: one read-only block of bytes, the same in memory, in a file and
+// on a device.
+//
+// Level l holds one edge for each distinct prefix of l + 1 codes, ordered lexicographically. The
+// child that edge e leads to is node e of level l + 1, so no child ids are stored; a leaf is an
+// edge of the last level, and its id is the rank of its semantic id among the distinct ones. The
+// edges of node v of level l are pointers[l][v] .. pointers[l][v + 1], their codes tokens[l][...],
+// ascending.
+//
+// File format, version 1, little endian:
+//   0    char[8]  "ONERTRIE"
+//   8    u32      version (1)
+//   12   u32      0x01020304: tells the byte order
+//   16   u64      size of the file in bytes
+//   24   u32      levels L, 1..8
+//   28   u32      codebook size K, 1..65536
+//   32   u32      bytes of a token: 1 (K <= 256) or 2
+//   36   u32      bytes of a pointer: 4, or 8 where a level has 2^32 nodes or more
+//   40   u64[9]   nodes of each depth, root first; zero past depth L
+//   112  u64[8]   offset of the tokens of each level; zero past level L - 1
+//   176  u64[8]   offset of the pointers of each level; zero past level L - 1
+//   240  u64      XXH64 (seed 0) of bytes 256 .. end
+//   248  u64      XXH64 (seed 0) of bytes 0 .. 248
+// then for each level its pointers (nodes[l] + 1 of them) and its tokens (nodes[l + 1]), each
+// section starting at the next multiple of 64, and zeros up to a multiple of 64 with at least 64 to
+// spare.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "onerec/export.h"
+
+namespace onerec {
+
+inline constexpr int kMaxTrieLevels = 8;
+inline constexpr int kMaxCodebookSize = 65536;
+
+// Bytes that are not a valid trie: truncated, corrupt, of another version or byte order.
+class ONEREC_API TrieFormatError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// Where the parts of a trie lie; valid as long as the bytes that it was made from.
+struct TrieView {
+  int levels = 0;
+  int codebook_size = 0;
+  int token_bytes = 1;
+  int pointer_bytes = 4;
+  int64_t nodes[kMaxTrieLevels + 1] = {};     // nodes[0] == 1, nodes[levels] == number of leaves
+  const void* tokens[kMaxTrieLevels] = {};    // uint8_t or uint16_t [nodes[l + 1]]
+  const void* pointers[kMaxTrieLevels] = {};  // uint32_t or uint64_t [nodes[l] + 1]
+
+  int64_t Leaves() const { return nodes[levels]; }
+  int Token(int level, int64_t edge) const {
+    return token_bytes == 1 ? static_cast<const uint8_t*>(tokens[level])[edge]
+                            : static_cast<const uint16_t*>(tokens[level])[edge];
+  }
+  // First edge of a node; FirstEdge(level, node + 1) is one past its last.
+  int64_t FirstEdge(int level, int64_t node) const {
+    return pointer_bytes == 4
+               ? static_cast<int64_t>(static_cast<const uint32_t*>(pointers[level])[node])
+               : static_cast<int64_t>(static_cast<const uint64_t*>(pointers[level])[node]);
+  }
+  // First leaf below a node of `depth` (0 is the root); FirstLeaf(depth, node + 1) is one past its
+  // last.
+  int64_t FirstLeaf(int depth, int64_t node) const {
+    for (int level = depth; level < levels; ++level) node = FirstEdge(level, node);
+    return node;
+  }
+};
+
+struct TrieLevelStats {
+  int64_t nodes = 0;         // inner nodes of this level
+  int64_t edges = 0;         // their children
+  int64_t max_degree = 0;    // most children of one node
+  int64_t single_child = 0;  // nodes with exactly one child
+};
+
+class ONEREC_API Trie {
+ public:
+  // Builds from n semantic ids, row i at sids + i * row_stride, in any order; duplicates count
+  // once. Throws std::invalid_argument if levels, codebook_size or a code is out of range.
+  static std::shared_ptr<const Trie> Build(const int32_t* sids, int64_t n, int64_t row_stride,
+                                           int levels, int codebook_size);
+  // Maps a file and checks all of it: header, both hashes, every pointer and token.
+  // Throws TrieFormatError for a bad file, std::runtime_error if it cannot be read.
+  static std::shared_ptr<const Trie> Load(const std::string& path);
+  // Copies the bytes of a trie, with the checks of Load.
+  static std::shared_ptr<const Trie> FromBytes(const void* data, size_t size);
+  ~Trie();
+  Trie(const Trie&) = delete;
+  Trie& operator=(const Trie&) = delete;
+
+  // Writes beside `path` and renames, so that a reader sees the old file or the new one. Equal sets
+  // of ids give equal bytes. Throws std::runtime_error if it cannot be written.
+  void Save(const std::string& path) const;
+
+  const TrieView& View() const { return view_; }
+  const void* Data() const { return data_; }
+  size_t Bytes() const { return bytes_; }
+  TrieLevelStats LevelStats(int level) const;
+
+  // leaves[i] = leaf id of the i-th semantic id, or -1 if it is not in the trie.
+  void Lookup(const int32_t* sids, int64_t n, int64_t row_stride, int64_t* leaves,
+              int num_threads) const;
+  // Writes the [n, levels] codes of leaves. Throws std::invalid_argument for an id out of range.
+  void LeafSids(const int64_t* leaves, int64_t n, int32_t* sids) const;
+
+ private:
+  Trie() = default;
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  bool mapped_ = false;
+  TrieView view_;
+};
+
+// The parts of a trie in `size` bytes. Checks the header and that every section lies inside, but
+// neither the hashes nor the pointers and tokens: for bytes that a Trie has made or checked.
+// Throws TrieFormatError.
+ONEREC_API TrieView ViewTrie(const void* data, size_t size);
+
+}  // namespace onerec

@@ -1,0 +1,70 @@
+#include "onerec/trie.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "python/bindings.h"
+
+namespace py = pybind11;
+
+namespace onerec::python {
+namespace {
+
+// pybind11 holds no pointers to const; every method that it binds below is const.
+std::shared_ptr<Trie> Mutable(std::shared_ptr<const Trie> trie) {
+  return std::const_pointer_cast<Trie>(std::move(trie));
+}
+
+}  // namespace
+
+void BindTrie(py::module_& m) {
+  py::register_exception<TrieFormatError>(m, "TrieFormatError", PyExc_RuntimeError);
+  py::class_<Trie, std::shared_ptr<Trie>>(m, "Trie")
+      .def_static(
+          "build",
+          [](uintptr_t sids, int64_t n, int64_t row_stride, int levels, int codebook_size) {
+            return Mutable(Trie::Build(reinterpret_cast<const int32_t*>(sids), n, row_stride,
+                                       levels, codebook_size));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def_static(
+          "load", [](const std::string& path) { return Mutable(Trie::Load(path)); },
+          py::call_guard<py::gil_scoped_release>())
+      .def_static("from_bytes",
+                  [](const py::bytes& bytes) {
+                    const std::string_view view = bytes;
+                    return Mutable(Trie::FromBytes(view.data(), view.size()));
+                  })
+      .def("save", &Trie::Save, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("levels", [](const Trie& t) { return t.View().levels; })
+      .def_property_readonly("codebook_size", [](const Trie& t) { return t.View().codebook_size; })
+      .def_property_readonly("n_leaves", [](const Trie& t) { return t.View().Leaves(); })
+      .def_property_readonly("address",
+                             [](const Trie& t) { return reinterpret_cast<uintptr_t>(t.Data()); })
+      .def_property_readonly("nbytes", &Trie::Bytes)
+      .def("level_stats",
+           [](const Trie& t, int level) {
+             const TrieLevelStats s = t.LevelStats(level);
+             return py::make_tuple(s.nodes, s.edges, s.max_degree, s.single_child);
+           })
+      .def(
+          "lookup",
+          [](const Trie& t, uintptr_t sids, int64_t n, int64_t row_stride, uintptr_t leaves,
+             int num_threads) {
+            t.Lookup(reinterpret_cast<const int32_t*>(sids), n, row_stride,
+                     reinterpret_cast<int64_t*>(leaves), num_threads);
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "leaf_sids",
+          [](const Trie& t, uintptr_t leaves, int64_t n, uintptr_t sids) {
+            t.LeafSids(reinterpret_cast<const int64_t*>(leaves), n,
+                       reinterpret_cast<int32_t*>(sids));
+          },
+          py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace onerec::python

@@ -1,0 +1,77 @@
+"""Session-wise beam search in NumPy, float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onerec.ops.beam_step.reference import LeafTable, request_step
+
+
+class ReferenceSearch:
+    """The search that `onerec.ops.BeamSearch` describes, by listing every legal continuation."""
+
+    def __init__(
+        self,
+        sids: npt.NDArray[Any],
+        batch_size: int,
+        beam_width: int,
+        session_length: int,
+        scoring: str,
+        temperature: float,
+        deny: Sequence[npt.NDArray[np.int64]],
+    ) -> None:
+        self.table = LeafTable(sids)
+        self.levels = self.table.sids.shape[1]
+        self.shape = (batch_size, beam_width, session_length)
+        self.scoring, self.temperature, self.deny = scoring, temperature, deny
+        self.level = self.item = 0
+        # A beam: score, leaves of its finished items, node of the current one.
+        self.beams: list[list[tuple[float, list[int], int]]] = [
+            [(0.0, [], 0)] for _ in range(batch_size)
+        ]
+
+    def step(
+        self, logits: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], list[int]]:
+        """Parents and tokens [B, M], scores float64 [B, M], valid counts."""
+        batch, width, _ = self.shape
+        parents = np.zeros((batch, width), dtype=np.int64)
+        tokens = np.full((batch, width), -1, dtype=np.int64)
+        scores = np.full((batch, width), -np.inf)
+        for b, beams in enumerate(self.beams):
+            kept = request_step(
+                logits[b],
+                np.array([beam[0] for beam in beams]),
+                [beam[2] for beam in beams],
+                self.table,
+                self.level,
+                width,
+                self.scoring,
+                self.temperature,
+                [[*self.deny[b].tolist(), *beam[1]] for beam in beams],
+            )
+            last = self.level + 1 == self.levels
+            self.beams[b] = [
+                (score, [*beams[parent][1], child], 0)
+                if last
+                else (score, beams[parent][1], child)
+                for score, parent, _, child in kept
+            ]
+            for i, (score, parent, token, _) in enumerate(kept):
+                parents[b, i], tokens[b, i], scores[b, i] = parent, token, score
+        self.level += 1
+        if self.level == self.levels:
+            self.level, self.item = 0, self.item + 1
+        return parents, tokens, scores, [len(beams) for beams in self.beams]
+
+    def items(self) -> npt.NDArray[np.int64]:
+        """Leaf ids [B, M, m]; -1 past the valid rows and for items not yet finished."""
+        items = np.full(self.shape, -1, dtype=np.int64)
+        for b, beams in enumerate(self.beams):
+            for i, (_, leaves, _) in enumerate(beams):
+                items[b, i, : len(leaves)] = leaves
+        return items

@@ -1,0 +1,203 @@
+"""The set of valid semantic ids as a trie."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from onerec._native import core
+from onerec.errors import DataError
+
+if TYPE_CHECKING:
+    from onerec import _C
+
+MAX_LEVELS = 8
+MAX_CODEBOOK_SIZE = 65536
+
+ArrayLike = Any  # whatever numpy.asarray takes, and CPU tensors
+
+
+def as_int_array(name: str, values: ArrayLike, dtype: type, ndim: int) -> npt.NDArray[Any]:
+    """`values` as a C-contiguous array of `dtype`; refuses what is not whole numbers or fits not.
+
+    Raises:
+        TypeError: The values are not integers.
+        ValueError: Wrong number of dimensions, or a value that `dtype` cannot hold.
+    """
+    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    array = np.asarray(array)
+    if array.size == 0 and array.dtype == np.float64:  # an empty list
+        array = array.astype(dtype)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name}: wanted integers, got {array.dtype}")
+    if array.ndim != ndim:
+        raise ValueError(f"{name}: wanted {ndim} dimension(s), got shape {array.shape}")
+    limits = np.iinfo(dtype)
+    if array.size and (array.min() < limits.min or array.max() > limits.max):
+        raise ValueError(f"{name}: wanted values that fit {np.dtype(dtype)}, got larger ones")
+    return np.ascontiguousarray(array, dtype=dtype)
+
+
+class SidTrie:
+    """A read-only set of semantic ids; a leaf id is the rank of a distinct id in their order.
+
+    Made by `build` or `load`. One block of bytes in memory and in the file: for each level the
+    codes of the edges and, for each node, where its edges begin; a child's id is its edge's index
+    (csrc/include/onerec/trie.h gives the format).
+
+    Attributes:
+        levels: Codes in a semantic id, L (1 to 8).
+        codebook_size: Codes of a level, K (1 to 65,536).
+        n_leaves: Number of distinct semantic ids.
+        nbytes: Size in memory and in a file, in bytes.
+    """
+
+    def __init__(self, native: _C.Trie) -> None:
+        self._native = native
+
+    @classmethod
+    def build(cls, sids: ArrayLike, codebook_size: int) -> SidTrie:
+        """Builds from semantic ids in any order; an id that comes twice is one leaf.
+
+        Args:
+            sids: Integers [N, L], each in [0, codebook_size). N may be 0.
+            codebook_size: Codes of a level, 1 to 65,536.
+
+        Raises:
+            TypeError: `sids` are not integers.
+            ValueError: A shape, size or code out of range.
+        """
+        array = as_int_array("sids", sids, np.int32, 2)
+        native = core().Trie.build(
+            array.ctypes.data, len(array), array.shape[1], array.shape[1], int(codebook_size)
+        )
+        return cls(native)
+
+    @classmethod
+    def load(cls, path: str | Path) -> SidTrie:
+        """Maps a saved trie into memory and checks all of it.
+
+        Replace such a file by renaming, as `save` does; rewriting it in place would change or crash
+        its readers.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DataError: The file is truncated, corrupt, or of another version or byte order.
+            OSError: It cannot be read.
+        """
+        Path(path).stat()
+        module = core()
+        try:
+            return cls(module.Trie.load(str(path)))
+        except module.TrieFormatError as error:
+            raise DataError(f"{path}: {error}") from None
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+
+    def save(self, path: str | Path) -> None:
+        """Writes one file, whole or not at all. Equal sets of ids give equal bytes.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        try:
+            self._native.save(str(path))
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+
+    @property
+    def levels(self) -> int:
+        return self._native.levels
+
+    @property
+    def codebook_size(self) -> int:
+        return self._native.codebook_size
+
+    @property
+    def n_leaves(self) -> int:
+        return self._native.n_leaves
+
+    @property
+    def nbytes(self) -> int:
+        return self._native.nbytes
+
+    @property
+    def native(self) -> _C.Trie:
+        """The native object."""
+        return self._native
+
+    @property
+    def data(self) -> torch.Tensor:
+        """The trie's own bytes, uint8 [nbytes], not copied; never write to them."""
+        # The buffer, which the tensor keeps, keeps the native object in turn.
+        buffer = (ctypes.c_uint8 * self.nbytes).from_address(self._native.address)
+        buffer._trie = self._native  # type: ignore[attr-defined]
+        return torch.frombuffer(buffer, dtype=torch.uint8)
+
+    def lookup(self, sids: ArrayLike, *, num_threads: int | None = None) -> npt.NDArray[np.int64]:
+        """Leaf ids int64 [n] of semantic ids [n, L]; -1 where an id is not in the trie."""
+        array = as_int_array("sids", sids, np.int32, 2)
+        if array.shape[1] != self.levels:
+            raise ValueError(f"sids: wanted [n, {self.levels}], got shape {array.shape}")
+        leaves = np.empty(len(array), dtype=np.int64)
+        threads = torch.get_num_threads() if num_threads is None else num_threads
+        self._native.lookup(
+            array.ctypes.data, len(array), self.levels, leaves.ctypes.data, threads
+        )
+        return leaves
+
+    def leaf_sids(self, leaves: ArrayLike) -> npt.NDArray[np.int32]:
+        """Semantic ids int32 [n, L] of leaf ids [n].
+
+        Raises:
+            ValueError: A leaf id outside [0, n_leaves).
+        """
+        array = as_int_array("leaves", leaves, np.int64, 1)
+        sids = np.empty((len(array), self.levels), dtype=np.int32)
+        self._native.leaf_sids(array.ctypes.data, len(array), sids.ctypes.data)
+        return sids
+
+    def stats(self) -> dict[str, Any]:
+        """Sizes and shape.
+
+        Returns:
+            leaves, bytes, bytes_per_leaf, and `levels`: for each level the number of its nodes and
+            edges, the mean and maximum degree, and the share of nodes with a single child.
+        """
+        levels = []
+        for level in range(self.levels):
+            nodes, edges, max_degree, single = self._native.level_stats(level)
+            levels.append(
+                {
+                    "nodes": nodes,
+                    "edges": edges,
+                    "mean_degree": edges / nodes if nodes else 0.0,
+                    "max_degree": max_degree,
+                    "single_child_share": single / nodes if nodes else 0.0,
+                }
+            )
+        return {
+            "leaves": self.n_leaves,
+            "bytes": self.nbytes,
+            "bytes_per_leaf": self.nbytes / self.n_leaves if self.n_leaves else 0.0,
+            "levels": levels,
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"SidTrie(n_leaves={self.n_leaves}, levels={self.levels}, "
+            f"codebook_size={self.codebook_size}, nbytes={self.nbytes})"
+        )
+
+    def __reduce__(self) -> tuple[Callable[[bytes], SidTrie], tuple[bytes]]:
+        return _from_bytes, (self.data.numpy().tobytes(),)
+
+
+def _from_bytes(data: bytes) -> SidTrie:
+    return SidTrie(cast("_C.Trie", core().Trie.from_bytes(data)))

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from onerec._version import __version__
 
 if TYPE_CHECKING:
-    pass
+    from onerec.trie import SidTrie
 
 # Public name -> module that defines it. A new public name has a line here, one in `__all__` and an
 # import under TYPE_CHECKING for the type checkers.
-_HOMES: dict[str, str] = {}
+_HOMES: dict[str, str] = {
+    "SidTrie": "onerec.trie",
+}
 
-__all__ = ["__version__"]
+__all__ = ["SidTrie", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

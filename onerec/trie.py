@@ -147,9 +147,7 @@ class SidTrie:
             raise ValueError(f"sids: wanted [n, {self.levels}], got shape {array.shape}")
         leaves = np.empty(len(array), dtype=np.int64)
         threads = torch.get_num_threads() if num_threads is None else num_threads
-        self._native.lookup(
-            array.ctypes.data, len(array), self.levels, leaves.ctypes.data, threads
-        )
+        self._native.lookup(array.ctypes.data, len(array), self.levels, leaves.ctypes.data, threads)
         return leaves
 
     def leaf_sids(self, leaves: ArrayLike) -> npt.NDArray[np.int32]:

@@ -214,7 +214,7 @@ def _deny_lists(
     for i, given in enumerate(deny):
         leaves = as_int_array(f"deny[{i}]", [] if given is None else given, np.int64, 1)
         leaves = np.unique(leaves)
-        if len(leaves) and not (0 <= leaves[0] and leaves[-1] < n_leaves):
+        if len(leaves) and not (leaves[0] >= 0 and leaves[-1] < n_leaves):
             wrong = leaves[0] if leaves[0] < 0 else leaves[-1]
             raise ValueError(f"deny[{i}]: wanted leaf ids in [0, {n_leaves}), got {wrong}")
         lists.append(leaves)

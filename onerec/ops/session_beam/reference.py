@@ -56,9 +56,7 @@ class ReferenceSearch:
             )
             last = self.level + 1 == self.levels
             self.beams[b] = [
-                (score, [*beams[parent][1], child], 0)
-                if last
-                else (score, beams[parent][1], child)
+                (score, [*beams[parent][1], child], 0) if last else (score, beams[parent][1], child)
                 for score, parent, _, child in kept
             ]
             for i, (score, parent, token, _) in enumerate(kept):

@@ -1,0 +1,241 @@
+"""Which items there are, and which semantic id each of them has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from onerec.errors import DataError
+from onerec.files import atomic_write
+from onerec.trie import ArrayLike, SidTrie, as_int_array
+
+
+class Catalog:
+    """Item ids, their semantic ids, and the trie of these; several items may share a semantic id.
+
+    Made by `build` or `load`. An item's index is its position in `item_ids`; a leaf is the rank of
+    a distinct semantic id.
+
+    Attributes:
+        item_ids: int64 [N], or object [N] of str.
+        sids: int32 [N, L].
+        codebook_size: Codes of a level, K.
+        levels: Codes of a semantic id, L.
+        trie: The distinct semantic ids.
+        leaf_of_item: int64 [N].
+        leaf_offsets: int64 [leaves + 1]; the items of leaf i are
+            `leaf_item_indices[leaf_offsets[i] : leaf_offsets[i + 1]]`, ascending.
+        leaf_item_indices: int64 [N].
+    """
+
+    def __init__(
+        self, item_ids: npt.NDArray[Any], sids: npt.NDArray[np.int32], trie: SidTrie
+    ) -> None:
+        self.item_ids, self.sids, self.trie = item_ids, sids, trie
+        self.codebook_size, self.levels = trie.codebook_size, trie.levels
+        self.leaf_of_item = trie.lookup(sids)
+        counts = np.bincount(self.leaf_of_item, minlength=trie.n_leaves)
+        self.leaf_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        self.leaf_item_indices = np.argsort(self.leaf_of_item, kind="stable").astype(np.int64)
+        if self.item_ids.dtype == object:
+            self._index = {item: i for i, item in enumerate(item_ids.tolist())}
+        else:
+            self._order = np.argsort(item_ids, kind="stable")
+            self._sorted = item_ids[self._order]
+
+    @classmethod
+    def build(cls, item_ids: ArrayLike, sids: ArrayLike, codebook_size: int) -> Catalog:
+        """Builds from item ids [N] (integers or strings) and semantic ids [N, L].
+
+        Raises:
+            TypeError: Ids that are neither integers nor strings; codes that are not integers.
+            ValueError: Lengths differ, an item id comes twice, a code is out of range.
+        """
+        ids = _item_ids(item_ids)
+        codes = as_int_array("sids", sids, np.int32, 2)
+        if len(ids) != len(codes):
+            raise ValueError(f"sids: wanted a row for each of {len(ids)} items, got {len(codes)}")
+        _refuse_duplicates(ids)
+        return cls(ids, codes, SidTrie.build(codes, codebook_size))
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    def __repr__(self) -> str:
+        return (
+            f"Catalog(items={len(self)}, leaves={self.trie.n_leaves}, levels={self.levels}, "
+            f"codebook_size={self.codebook_size})"
+        )
+
+    def leaf_items(self, leaf: int) -> npt.NDArray[np.int64]:
+        """Indices of the items that share a leaf, ascending.
+
+        Raises:
+            ValueError: No such leaf.
+        """
+        if not 0 <= leaf < self.trie.n_leaves:
+            raise ValueError(f"leaf: wanted an id in [0, {self.trie.n_leaves}), got {leaf}")
+        return self.leaf_item_indices[self.leaf_offsets[leaf] : self.leaf_offsets[leaf + 1]]
+
+    def index_of(self, ids: ArrayLike) -> npt.NDArray[np.int64]:
+        """Indices int64 [n] of item ids [n].
+
+        Raises:
+            ValueError: Ids that the catalogue lacks; the message lists the first ones.
+        """
+        wanted = _item_ids(ids, expected=self.item_ids.dtype)
+        if self.item_ids.dtype == object:
+            found = np.array([self._index.get(item, -1) for item in wanted], dtype=np.int64)
+        else:
+            found = np.full(len(wanted), -1, dtype=np.int64)
+            if len(self._sorted):
+                at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+                known = self._sorted[at] == wanted
+                found[known] = self._order[at[known]]
+        unknown = wanted[found < 0]
+        if len(unknown):
+            first = ", ".join(repr(item) for item in unknown[:5].tolist())
+            raise ValueError(
+                f"ids: {len(unknown)} of {len(wanted)} are not in the catalogue, e.g. {first}"
+            )
+        return found
+
+    def collision_report(self) -> dict[str, float | int]:
+        """How far items share semantic ids.
+
+        Returns:
+            items, leaves, colliding_items (items that share their id), collision_rate (their
+            share), unique_share (the share of items that do not), largest_collision (most items of
+            one id), and mean_items_per_leaf.
+        """
+        sizes = np.diff(self.leaf_offsets)
+        colliding = int(sizes[sizes > 1].sum())
+        items = len(self)
+        return {
+            "items": items,
+            "leaves": self.trie.n_leaves,
+            "colliding_items": colliding,
+            "collision_rate": colliding / items if items else 0.0,
+            "unique_share": 1.0 - colliding / items if items else 0.0,
+            "largest_collision": int(sizes.max(initial=0)),
+            "mean_items_per_leaf": items / self.trie.n_leaves if items else 0.0,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Writes `catalog.parquet` (item_id, codes, leaf) and `trie.bin` into folder `path`."""
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        codes = pa.ListArray.from_arrays(
+            pa.array(np.arange(len(self) + 1, dtype=np.int32) * np.int32(self.levels)),
+            pa.array(self.sids.reshape(-1)),
+        )
+        ids_type = pa.string() if self.item_ids.dtype == object else pa.int64()
+        table = pa.table(
+            {
+                "item_id": pa.array(self.item_ids, type=ids_type),
+                "codes": codes,
+                "leaf": pa.array(self.leaf_of_item),
+            }
+        )
+        self.trie.save(folder / "trie.bin")
+        with atomic_write(folder / "catalog.parquet") as temporary:
+            pq.write_table(table, temporary)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Catalog:
+        """Reads what `save` wrote and checks that both files agree.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            DataError: A file is corrupt, has other columns, or does not agree with the other.
+        """
+        file = Path(path) / "catalog.parquet"
+        trie = SidTrie.load(Path(path) / "trie.bin")
+        file.stat()
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{file}: cannot be read as Parquet: {error}") from None
+        for name, types in (
+            ("item_id", (pa.int64(), pa.string())),
+            ("codes", (pa.list_(pa.int32()),)),
+            ("leaf", (pa.int64(),)),
+        ):
+            got = table.schema.field(name).type if name in table.column_names else "no such column"
+            if got not in types:
+                wanted = " or ".join(str(t) for t in types)
+                raise DataError(f"{file}, column {name}: wanted {wanted}, got {got}")
+            if table[name].null_count:
+                row = table[name].is_null().index(pa.scalar(True)).as_py()
+                raise DataError(f"{file}, column {name}, row {row}: wanted a value, got null")
+        codes = table["codes"].combine_chunks()
+        lengths = np.asarray(codes.value_lengths())
+        wrong = np.flatnonzero(lengths != trie.levels)
+        if len(wrong):
+            raise DataError(
+                f"{file}, column codes, row {wrong[0]}: wanted {trie.levels} codes as in trie.bin, "
+                f"got {lengths[wrong[0]]}"
+            )
+        flat = codes.flatten()
+        if flat.null_count:
+            raise DataError(f"{file}, column codes: wanted codes, got nulls")
+        sids = np.ascontiguousarray(flat.to_numpy().reshape(-1, trie.levels))
+        ids = table["item_id"].to_numpy()
+        try:
+            _refuse_duplicates(ids)
+        except ValueError as error:
+            raise DataError(f"{file}, column item_id: {error}") from None
+        wrong = np.flatnonzero(trie.lookup(sids) < 0)
+        if len(wrong):
+            raise DataError(
+                f"{file}, column codes, row {wrong[0]}: wanted a semantic id of trie.bin, "
+                f"got {sids[wrong[0]].tolist()}"
+            )
+        catalog = cls(ids, sids, trie)
+        wrong = np.flatnonzero(catalog.leaf_of_item != table["leaf"].to_numpy())
+        if len(wrong):
+            raise DataError(
+                f"{file}, column leaf, row {wrong[0]}: trie.bin has leaf "
+                f"{catalog.leaf_of_item[wrong[0]]}, got {table['leaf'][int(wrong[0])]}"
+            )
+        empty = np.flatnonzero(np.diff(catalog.leaf_offsets) == 0)
+        if len(empty):
+            raise DataError(f"{file}: no item for leaf {empty[0]} of trie.bin")
+        return catalog
+
+
+def _item_ids(ids: ArrayLike, expected: np.dtype[Any] | None = None) -> npt.NDArray[Any]:
+    """Ids as int64 [n] or object [n] of str."""
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        raise ValueError(f"item_ids: wanted 1 dimension, got shape {array.shape}")
+    if array.size == 0:
+        return array.astype(np.int64 if expected is None else expected)
+    if array.dtype.kind in "UO" and all(isinstance(item, str) for item in array.tolist()):
+        array = array.astype(object)
+    elif array.dtype.kind in "iu":
+        array = as_int_array("item_ids", array, np.int64, 1)
+    else:
+        raise TypeError(f"item_ids: wanted integers or strings, got {array.dtype}")
+    if expected is not None and array.dtype != expected:
+        wanted, got = (
+            "strings" if kind.kind == "O" else "integers" for kind in (expected, array.dtype)
+        )
+        raise TypeError(f"ids: wanted {wanted} as in the catalogue, got {got}")
+    return array
+
+
+def _refuse_duplicates(ids: npt.NDArray[Any]) -> None:
+    values, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    if len(values) != len(ids):
+        twice = np.flatnonzero(counts > 1)
+        item = values[twice[0]]
+        row = np.flatnonzero(ids == item)[1]
+        raise ValueError(
+            f"item_ids: wanted each once, got {item!r} in rows {first[twice[0]]} and {row}"
+        )

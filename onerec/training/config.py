@@ -1,0 +1,108 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class TrainConfig:
+    """Settings of a training run.
+
+    The defaults suit the `tiny` preset on a CPU. OneRec (arXiv 2502.18965, section 4) trains with
+    Adam at an initial learning rate of 2e-4 in bfloat16; it gives no batch size, number of steps,
+    warm-up or weight decay.
+
+    Attributes:
+        epochs: Passes over the training samples; may be a fraction. Ignored when `steps` is given.
+        steps: Optimiser steps of the whole run. None: follows from `epochs`.
+        batch_size: Samples per optimiser step, over all processes and micro-batches together, so
+            that the loss curve does not depend on how many processes run.
+        lr: Learning rate after the warm-up.
+        warmup: Share of all steps over which the learning rate rises linearly from 0, in [0, 1].
+        min_lr: Where the cosine ends, as a share of `lr`, in [0, 1].
+        weight_decay: AdamW decay; never applied to embeddings, norms, biases and other vectors.
+        beta1: Decay of AdamW's first moment.
+        beta2: Decay of AdamW's second moment.
+        grad_clip: Largest L2 norm of the whole gradient; 0 turns clipping off.
+        grad_accumulation: Micro-batches per optimiser step.
+        mixed_precision: "no", "bf16", or "auto": bf16 on CUDA, none on the CPU, where bf16 is
+            slower than float32 without matrix units for it.
+        device: "auto" takes CUDA where there is one; or "cpu", "cuda".
+        seed: Of the order of the samples and of dropout; every step draws its own stream, so a
+            resumed run drops the same units.
+        bucket_batches: Samples are sorted by history length within this many shuffled batches, so
+            that a batch holds histories of about one length; 1 turns it off.
+        log_every: Steps between two records in metrics.jsonl.
+        eval_every: Steps between two validations; 0 validates only after the last step.
+        checkpoint_every: Steps between two checkpoints; 0 saves only at the end and on Ctrl-C.
+        keep: Newest checkpoints kept, at least 1.
+        select: Weights of the result: "best" by validation loss (the last without validation
+            samples) or "last".
+        num_threads: CPU threads of each process. None: torch's own choice.
+        tensorboard: Also write TensorBoard events (needs the extra `onerec[tensorboard]`).
+    """
+
+    epochs: float = 10.0
+    steps: int | None = None
+    batch_size: int = 256
+    lr: float = 1e-3
+    warmup: float = 0.05
+    min_lr: float = 0.0
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: float = 0.98
+    grad_clip: float = 1.0
+    grad_accumulation: int = 1
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+    bucket_batches: int = 32
+    log_every: int = 10
+    eval_every: int = 200
+    checkpoint_every: int = 200
+    keep: int = 2
+    select: Literal["best", "last"] = "best"
+    num_threads: int | None = None
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        def check(name: str, right: bool, wanted: str) -> None:
+            if not right:
+                raise ValueError(f"{name} must be {wanted}; got {getattr(self, name)!r}")
+
+        positive = ["batch_size", "grad_accumulation", "bucket_batches", "log_every", "keep"]
+        positive += [name for name in ("steps", "num_threads") if getattr(self, name) is not None]
+        for name in positive:
+            check(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("eval_every", "checkpoint_every", "seed"):
+            check(name, getattr(self, name) >= 0, "at least 0")
+        for name in ("lr", "epochs"):
+            check(name, 0 < getattr(self, name) < math.inf, "positive and finite")
+        for name in ("weight_decay", "grad_clip"):
+            check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
+        for name in ("warmup", "min_lr"):
+            check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        for name in ("beta1", "beta2"):
+            check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        for name, allowed in (
+            ("mixed_precision", ("auto", "no", "bf16")),
+            ("device", ("auto", "cpu", "cuda")),
+            ("select", ("best", "last")),
+        ):
+            check(name, getattr(self, name) in allowed, f"one of {allowed}")
+
+    def learning_rate(self, step: int, total: int) -> float:
+        """The rate of step 0..total-1: a linear warm-up, then half a cosine down to `min_lr`."""
+        warmup = round(self.warmup * total)
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        angle = math.pi * (step - warmup) / max(1, total - warmup)
+        return self.lr * (self.min_lr + (1 - self.min_lr) * 0.5 * (1 + math.cos(angle)))
+
+
+# Settings that change the speed or the logs of a run, never its weights: they may differ when a
+# run is resumed.
+FREE_ON_RESUME = frozenset({"log_every", "checkpoint_every", "keep", "num_threads", "tensorboard"})

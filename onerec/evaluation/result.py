@@ -51,8 +51,9 @@ class EvalResult:
     """The measures of one recommender.
 
     Attributes:
-        protocol: What was measured and how: splits, users, sessions, catalogue size, sampling,
-            beam width, confidence, resamples, seed, notes.
+        protocol: What was measured and how: "splits" (names in order), "split_sizes" (sessions,
+            users, targets of each), "items", "ks", "beam_width", "max_users", "seed",
+            "resamples", "confidence", "notes" ...
         measures: The table of means.
         differences: Paired differences between systems on the same rows.
         latency: {"requests", "times_ms", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "setting"},

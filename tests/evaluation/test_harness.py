@@ -15,7 +15,7 @@ import pytest
 from onerec.data.session_set import SessionSet
 from onerec.errors import DataError
 from onerec.evaluation.config import EvaluationConfig
-from onerec.evaluation.evaluate import evaluate
+from onerec.evaluation.harness import evaluate
 from onerec.evaluation.result import EvalResult
 
 N_ITEMS = 40
@@ -341,8 +341,8 @@ def test_samples_of_users_are_seeded_and_said(sessions: SessionSet) -> None:
     again = evaluate(Walker(ids(sessions), wrong=True), sessions, config)
     assert first.measures == again.measures
     assert first.value("recall@5", split="valid").n == 7
-    assert first.protocol["splits"]["test"]["users"] == 7
-    assert first.protocol["splits"]["test"]["users_in_split"] == N_USERS
+    assert first.protocol["split_sizes"]["test"]["users"] == 7
+    assert first.protocol["split_sizes"]["test"]["users_in_split"] == N_USERS
 
 
 def test_samples_show_what_was_hit(sessions: SessionSet) -> None:

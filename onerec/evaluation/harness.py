@@ -515,7 +515,7 @@ def _sample_users(
 def _protocol(
     config: EvaluationConfig, items: _Items, parts: dict[str, tuple[Samples, int]]
 ) -> dict[str, Any]:
-    splits = {}
+    sizes = {}
     for name, (samples, users) in parts.items():
         seen = repeated = 0
         for i in range(len(samples)):
@@ -523,7 +523,7 @@ def _protocol(
             repeated += int(np.isin(target, samples.history(i)).sum())
             seen += int((items.train_count[target] > 0).sum())
         n_targets = int(samples.target_offsets[-1] - samples.target_offsets[0])
-        splits[name] = {
+        sizes[name] = {
             "sessions": len(samples),
             "users": len(np.unique(samples.user_row)),
             "users_in_split": users,
@@ -534,7 +534,8 @@ def _protocol(
         }
     return {
         "items": len(items),
-        "splits": splits,
+        "splits": list(parts),
+        "split_sizes": sizes,
         "splits_without_sessions": [s for s in config.splits if s not in parts],
         "ks": list(config.ks),
         "beam_width": config.beam_width,

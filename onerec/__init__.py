@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING, Any
 from onerec._version import __version__
 
 if TYPE_CHECKING:
+    from onerec.model import OneRec, OneRecConfig
     from onerec.trie import SidTrie
 
 # Public name -> module that defines it. A new public name has a line here, one in `__all__` and an
 # import under TYPE_CHECKING for the type checkers.
 _HOMES: dict[str, str] = {
+    "OneRec": "onerec.model",
+    "OneRecConfig": "onerec.model",
     "SidTrie": "onerec.trie",
 }
 
-__all__ = ["SidTrie", "__version__"]
+__all__ = ["OneRec", "OneRecConfig", "SidTrie", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Operations with one signature on every device; each folder holds the fast ways and a reference."""
+"""Operations with one signature on every device; a folder has the fast ways and a reference."""
 
 from onerec.ops.moe import MoEStats, Routing, moe, moe_experts, moe_route
 from onerec.ops.session_beam import BeamResult, BeamSearch, BeamState

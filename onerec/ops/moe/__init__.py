@@ -94,7 +94,11 @@ def moe(
         normalize=normalize,
         selection_bias=selection_bias,
         mask=mask,
-        backend="reference" if backend == "reference" else "triton" if backend == "triton" else "torch",
+        backend="reference"
+        if backend == "reference"
+        else "triton"
+        if backend == "triton"
+        else "torch",
     )
     y = moe_experts(
         x,
@@ -134,13 +138,9 @@ def moe_route(
     if not 1 <= top_k <= n_experts:
         raise ValueError(f"top_k must lie in 1..{n_experts} (the number of experts), got {top_k}")
     if selection_bias is not None and selection_bias.shape != (n_experts,):
-        raise ValueError(
-            f"selection_bias must be [{n_experts}], got {list(selection_bias.shape)}"
-        )
+        raise ValueError(f"selection_bias must be [{n_experts}], got {list(selection_bias.shape)}")
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:1]):
-        raise ValueError(
-            f"mask must be bool [{x.shape[0]}], got {mask.dtype} {list(mask.shape)}"
-        )
+        raise ValueError(f"mask must be bool [{x.shape[0]}], got {mask.dtype} {list(mask.shape)}")
     if backend not in ("auto", "reference", "torch", "triton"):
         raise ValueError(
             f"backend must be 'auto', 'reference', 'torch' or 'triton', got {backend!r}"
@@ -195,7 +195,9 @@ def _finish(
         total = mask.sum().clamp(min=1)
     each = torch.arange(n_experts, device=ids.device)
     counts = (ids.unsqueeze(-1) == each).sum(dim=(0, 1))
-    stats = MoEStats(counts, probabilities.sum(dim=0) / total, z.sum() / total, entropy.sum() / total)
+    stats = MoEStats(
+        counts, probabilities.sum(dim=0) / total, z.sum() / total, entropy.sum() / total
+    )
     return Routing(ids, gates, stats)
 
 
@@ -261,6 +263,4 @@ def moe_experts(
             if fits is not None:
                 raise ValueError(f"backend 'grouped' cannot be used: {fits}")
             return grouped_experts(x, ids, gates, w13, w2, activation, True)
-    raise ValueError(
-        f"backend must be 'auto', 'reference', 'torch' or 'grouped', got {backend!r}"
-    )
+    raise ValueError(f"backend must be 'auto', 'reference', 'torch' or 'grouped', got {backend!r}")

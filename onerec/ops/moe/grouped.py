@@ -8,6 +8,7 @@ arrangement of arXiv 2512.14080).
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ def grouped_mm_fits(x: Tensor, w13: Tensor, w2: Tensor) -> str | None:
     """Why `F.grouped_mm` cannot take these tensors, or None when it can."""
     types = (torch.bfloat16,) if x.is_cuda else (torch.bfloat16, torch.float16, torch.float32)
     if x.dtype not in types:
-        return f"F.grouped_mm takes {' or '.join(map(str, types))} on {x.device.type}, not {x.dtype}"
+        return (
+            f"F.grouped_mm takes {' or '.join(map(str, types))} on {x.device.type}, not {x.dtype}"
+        )
     for name, size in (("d", x.shape[1]), ("F", w2.shape[2])):
         if size * x.element_size() % 16:
             return f"F.grouped_mm needs rows of a multiple of 16 bytes, {name} is {size}"
@@ -82,8 +85,7 @@ class _Plan:
     def segments(self) -> list[tuple[int, int, int]]:
         """(expert, first, last) of the experts that have rows; copies the ends to the host."""
         bounds = [0, *self.ends.tolist()]
-        pairs = zip(bounds, bounds[1:], strict=False)
-        return [(e, a, b) for e, (a, b) in enumerate(pairs) if a < b]
+        return [(e, a, b) for e, (a, b) in enumerate(pairwise(bounds)) if a < b]
 
     def combine(self, rows: Tensor, gates: Tensor | None) -> Tensor:
         """Sums the k rows of each token in slot order, times its gates, in float32 or more.

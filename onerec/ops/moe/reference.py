@@ -47,7 +47,7 @@ def activate(hidden: Tensor, activation: str) -> Tensor:
     if activation == "geglu":
         gate, value = hidden.chunk(2, dim=-1)
         return F.gelu(gate) * value
-    return {"gelu": F.gelu, "relu": F.relu}[activation](hidden)
+    return F.gelu(hidden) if activation == "gelu" else F.relu(hidden)
 
 
 def experts(

@@ -1,0 +1,155 @@
+"""What a OneRec network is made of, every choice that the paper leaves open included."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    # A model for a CPU: the decoder has experts all the same.
+    "tiny": {
+        "d_model": 128,
+        "n_heads": 4,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "d_ff": 512,
+        "n_experts": 8,
+        "expert_d_ff": 512,
+    },
+    # arXiv 2506.13695, table 1: 0.121B, dense.
+    "0.1b": {
+        "d_model": 1024,
+        "n_heads": 8,
+        "encoder_layers": 4,
+        "decoder_layers": 4,
+        "d_ff": 2048,
+        "n_experts": 0,
+    },
+    # arXiv 2506.13695, table 1: 0.935B. Dense layers as in the table (2048), experts as in the text
+    # (2/3 * 4d rounded up to a multiple of 128 = 2816): the reading whose size comes nearest.
+    "1b": {
+        "d_model": 1024,
+        "n_heads": 8,
+        "encoder_layers": 4,
+        "decoder_layers": 4,
+        "d_ff": 2048,
+        "n_experts": 24,
+        "expert_d_ff": 2816,
+    },
+}
+
+
+@dataclass(frozen=True)
+class OneRecConfig:
+    """Shape and habits of a `OneRec` network (arXiv 2502.18965, section 3.2).
+
+    "Open" marks what that paper does not state; the default is ours, or that of the source named.
+
+    Attributes:
+        codebook_size: K, codes a level. Paper: 8192.
+        levels: L, codes an item. Paper: 3.
+        session_length: m, items of a generated session. Paper: 5.
+        history_length: n, items of history that the encoder reads, the latest ones. Paper: 256.
+        d_model: Width. Open; presets follow arXiv 2506.13695, table 1.
+        n_heads: Attention heads; divides `d_model`. Open.
+        encoder_layers: Open; the report has as many as `decoder_layers`.
+        decoder_layers: Open.
+        d_ff: Hidden width of dense feed-forward layers (encoder; decoder without experts). Open.
+        n_experts: Experts of each decoder layer; 0 for a dense decoder. Paper: 24.
+        experts_per_token: Paper: 2.
+        expert_d_ff: Hidden width of an expert. Open; arXiv 2506.13695: 2/3 * 4 * d_model rounded up
+            to a multiple of 128.
+        normalize_gates: Divide the kept gates by their sum. Paper, as written: no.
+        activation: "swiglu" (arXiv 2506.13695), "geglu", "gelu" or "relu". Open.
+        loss_free_balancing: Choose experts with a bias that follows the load (arXiv 2408.15664).
+            Not in v1; arXiv 2506.13695 adds it.
+        balancing_rate: Step of that bias after each optimiser step. arXiv 2408.15664: 1e-3.
+        router_balance_loss: Weight of the balance loss of arXiv 2101.03961. v1 names none.
+        router_z_loss: Weight of the z-loss of arXiv 2202.08906. v1 names none.
+        dropout: Rate on embeddings and on what each sublayer adds. Open.
+        norm_eps: Epsilon of RMSNorm (pre-norm; T5's placement). Open.
+        tie_heads: The head of a level is that level's code table. Open.
+        share_codes: Encoder and decoder read one code table. Open.
+        init_std: Standard deviation of every weight matrix; projections into the residual stream
+            divide it by sqrt(2 * layers). Open.
+    """
+
+    codebook_size: int = 8192
+    levels: int = 3
+    session_length: int = 5
+    history_length: int = 256
+    d_model: int = 1024
+    n_heads: int = 8
+    encoder_layers: int = 4
+    decoder_layers: int = 4
+    d_ff: int = 2048
+    n_experts: int = 24
+    experts_per_token: int = 2
+    expert_d_ff: int = 2816
+    normalize_gates: bool = False
+    activation: str = "swiglu"
+    loss_free_balancing: bool = True
+    balancing_rate: float = 1e-3
+    router_balance_loss: float = 0.0
+    router_z_loss: float = 0.0
+    dropout: float = 0.0
+    norm_eps: float = 1e-6
+    tie_heads: bool = True
+    share_codes: bool = True
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in (
+            "codebook_size",
+            "levels",
+            "session_length",
+            "history_length",
+            "d_model",
+            "n_heads",
+            "encoder_layers",
+            "decoder_layers",
+            "d_ff",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}")
+        if self.n_experts < 0:
+            raise ValueError(f"n_experts must be 0 (dense) or more, got {self.n_experts}")
+        if self.n_experts:
+            if not 1 <= self.experts_per_token <= self.n_experts:
+                raise ValueError(
+                    f"experts_per_token must lie in 1..n_experts = {self.n_experts}, "
+                    f"got {self.experts_per_token}"
+                )
+            if self.expert_d_ff < 1:
+                raise ValueError(f"expert_d_ff must be at least 1, got {self.expert_d_ff}")
+        if self.activation not in ("swiglu", "geglu", "gelu", "relu"):
+            raise ValueError(
+                f"activation must be 'swiglu', 'geglu', 'gelu' or 'relu', got {self.activation!r}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> OneRecConfig:
+        """A named shape: "tiny" (CPU), "0.1b" (dense) or "1b" (24 experts, 2 a token).
+
+        Sizes and their source are in docs/paper.md.
+
+        Args:
+            name: One of the three.
+            overrides: Fields to set otherwise.
+
+        Raises:
+            ValueError: An unknown name.
+            TypeError: An unknown field.
+        """
+        if name not in _PRESETS:
+            raise ValueError(f"preset must be one of {list(_PRESETS)}, got {name!r}")
+        return cls(**{**_PRESETS[name], **overrides})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON can hold them."""
+        return dataclasses.asdict(self)

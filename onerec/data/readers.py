@@ -1,0 +1,423 @@
+"""Opens a log in any of the layouts that are understood, as expressions in the one schema."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from onerec.data.schema import (
+    INTERACTIONS,
+    ITEMS,
+    Column,
+    bad,
+    check_columns,
+    check_values,
+    is_text,
+    read_footer,
+)
+from onerec.data.source import Connection, LogSource
+from onerec.data.vectors import VectorFile
+
+LAYOUTS = ("auto", "kuairand", "amazon", "parquet")
+
+
+def open_log(
+    path: str | Path,
+    *,
+    kind: str = "auto",
+    memory_limit: str = "2GB",
+    threads: int | None = None,
+) -> LogSource:
+    """Opens a folder with `interactions.parquet` and checks every file in it.
+
+    Args:
+        path: The folder.
+        kind: "kuairand" (timestamp_ms, play_time_ms, is_like ...; with `train_history.parquet`),
+            "amazon" (position and split, no times), "parquet" (the schema of docs/data.md), or
+            "auto", which goes by the columns of `interactions.parquet`.
+        memory_limit: What DuckDB may hold in memory; the rest is spilled to a temporary folder.
+        threads: DuckDB threads; None takes `torch.get_num_threads()`.
+
+    Returns:
+        A `LogSource`; close it, or use it in a `with` statement.
+
+    Raises:
+        DataError: A file is missing, cut short, or breaks the schema.
+        ValueError: An unknown `kind`.
+    """
+    if kind not in LAYOUTS:
+        raise ValueError(f"kind: wanted one of {', '.join(LAYOUTS)}, got {kind!r}")
+    folder = Path(path)
+    if not folder.is_dir():
+        raise bad(folder, "there is no such folder")
+    interactions = folder / "interactions.parquet"
+    schema, rows = read_footer(interactions)
+    if not rows:
+        raise bad(interactions, "the file has no rows")
+    if kind == "auto":
+        names = set(schema.names)
+        if {"timestamp_ms", "play_time_ms"} <= names:
+            kind = "kuairand"
+        elif "position" in names and "timestamp" not in names:
+            kind = "amazon"
+        else:
+            kind = "parquet"
+    connection = Connection(memory_limit, threads)
+    try:
+        if kind == "kuairand":
+            return _kuairand(folder, connection)
+        if kind == "amazon":
+            return _amazon(folder, connection)
+        return _parquet(folder, connection)
+    except BaseException:
+        connection.close()
+        raise
+
+
+_SPLIT = Column("split", "text")
+_NAMES_KUAIRAND = {
+    "user_id": "user_id",
+    "item_id": "item_id",
+    "timestamp": "timestamp_ms",
+    "watch_time_ms": "play_time_ms",
+    "duration_ms": "duration_ms",
+    "click": "is_click",
+    "long_view": "long_view",
+    "like": "is_like",
+    "follow": "is_follow",
+    "share": "is_forward",
+    "comment": "is_comment",
+    "hate": "is_hate",
+}
+
+
+def _kuairand(folder: Path, connection: Connection) -> LogSource:
+    """KuaiRand (Gao et al., CIKM 2022): full rows, and the earlier exposures as lists."""
+    path = folder / "interactions.parquet"
+    columns = tuple(
+        replace(column, name=_NAMES_KUAIRAND[column.name])
+        for column in INTERACTIONS
+        if column.name in _NAMES_KUAIRAND
+    )
+    table = _checked(connection, path, columns)
+    names = {ours: theirs for ours, theirs in _NAMES_KUAIRAND.items() if theirs in table.columns}
+    rows = int(table.count().execute())
+    # An exact repeat of a whole row is a logging artefact (also counted by others on this log).
+    every = [name for name in table.columns if name != "file_row_number"]
+    table = table.group_by(every).aggregate(row=table.file_row_number.min())
+    distinct = int(table.count().execute())
+    interactions = _canonical(table, names, table.row)
+    if "duration_ms" in interactions.columns:
+        interactions = interactions.mutate(duration_ms=interactions.duration_ms.nullif(0))
+    found: dict[str, Any] = {"full rows": distinct, "exact repeats dropped": rows - distinct}
+
+    history_path = folder / "train_history.parquet"
+    if history_path.exists():
+        history = _checked(
+            connection,
+            history_path,
+            (Column("user_id", "id", True), Column("last_timestamp_ms", "integer", True)),
+        )
+        lists = ("item_ids", "long_view", "is_like")
+        for name in lists:
+            if name not in history.columns:
+                raise bad(history_path, "the column is missing", column=name)
+            if not history[name].type().is_array():
+                raise bad(history_path, f"wanted lists, got {history[name].type()}", column=name)
+        length = history.item_ids.length()
+        uneven = history.filter(
+            (length != history.long_view.length()) | (length != history.is_like.length())
+        ).file_row_number.min()
+        at = uneven.to_pyarrow().as_py()
+        if at is not None:
+            raise bad(
+                history_path, "item_ids, long_view and is_like have other lengths", row=int(at)
+            )
+        import ibis
+
+        history = history.mutate(at=ibis.range(0, length.cast("int64")).unnest())
+        earlier = history.select(
+            user_id=history.user_id.cast("int64"),
+            item_id=history.item_ids[history.at].cast("int64"),
+            # Only the last exposure's time is known; the order is, so the others step back by 1 ms.
+            timestamp=history.last_timestamp_ms - (history.item_ids.length() - 1 - history.at),
+            row=history.at.cast("int64"),
+            long_view=history.long_view[history.at].cast("int8"),
+            like=history.is_like[history.at].cast("int8"),
+        )
+        found["earlier exposures"] = int(earlier.count().execute())
+        for name in interactions.columns:
+            if name not in earlier.columns:
+                earlier = earlier.mutate(**{name: ibis.null(interactions[name].type())})
+        interactions = interactions.union(earlier.select(interactions.columns))
+
+    items_path = folder / "items.parquet"
+    if items_path.exists():
+        # A video that the publisher gives no length or tag for keeps nulls.
+        items = _checked(connection, items_path, (Column("item_id", "id", True),))
+        parts = []
+        if "tag" in items.columns:
+            parts.append("tag " + items.tag.fill_null("?"))
+        if "author_id" in items.columns:
+            parts.append("author " + items.author_id.cast("string").fill_null("?"))
+        seconds = None
+        if "video_duration" in items.columns:
+            seconds = items.video_duration.nullif(0).round().cast("int64")
+            parts.append(
+                ((seconds / 1000).round().cast("int64").cast("string") + " s").fill_null(
+                    "length unknown"
+                )
+            )
+        text = parts[0] if parts else "video " + items.item_id.cast("string")
+        for part in parts[1:]:
+            text = text + " · " + part
+        chosen = {"item_id": items.item_id, "row": items.file_row_number, "text": text}
+        if "tag" in items.columns:
+            chosen["tags"] = items.tag.split(",")
+        if seconds is not None:
+            chosen["duration_ms"] = seconds
+        table_items = _items(items_path, items.select(**chosen))
+    else:
+        table_items = _items_of(interactions)
+    vectors = {}
+    for name, about in (
+        ("graph64", "graph64 (random walks on the train period, published)"),
+        ("twotower64", "twotower64 (two-tower model, published, training not documented)"),
+    ):
+        file = folder / f"item_embeddings_{name}.npz"
+        if file.exists():
+            vectors[name] = VectorFile(file, None, about)
+    return LogSource(
+        kind="kuairand",
+        path=folder,
+        connection=connection,
+        interactions=interactions,
+        interactions_path=path,
+        items=table_items,
+        vectors=vectors,
+        time="partial" if history_path.exists() else "ms",
+        found=found | {"items": table_items.num_rows},
+        default_rule=(
+            "next",
+            "KuaiRand has no request ids, and its rows are too sparse for time gaps "
+            "(only a pool of some thousand videos was published)",
+        ),
+        # 2022-04-27 and 2022-04-29, 00:00 in Beijing: two days each for valid and test.
+        default_cuts=(1650988800000, 1651161600000) if history_path.exists() else None,
+    )
+
+
+def _amazon(folder: Path, connection: Connection) -> LogSource:
+    """Amazon 2014 in the S3-Rec / P5 numbering: order without times, leave-last-out."""
+    path = folder / "interactions.parquet"
+    table = _checked(
+        connection,
+        path,
+        (
+            Column("user_id", "id", True),
+            Column("item_id", "id", True),
+            Column("position", "integer", True),
+            replace(_SPLIT, required=True),
+        ),
+    )
+    names = {"user_id": "user_id", "item_id": "item_id", "timestamp": "position", "split": "split"}
+    interactions = _canonical(table, names, table.file_row_number)
+    _check_split(path, table)
+    items_path = folder / "items.parquet"
+    items = _checked(
+        connection,
+        items_path,
+        (Column("item_id", "id", True), Column("title", "text"), Column("attributes", "texts")),
+    )
+    chosen = {"item_id": items.item_id, "row": items.file_row_number}
+    if "title" in items.columns:
+        chosen["text"] = items.title.nullif("")
+    if "attributes" in items.columns:
+        chosen["tags"] = items.attributes
+    table_items = _items(items_path, items.select(**chosen))
+    vectors = {}
+    for name, about in (
+        ("minilm", "minilm (all-MiniLM-L6-v2 of title, categories and brand)"),
+        ("sasrec32", "sasrec32 (published collaborative vectors, training split not stated)"),
+    ):
+        file = folder / f"item_embeddings_{name}.npy"
+        if file.exists():
+            vectors[name] = VectorFile(file, table_items["item_id"].to_numpy(), about)
+    return LogSource(
+        kind="amazon",
+        path=folder,
+        connection=connection,
+        interactions=interactions,
+        interactions_path=path,
+        items=table_items,
+        vectors=vectors,
+        time="position",
+        found={"interactions": int(table.count().execute()), "items": table_items.num_rows},
+        default_rule=("next", "the log has an order but no times"),
+        default_split="column",
+    )
+
+
+def _parquet(folder: Path, connection: Connection) -> LogSource:
+    """A folder in the schema of docs/data.md."""
+    path = folder / "interactions.parquet"
+    table = _checked(connection, path, (*INTERACTIONS, _SPLIT))
+    names = {
+        column.name: column.name
+        for column in (*INTERACTIONS, _SPLIT)
+        if column.name in table.columns
+    }
+    if "split" in names:
+        _check_split(path, table)
+    interactions = _canonical(table, names, table.file_row_number)
+    items_path = folder / "items.parquet"
+    vectors: dict[str, VectorFile] = {}
+    item_ids = None
+    if items_path.exists():
+        items = _checked(connection, items_path, ITEMS)
+        chosen = {
+            column.name: items[column.name] for column in ITEMS if column.name in items.columns
+        }
+        table_items = _items(items_path, items.select(**chosen, row=items.file_row_number))
+        item_ids = table_items["item_id"].to_numpy()
+        schema, _ = read_footer(items_path)
+        if "embedding" in schema.names:
+            vectors["embedding"] = VectorFile(
+                items_path, item_ids, "the column embedding of items.parquet", column="embedding"
+            )
+    else:
+        table_items = _items_of(interactions)
+    for file in sorted([*folder.glob("*embeddings*.npy"), *folder.glob("*embeddings*.npz")]):
+        vectors[file.stem] = VectorFile(file, item_ids, file.name)
+    if "embeddings" in vectors:
+        vectors = {"embeddings": vectors.pop("embeddings"), **vectors}
+    return LogSource(
+        kind="parquet",
+        path=folder,
+        connection=connection,
+        interactions=interactions,
+        interactions_path=path,
+        items=table_items,
+        vectors=vectors,
+        time="ms",
+        found={"interactions": int(table.count().execute()), "items": table_items.num_rows},
+        default_split="column" if "split" in names else "time",
+    )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns DuckDB's complaints about a damaged file into a `DataError`."""
+    import duckdb
+
+    try:
+        yield
+    except (
+        duckdb.IOException,
+        duckdb.InvalidInputException,
+        duckdb.SerializationException,
+    ) as error:
+        raise bad(path, f"the file is damaged: {error}") from error
+
+
+def _checked(connection: Connection, path: Path, columns: tuple[Column, ...]) -> Any:
+    schema, _ = read_footer(path)
+    check_columns(path, schema, columns)
+    with _reading(path):
+        table = connection.read_parquet(path)
+        check_values(path, table, columns, "file_row_number")
+    return table
+
+
+def _canonical(table: Any, names: dict[str, str], row: Any) -> Any:
+    """Renames to the schema and casts: ids int64 or string, times int64 ms, flags int8."""
+    kinds = {column.name: column.kind for column in (*INTERACTIONS, _SPLIT)}
+    chosen = {}
+    for ours, theirs in names.items():
+        values = table[theirs]
+        kind = kinds[ours]
+        if kind == "id":
+            values = values.cast("string" if values.type().is_string() else "int64")
+        elif kind == "number":
+            values = (values.round() if values.type().is_floating() else values).cast("int64")
+        elif kind == "integer":
+            values = values.cast("int64")
+        elif kind == "flag":
+            values = values.cast("int8")
+        chosen[ours] = values
+    return table.select(**chosen, row=row.cast("int64"))
+
+
+def _check_split(path: Path, table: Any) -> None:
+    wrong = table.filter(table.split.isnull() | ~table.split.isin(["train", "valid", "test"]))
+    at = wrong.file_row_number.min().to_pyarrow().as_py()
+    if at is not None:
+        value = table.filter(table.file_row_number == at).split.to_pyarrow()[0].as_py()
+        raise bad(path, f"wanted train, valid or test, got {value!r}", column="split", row=at)
+
+
+def _items(path: Path, expression: Any) -> pa.Table:
+    """The items table in the order of the file, ids checked to be distinct."""
+    with _reading(path):
+        table = expression.order_by("row").to_pyarrow()
+    if not table.num_rows:
+        raise bad(path, "the file has no rows")
+    ids = _ids(table["item_id"])
+    _, first = np.unique(ids.to_numpy(zero_copy_only=False), return_index=True)
+    if len(first) != len(ids):
+        row = int(np.setdiff1d(np.arange(len(ids)), first)[0])
+        raise bad(path, f"the id {ids[row].as_py()} occurs twice", column="item_id", row=row)
+    return _finish(ids, table)
+
+
+def _items_of(interactions: Any) -> pa.Table:
+    """The items table of a log that has none: its item ids in order, with the longest duration."""
+    columns = {}
+    if "duration_ms" in interactions.columns:
+        columns["duration_ms"] = interactions.duration_ms.max()
+    table = (
+        interactions.group_by("item_id")
+        .aggregate(rows=interactions.count(), **columns)
+        .order_by("item_id")
+        .to_pyarrow()
+    )
+    return _finish(_ids(table["item_id"]), table)
+
+
+def _ids(column: pa.ChunkedArray) -> pa.Array:
+    values = column.cast(pa.string() if is_text(column.type) else pa.int64()).combine_chunks()
+    return values.chunk(0) if isinstance(values, pa.ChunkedArray) else values
+
+
+def _finish(ids: pa.Array, table: pa.Table) -> pa.Table:
+    n = len(ids)
+    named = pc.binary_join_element_wise("item", ids.cast(pa.string()), " ")
+    text = (
+        pc.coalesce(table["text"].cast(pa.string()), named)
+        if "text" in table.column_names
+        else named
+    )
+    tags = (
+        pc.coalesce(table["tags"].cast(pa.list_(pa.string())), pa.scalar([], pa.list_(pa.string())))
+        if "tags" in table.column_names
+        else pa.array([[]] * n, pa.list_(pa.string()))
+    )
+    duration = pa.nulls(n, pa.int64())
+    if "duration_ms" in table.column_names:
+        duration = pc.round(table["duration_ms"].cast(pa.float64())).cast(pa.int64())
+    return pa.table(
+        {
+            "item_index": pa.array(np.arange(n, dtype=np.int32)),
+            "item_id": ids,
+            "text": text,
+            "tags": tags,
+            "duration_ms": duration,
+        }
+    )

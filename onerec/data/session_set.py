@@ -1,0 +1,261 @@
+"""The sessions stage as files: what training and evaluation read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from onerec.data.schema import bad
+
+SPLITS = ("train", "valid", "test")
+
+_COLUMNS = {
+    "items": {
+        "item_index": pa.int32(),
+        "item_id": None,
+        "text": pa.string(),
+        "tags": pa.list_(pa.string()),
+        "duration_ms": pa.int64(),
+        "train_count": pa.int64(),
+    },
+    "sequences": {
+        "user_row": pa.int32(),
+        "user_id": None,
+        "items": pa.list_(pa.int32()),
+        "timestamps": pa.list_(pa.int64()),
+    },
+    "sessions": {
+        "user_row": pa.int32(),
+        "start": pa.int32(),
+        "split": pa.string(),
+        "timestamp": pa.int64(),
+        "target": pa.list_(pa.int32()),
+        "watch_time_ms": pa.int64(),
+        "watched": pa.int32(),
+        "interactions": pa.int32(),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The sessions of one split: histories and targets, with nothing copied per sample.
+
+    Args:
+        sequence_values: int32 [total], every user's positive items one after another (shared by
+            all splits).
+        history_begin: int64 [n], where a sample's history begins in `sequence_values`.
+        history_end: int64 [n], where it ends (exclusive).
+        target_values: int32 [targets], the target items one after another.
+        target_offsets: int64 [n + 1], sample i's target is `target_values[o[i]:o[i + 1]]`.
+        user_row: int32 [n], the user's row of `sequences`.
+        timestamp: int64 [n], when the session began.
+    """
+
+    sequence_values: npt.NDArray[np.int32]
+    history_begin: npt.NDArray[np.int64]
+    history_end: npt.NDArray[np.int64]
+    target_values: npt.NDArray[np.int32]
+    target_offsets: npt.NDArray[np.int64]
+    user_row: npt.NDArray[np.int32]
+    timestamp: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.user_row)
+
+    def history(self, index: int) -> npt.NDArray[np.int32]:
+        """Item indices before session `index`, oldest first (a view)."""
+        return self.sequence_values[self.history_begin[index] : self.history_end[index]]
+
+    def target(self, index: int) -> npt.NDArray[np.int32]:
+        """Item indices of session `index` (a view)."""
+        return self.target_values[self.target_offsets[index] : self.target_offsets[index + 1]]
+
+    def histories(self, indices: npt.ArrayLike, length: int) -> npt.NDArray[np.int32]:
+        """The last `length` history items of each sample, oldest first, padded right with -1.
+
+        Returns:
+            int32 [len(indices), length].
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        end = self.history_end[indices]
+        begin = np.maximum(self.history_begin[indices], end - length)
+        return _gather(self.sequence_values, begin, end, length)
+
+    def targets(self, indices: npt.ArrayLike, length: int) -> npt.NDArray[np.int32]:
+        """The first `length` target items of each sample, padded right with -1.
+
+        Returns:
+            int32 [len(indices), length].
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        begin = self.target_offsets[indices]
+        end = np.minimum(self.target_offsets[indices + 1], begin + length)
+        return _gather(self.target_values, begin, end, length)
+
+    def take(self, indices: npt.ArrayLike) -> Samples:
+        """The samples at `indices`, in that order."""
+        indices = np.asarray(indices, dtype=np.int64)
+        sizes = (self.target_offsets[1:] - self.target_offsets[:-1])[indices]
+        offsets = np.concatenate([[0], np.cumsum(sizes)])
+        source = np.repeat(self.target_offsets[indices] - offsets[:-1], sizes) + np.arange(
+            offsets[-1]
+        )
+        return Samples(
+            self.sequence_values,
+            self.history_begin[indices],
+            self.history_end[indices],
+            self.target_values[source],
+            offsets,
+            self.user_row[indices],
+            self.timestamp[indices],
+        )
+
+
+def _gather(
+    values: npt.NDArray[np.int32],
+    begin: npt.NDArray[np.int64],
+    end: npt.NDArray[np.int64],
+    length: int,
+) -> npt.NDArray[np.int32]:
+    at = begin[:, None] + np.arange(length)
+    inside = at < end[:, None]
+    out = np.full((len(begin), length), -1, dtype=np.int32)
+    out[inside] = values[at[inside]]
+    return out
+
+
+def list_values(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """A list column as (values, offsets [rows + 1]) without Python objects."""
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], type=column.type)
+    offsets = array.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+    values = array.values.to_numpy(zero_copy_only=False)[offsets[0] : offsets[-1]]
+    return values, offsets - offsets[0]
+
+
+@dataclass(frozen=True)
+class SessionSet:
+    """The output of the sessions stage.
+
+    Args:
+        items: item_index, item_id, text, tags, duration_ms, train_count; row = item index.
+        sequences: user_row, user_id, items (positive exposures in time order), timestamps.
+        sessions: user_row, start (the history is `items[:start]`), split, timestamp, target,
+            watch_time_ms, watched, interactions.
+        embeddings: float32 [N, d], one row an item.
+        funnel: What was counted, dropped and chosen on the way (funnel.json).
+    """
+
+    items: pa.Table
+    sequences: pa.Table
+    sessions: pa.Table
+    embeddings: npt.NDArray[np.float32]
+    funnel: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SessionSet:
+        """Reads the files that `build_sessions` wrote.
+
+        Raises:
+            DataError: A file is missing, cut short, or does not agree with the others.
+        """
+        folder = Path(folder)
+        tables = {name: _read(folder / f"{name}.parquet", name) for name in _COLUMNS}
+        funnel_path, vectors_path = folder / "funnel.json", folder / "embeddings.npy"
+        for path in (funnel_path, vectors_path):
+            if not path.is_file():
+                raise bad(path, "there is no such file; run the sessions stage again")
+        try:
+            funnel = json.loads(funnel_path.read_text())
+        except ValueError as error:
+            raise bad(funnel_path, f"not whole JSON: {error}") from error
+        try:
+            vectors = np.load(vectors_path, allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise bad(vectors_path, f"not a whole .npy file: {error}") from error
+        n_items, n_users = tables["items"].num_rows, tables["sequences"].num_rows
+        if vectors.ndim != 2 or len(vectors) != n_items or vectors.dtype != np.float32:
+            raise bad(
+                vectors_path,
+                f"wanted float32 [{n_items}, d] (one row an item of items.parquet), "
+                f"got {vectors.dtype} {list(vectors.shape)}",
+            )
+        loaded = cls(**tables, embeddings=vectors, funnel=funnel)
+        for name, column, size in (
+            ("sequences", "items", n_items),
+            ("sessions", "target", n_items),
+            ("sessions", "user_row", n_users),
+        ):
+            table = tables[name]
+            values = (
+                table[column].to_numpy() if column == "user_row" else list_values(table[column])[0]
+            )
+            if len(values) and (values.min() < 0 or values.max() >= size):
+                raise bad(
+                    folder / f"{name}.parquet",
+                    f"wanted 0..{size - 1}, got {values.min()}..{values.max()}",
+                    column=column,
+                )
+        return loaded
+
+    @property
+    def n_items(self) -> int:
+        """How many items the catalogue has."""
+        return int(self.items.num_rows)
+
+    def samples(self, split: str) -> Samples:
+        """The sessions of one split.
+
+        Args:
+            split: "train", "valid" or "test".
+
+        Raises:
+            ValueError: Another split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split: wanted one of {', '.join(SPLITS)}, got {split!r}")
+        rows = self.sessions.filter(pc.equal(self.sessions["split"], split))
+        values, offsets = list_values(self.sequences["items"])
+        target_values, target_offsets = list_values(rows["target"])
+        user_row = rows["user_row"].to_numpy()
+        begin = offsets[user_row]
+        return Samples(
+            sequence_values=values,
+            history_begin=begin,
+            history_end=begin + rows["start"].to_numpy(),
+            target_values=target_values,
+            target_offsets=target_offsets,
+            user_row=user_row,
+            timestamp=rows["timestamp"].to_numpy(),
+        )
+
+
+def _read(path: Path, name: str) -> pa.Table:
+    if not path.is_file():
+        raise bad(path, "there is no such file; run the sessions stage again")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise bad(path, f"not a whole Parquet file: {error}") from error
+    columns = []
+    for column, type_ in _COLUMNS[name].items():
+        if column not in table.column_names:
+            raise bad(path, "the column is missing", column=column)
+        values = table[column]
+        if type_ is not None and values.type != type_:
+            try:
+                values = values.cast(type_)
+            except pa.ArrowException as error:
+                raise bad(path, f"wanted {type_}, got {values.type}", column=column) from error
+        columns.append(values)
+    return cast(pa.Table, pa.table(columns, names=list(_COLUMNS[name])))

@@ -40,20 +40,29 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def measure(files: list[Path]) -> dict[str, Any]:
+def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
     """Runs suites in a pytest of their own and returns pytest-benchmark's record.
 
+    Args:
+        files: Files of the suites.
+        gpu: Whether the benchmarks that need a CUDA device run, or those that do not.
+
     Raises:
-        OneRecError: A suite failed; pytest's words are on stderr.
+        OneRecError: A suite failed, or none has such a benchmark; pytest's words are on stderr.
     """
+    import pytest
+
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record.json"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += ["-m", "gpu" if gpu else "not gpu"]
         command += [f"--benchmark-json={record}", "--benchmark-quiet", *map(str, files)]
         root = files[0].parent.parent
         ended = subprocess.run(command, cwd=root, stdout=sys.stderr, check=False)
-        if ended.returncode or not record.is_file():
+        if ended.returncode not in (0, pytest.ExitCode.NO_TESTS_COLLECTED):
             raise OneRecError(f"pytest ended with code {ended.returncode}; see its output above")
+        if not record.is_file():
+            raise OneRecError(f"no benchmark {'for' if gpu else 'without'} a CUDA device has run")
         found: dict[str, Any] = json.loads(record.read_text())
         return found
 
@@ -67,19 +76,18 @@ def main(argv: list[str]) -> None:
     parser.add_argument(
         "suites", nargs="*", default=[], help="names of benchmarks/bench_NAME.py; all by default"
     )
+    parser.add_argument(
+        "--gpu", action="store_true", help="the benchmarks that need a CUDA device, and only those"
+    )
     options = parser.parse(argv)
     known = _suites()
     if unknown := [name for name in options.suites if name not in known]:
         parser.error(f"no suite {unknown[0]!r}; one of: {', '.join(known)}")
-    record = measure([known[name] for name in options.suites or known])
-    rows = [
+    record = measure([known[name] for name in options.suites or known], gpu=options.gpu)
+    benchmarks = [
         {
             "suite": Path(entry["fullname"].split("::")[0]).stem.removeprefix("bench_"),
             "name": entry["name"].removeprefix("test_"),
-            "median_s": entry["stats"]["median"],
-            "q1_s": entry["stats"]["q1"],
-            "q3_s": entry["stats"]["q3"],
-            "rounds": entry["stats"]["rounds"],
             **entry["extra_info"],
         }
         for entry in record["benchmarks"]
@@ -87,23 +95,31 @@ def main(argv: list[str]) -> None:
     if options.json:
         from onerec.cli.env import collect
 
-        console.print_json({"environment": collect(), "benchmarks": rows})
+        commit = {key: record["commit_info"].get(key) for key in ("id", "time", "dirty")}
+        when = record["datetime"]
+        console.print_json(
+            {"datetime": when, "commit": commit, "environment": collect(), "benchmarks": benchmarks}
+        )
         return
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("suite", "benchmark", box=None, pad_edge=False)
-    for column in ("median", "quartiles", "rounds"):
+    table = Table("suite", "benchmark", "provider", box=None, pad_edge=False)
+    for column in ("median", "p20 .. p80", "times ours"):
         table.add_column(column, justify="right")
     table.add_column("figures")
-    standard = {"suite", "name", "median_s", "q1_s", "q3_s", "rounds"}
-    for row in rows:
-        table.add_row(
-            row["suite"],
-            escape(row["name"]),
-            duration(row["median_s"]),
-            f"{duration(row['q1_s'])} .. {duration(row['q3_s'])}",
-            str(row["rounds"]),
-            escape(", ".join(f"{k} {v}" for k, v in row.items() if k not in standard)),
-        )
+    for entry in benchmarks:
+        facts = [f"{key} {value}" for key, value in entry["facts"].items()]
+        ours = next(iter(entry["providers"].values()))["median_s"]
+        for place, (provider, times) in enumerate(entry["providers"].items()):
+            figures = [f"{rate:.3g} {unit}" for unit, rate in times["rates"].items()]
+            table.add_row(
+                entry["suite"] if place == 0 else "",
+                escape(entry["name"]) if place == 0 else "",
+                escape(provider),
+                duration(times["median_s"]),
+                f"{duration(times['p20_s'])} .. {duration(times['p80_s'])}",
+                f"{times['median_s'] / ours:.2f}",
+                escape(", ".join(figures + (facts if place == 0 else []))),
+            )
     console.stdout().print(table)

@@ -1,0 +1,116 @@
+"""Shared habits of the benchmarks: a checked result first, providers in turn, medians with spread.
+
+    def test_assign(compare, items):
+        compare(
+            {"ours": lambda: assign(x, c), "reference": lambda: assign_reference(x, c)},
+            check=lambda result, expected: torch.testing.assert_close(result, expected),
+            work={"GB/s": x.nbytes / 1e9},
+        )
+
+The first provider is the one under test; `onerec bench` and `make bench` print and store the rest
+beside it, with the machine, the versions and the commit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets a run in which every benchmark is skipped or deselected end as pytest says."""
+    config.addinivalue_line("filterwarnings", "ignore:Not saving anything, no benchmarks")
+
+
+class Comparison:
+    """Times providers of one result in turn; see `__call__`."""
+
+    def __init__(self, benchmark: BenchmarkFixture) -> None:
+        self._benchmark = benchmark
+
+    def __call__(
+        self,
+        providers: Mapping[str, Callable[[], Any]],
+        *,
+        check: Callable[[Any, Any], None],
+        expected: Any = None,
+        work: Mapping[str, float] | None = None,
+        facts: Mapping[str, Any] | None = None,
+        calls: int = 1,
+        seconds: float = 2.0,
+        device: str = "cpu",
+    ) -> None:
+        """Checks every provider's result, then times them in turn, one call of each a round.
+
+        Args:
+            providers: Name -> call that takes nothing and returns its result; ours first. Memory
+                that a provider can reuse (`out=`, workspaces) is made outside.
+            check: Called as `check(result, expected)` for each provider before any timing; must
+                raise if the result is wrong.
+            expected: The right result; default: what the last provider returns (put a reference
+                there). One of the two must be given: `expected`, or two providers or more.
+            work: Unit -> amount that one call does, in that unit times seconds (for "GB/s" the
+                gigabytes that it must move); stored as a rate at each provider's median.
+            facts: Anything else for the record, e.g. a relative error or a beam width.
+            calls: Calls in one round, for calls of microseconds; times are stored per call.
+            seconds: Time to spend in all, 5 rounds at least and 200 at most.
+            device: On "cuda" a round ends with a synchronisation.
+        """
+        names = list(providers)
+        if expected is None and len(names) < 2:
+            raise ValueError("compare: wanted `expected` or a second provider to check against")
+        if expected is None:
+            expected = providers[names[-1]]()
+        for provider in providers.values():
+            check(provider(), expected)
+
+        def once(call: Callable[[], Any]) -> float:
+            start = time.perf_counter()
+            for _ in range(calls):
+                call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            return time.perf_counter() - start
+
+        if self._benchmark.disabled:
+            self._benchmark.pedantic(once, args=(providers[names[0]],))
+            return
+        one_round = sum(once(call) for call in providers.values())
+        rounds = int(np.clip(seconds / one_round, 5, 200))
+        times: dict[str, list[float]] = {name: [] for name in names}
+
+        # Untimed by pytest-benchmark, so the others' turns come before each round of ours; their
+        # order moves on by one each time.
+        def others() -> None:
+            turn = len(times[names[-1]]) % max(len(names) - 1, 1)
+            for name in names[1 + turn :] + names[1 : 1 + turn]:
+                times[name].append(once(providers[name]))
+
+        self._benchmark.pedantic(once, args=(providers[names[0]],), setup=others, rounds=rounds)
+        times[names[0]] = list(self._benchmark.stats.stats.data)
+        self._benchmark.extra_info.update(
+            device=device,
+            rounds=rounds,
+            facts=dict(facts or {}),
+            providers={
+                name: _summary(np.asarray(times[name]) / calls, work or {}) for name in names
+            },
+        )
+
+
+def _summary(seconds: np.ndarray, work: Mapping[str, float]) -> dict[str, Any]:
+    p20, median, p80 = (float(v) for v in np.percentile(seconds, (20, 50, 80)))
+    rates = {unit: amount / median for unit, amount in work.items()}
+    return {"median_s": median, "p20_s": p20, "p80_s": p80, "rates": rates}
+
+
+@pytest.fixture
+def compare(benchmark: BenchmarkFixture) -> Comparison:
+    """Times providers side by side; the only way that a benchmark here measures."""
+    return Comparison(benchmark)

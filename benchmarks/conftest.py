@@ -23,11 +23,6 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Lets a run in which every benchmark is skipped or deselected end as pytest says."""
-    config.addinivalue_line("filterwarnings", "ignore:Not saving anything, no benchmarks")
-
-
 class Comparison:
     """Times providers of one result in turn; see `__call__`."""
 

@@ -21,7 +21,8 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 INTRODUCTION = """\
 # Benchmarks
 
-Rendered by `make docs` from the records in `benchmarks/results/`; no figure is typed by hand. `make bench` (CPU) and `make gpu-check` (one CUDA device) write a record.
+Rendered by `make docs` from the records in `benchmarks/results/`; no figure is typed by hand.
+`make bench` (CPU) and `make gpu-check` (one CUDA device) write a record.
 
 How it is measured: every provider's result is checked against the reference in the same run before
 anything is timed; the providers of one line are timed in turn, one call of each a round, so that a

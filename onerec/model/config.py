@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 _PRESETS: dict[str, dict[str, Any]] = {
     # A model for a CPU: the decoder has experts all the same.
@@ -88,7 +88,7 @@ class OneRecConfig:
     experts_per_token: int = 2
     expert_d_ff: int = 2816
     normalize_gates: bool = False
-    activation: str = "swiglu"
+    activation: Literal["swiglu", "geglu", "gelu", "relu"] = "swiglu"
     loss_free_balancing: bool = True
     balancing_rate: float = 1e-3
     router_balance_loss: float = 0.0

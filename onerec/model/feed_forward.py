@@ -32,12 +32,9 @@ class MoE(nn.Module):
 
     Attributes:
         selection_bias: float32 [E], a buffer; stays float32 when the module is cast.
-        load: int64 [E] or None: (token, slot) pairs each expert got in training since the last
-            `update_bias`. Not a buffer: a data-parallel wrapper would overwrite it.
     """
 
     selection_bias: Tensor
-    load: Tensor | None
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
@@ -48,7 +45,6 @@ class MoE(nn.Module):
         self.w13 = nn.Parameter(torch.zeros(e, rows, d))
         self.w2 = nn.Parameter(torch.zeros(e, d, f))
         self.register_buffer("selection_bias", torch.zeros(e, dtype=torch.float32))
-        self.load = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MoE:
         bias = self.selection_bias
@@ -65,7 +61,7 @@ class MoE(nn.Module):
             x: [T, d].
             mask: bool [T]; tokens with False are skipped (y = 0) and not counted.
         """
-        y, stats = moe(
+        return moe(
             x,
             self.router,
             self.w13,
@@ -76,21 +72,13 @@ class MoE(nn.Module):
             selection_bias=self.selection_bias if self.config.loss_free_balancing else None,
             mask=mask,
         )
-        if self.training and torch.is_grad_enabled():
-            counts = stats.counts
-            self.load = counts if self.load is None else self.load.to(counts.device) + counts
-        return y, stats
 
     @torch.no_grad()
-    def update_bias(self, load: Tensor | None = None) -> None:
-        """selection_bias += rate * sign(mean load - load), algorithm 1 of arXiv 2408.15664.
+    def update_bias(self, counts: Tensor) -> None:
+        """selection_bias += rate * sign(mean count - count), algorithm 1 of arXiv 2408.15664.
 
         Args:
-            load: [E], pairs each expert got in the whole batch; None takes, and always clears, the
-                counts of this process.
+            counts: [E], (token, slot) pairs each expert got in the whole batch.
         """
-        own, self.load = self.load, None
-        load = own if load is None else load
-        if load is not None and self.config.loss_free_balancing:
-            load = load.to(self.selection_bias)
-            self.selection_bias += self.config.balancing_rate * (load.mean() - load).sign()
+        load = counts.to(self.selection_bias)
+        self.selection_bias += self.config.balancing_rate * (load.mean() - load).sign()

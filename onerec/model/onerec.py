@@ -290,24 +290,16 @@ class OneRec(Pretrained):
         levels = range(self.config.levels)
         return torch.stack([self._logits(hidden[:, :, level], level) for level in levels], dim=2)
 
-    def router_load(self) -> Tensor:
-        """int64 [layers, E]: pairs each expert got in training since `update_router_bias`.
-
-        To balance over processes, sum it over them and hand the sum to `update_router_bias`.
-        """
-        device = self.start.device
-        empty = torch.zeros(self.config.n_experts, dtype=torch.int64, device=device)
-        loads = [empty if m.load is None else m.load.to(device) for m in self._mixtures()]
-        return torch.stack(loads) if loads else empty.new_zeros(0, self.config.n_experts)
-
-    def update_router_bias(self, load: Tensor | None = None) -> None:
-        """Loss-free balancing after an optimiser step (arXiv 2408.15664, algorithm 1).
+    def update_router_bias(self, counts: Tensor) -> None:
+        """Loss-free balancing after an optimiser step; nothing when the config has it off.
 
         Args:
-            load: [layers, E] from `router_load`, summed over processes; None takes this process's.
+            counts: [layers, E], `OneRecOutput.router.counts` summed over the micro-batches and
+                processes of the step.
         """
-        for index, mixture in enumerate(self._mixtures()):
-            mixture.update_bias(None if load is None else load[index])
+        if self.config.loss_free_balancing:
+            for mixture, row in zip(self._mixtures(), counts, strict=True):
+                mixture.update_bias(row)
 
     # Encoder
 

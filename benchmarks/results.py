@@ -1,18 +1,20 @@
-"""Keeps the records of `onerec bench --json` and renders docs/benchmarks.md from them.
+"""Runs the benchmarks, keeps their records and renders docs/benchmarks.md from them.
 
-onerec bench --json | python benchmarks/results.py store   # -> benchmarks/results/<device>.json
-python benchmarks/results.py render [--check]              # -> docs/benchmarks.md
+python benchmarks/results.py run [--gpu] [SUITE ...]   # -> benchmarks/results/<device>.json
+python benchmarks/results.py render [--check]          # -> docs/benchmarks.md
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from onerec.cli.bench import duration
+from onerec.cli import bench
+from onerec.errors import OneRecError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -81,8 +83,8 @@ def section(record: dict[str, Any]) -> str:
                 cells = (
                     entry["name"] if place == 0 else "",
                     provider,
-                    duration(times["median_s"]),
-                    f"{duration(times['p20_s'])} .. {duration(times['p80_s'])}",
+                    bench.duration(times["median_s"]),
+                    f"{bench.duration(times['p20_s'])} .. {bench.duration(times['p80_s'])}",
                     f"{times['median_s'] / ours:.2f}",
                     ", ".join(figures),
                 )
@@ -98,22 +100,29 @@ def page() -> str:
     return INTRODUCTION + "".join(section(record) for record in records)
 
 
-def main(arguments: list[str]) -> int:
-    if arguments == ["store"]:
-        print(store(json.load(sys.stdin)).relative_to(ROOT))
-    elif arguments == ["render"]:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    run = verbs.add_parser("run", help="measure and keep the record of this device")
+    run.add_argument("--gpu", action="store_true", help="what needs a CUDA device, and only that")
+    run.add_argument("suites", nargs="*", help="names of bench_NAME.py; all by default")
+    render = verbs.add_parser("render", help="write docs/benchmarks.md")
+    render.add_argument("--check", action="store_true", help="only say whether it is up to date")
+    options = parser.parse_args()
+    if options.verb == "run":
+        known = bench.suites()
+        if unknown := set(options.suites) - set(known):
+            parser.error(f"no suite {min(unknown)!r}; one of: {', '.join(known)}")
+        files = [known[name] for name in options.suites or known]
+        try:
+            print(store(bench.measure(files, gpu=options.gpu)).relative_to(ROOT))
+        except OneRecError as error:
+            sys.exit(str(error))
+    elif not options.check:
         PAGE.write_text(page())
-    elif arguments == ["render", "--check"]:
-        if not PAGE.exists() or PAGE.read_text() != page():
-            print(
-                f"{PAGE.relative_to(ROOT)} is not what benchmarks/results/ gives: run `make docs`"
-            )
-            return 1
-    else:
-        print(__doc__, file=sys.stderr)
-        return 2
-    return 0
+    elif not PAGE.exists() or PAGE.read_text() != page():
+        sys.exit(f"{PAGE.relative_to(ROOT)} is not what benchmarks/results/ gives: run `make docs`")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()

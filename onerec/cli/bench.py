@@ -12,14 +12,18 @@ from typing import Any
 
 import onerec
 from onerec.cli import console
-from onerec.cli.options import Parser
+from onerec.cli.env import collect
 from onerec.errors import OneRecError
 
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 
 
-def _suites() -> dict[str, Path]:
-    """Name -> file of each suite of the source tree that this package was installed from."""
+def suites() -> dict[str, Path]:
+    """Name -> file of each suite of the source tree that this package was installed from.
+
+    Raises:
+        OneRecError: There is no source tree, or no pytest-benchmark.
+    """
     folder = Path(onerec.__file__).resolve().parent.parent / "benchmarks"
     found = {p.stem.removeprefix("bench_"): p for p in sorted(folder.glob("bench_*.py"))}
     if not found:
@@ -41,11 +45,15 @@ def duration(seconds: float) -> str:
 
 
 def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
-    """Runs suites in a pytest of their own and returns pytest-benchmark's record.
+    """Runs suites in a pytest of their own.
 
     Args:
         files: Files of the suites.
         gpu: Whether the benchmarks that need a CUDA device run, or those that do not.
+
+    Returns:
+        The record, as JSON values: datetime, commit, environment, and for each benchmark what
+        `compare` of benchmarks/conftest.py noted.
 
     Raises:
         OneRecError: A suite failed, or none has such a benchmark; pytest's words are on stderr.
@@ -63,11 +71,25 @@ def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
             raise OneRecError(f"pytest ended with code {ended.returncode}; see its output above")
         if not record.is_file():
             raise OneRecError(f"no benchmark {'for' if gpu else 'without'} a CUDA device has run")
-        found: dict[str, Any] = json.loads(record.read_text())
-        return found
+        found = json.loads(record.read_text())
+    return {
+        "datetime": found["datetime"],
+        "commit": {key: found["commit_info"].get(key) for key in ("id", "time", "dirty")},
+        "environment": collect(),
+        "benchmarks": [
+            {
+                "suite": Path(entry["fullname"].split("::")[0]).stem.removeprefix("bench_"),
+                "name": entry["name"].removeprefix("test_"),
+                **entry["extra_info"],
+            }
+            for entry in found["benchmarks"]
+        ],
+    }
 
 
 def main(argv: list[str]) -> None:
+    from onerec.cli.options import Parser
+
     parser = Parser(
         "bench",
         "Runs the benchmarks of a source tree; each checks its result before it is timed.",
@@ -80,26 +102,12 @@ def main(argv: list[str]) -> None:
         "--gpu", action="store_true", help="the benchmarks that need a CUDA device, and only those"
     )
     options = parser.parse(argv)
-    known = _suites()
+    known = suites()
     if unknown := [name for name in options.suites if name not in known]:
         parser.error(f"no suite {unknown[0]!r}; one of: {', '.join(known)}")
     record = measure([known[name] for name in options.suites or known], gpu=options.gpu)
-    benchmarks = [
-        {
-            "suite": Path(entry["fullname"].split("::")[0]).stem.removeprefix("bench_"),
-            "name": entry["name"].removeprefix("test_"),
-            **entry["extra_info"],
-        }
-        for entry in record["benchmarks"]
-    ]
     if options.json:
-        from onerec.cli.env import collect
-
-        commit = {key: record["commit_info"].get(key) for key in ("id", "time", "dirty")}
-        when = record["datetime"]
-        console.print_json(
-            {"datetime": when, "commit": commit, "environment": collect(), "benchmarks": benchmarks}
-        )
+        console.print_json(record)
         return
     from rich.markup import escape
     from rich.table import Table
@@ -108,7 +116,7 @@ def main(argv: list[str]) -> None:
     for column in ("median", "p20 .. p80", "times ours"):
         table.add_column(column, justify="right")
     table.add_column("figures")
-    for entry in benchmarks:
+    for entry in record["benchmarks"]:
         facts = [f"{key} {value}" for key, value in entry["facts"].items()]
         ours = next(iter(entry["providers"].values()))["median_s"]
         for place, (provider, times) in enumerate(entry["providers"].items()):

@@ -11,7 +11,6 @@ from typing import Any
 
 from onerec._version import __version__
 from onerec.cli import console
-from onerec.cli.options import Parser
 
 PACKAGES = (
     "torch",
@@ -145,6 +144,8 @@ def _in_words(value: Any) -> str:
 
 
 def main(argv: list[str]) -> None:
+    from onerec.cli.options import Parser
+
     parser = Parser("env", "Tells versions, the native build, instruction sets, CUDA and memory.")
     options = parser.parse(argv)
     found = collect()

@@ -89,8 +89,8 @@ class RecommendConfig:
 
 # Section -> (module, class, fields that the data decide).
 SECTIONS: dict[str, tuple[str, str, frozenset[str]]] = {
-    "world": ("onerec.data.config", "SimulatorConfig", frozenset()),
-    "sessions": ("onerec.data.config", "SessionConfig", frozenset()),
+    "world": ("onerec.data", "SessionConfig", frozenset()),
+    "sessions": ("onerec.data", "SessionConfig", frozenset()),
     "tokenize": ("onerec.cli.config", "TokenizeConfig", frozenset()),
     "model": (
         "onerec.model.config",
@@ -173,14 +173,17 @@ def add_sections(parser: Parser, sections: Sequence[str], preset: str) -> None:
 def _add_top(parser: Parser, data: bool) -> None:
     parser.add_argument("--out", type=str, required=True, help="directory of the run")
     parser.add_argument(
-        "--config", type=str, default=None, help="YAML file of settings, such as the config.yaml of a run; flags win over it"
+        "--config",
+        type=str,
+        default=None,
+        help="YAML file of settings, such as the config.yaml of a run; flags win over it",
     )
     if data:
         parser.add_argument(
             "--data",
             type=str,
             default=None,
-            help="log: a folder of KuaiRand or Amazon, or Parquet files; simulated when not given",
+            help="folder of the log (KuaiRand, Amazon, or the schema of docs/data.md); simulated when not given",
         )
         parser.add_argument(
             "--kind",

@@ -21,7 +21,7 @@ def make(directory: Path, settings: Settings) -> StageResult:
     sessions, tokens = require(directory, "sessions"), require(directory, "tokenize")
     from onerec.training.config import FREE_ON_RESUME
 
-    train = {k: v for k, v in asdict(settings.train).items() if k not in FREE_ON_RESUME}
+    fixed = {k: v for k, v in asdict(settings.train).items() if k not in FREE_ON_RESUME}
 
     def build(folder: Path) -> dict[str, Any]:
         import torch
@@ -36,22 +36,19 @@ def make(directory: Path, settings: Settings) -> StageResult:
         config = OneRecConfig(
             codebook_size=catalog.codebook_size,
             levels=catalog.levels,
-            session_length=settings.sessions.session_length,
+            session_length=settings.sessions.length,
             **settings.model,
         )
         torch.manual_seed(settings.train.seed)
         model = OneRec(config)
-        result = pretrain(
-            model,
-            data.samples("train"),
-            data.samples("valid"),
-            catalog.sids,
-            settings.train,
-            folder,
-        )
+        train, valid = data.samples("train"), data.samples("valid")
+        with console.progress("pretrain") as report:
+            result = pretrain(
+                model, train, valid, catalog.sids, settings.train, folder, progress=report
+            )
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
-            "samples": len(data.samples("train")),
+            "samples": len(train),
             "steps": result.steps,
             "selected_step": result.selected_step,
             "valid_loss": result.valid_loss,
@@ -61,7 +58,7 @@ def make(directory: Path, settings: Settings) -> StageResult:
     return run_stage(
         directory,
         "pretrain",
-        config={"model": settings.model, "train": train},
+        config={"model": settings.model, "train": fixed},
         inputs={"sessions": sessions.fingerprint, "tokenize": tokens.fingerprint},
         code=["model", "training", "ops", "cli/pretrain.py"],
         build=build,

@@ -29,7 +29,9 @@ def make(directory: Path, settings: Settings) -> StageResult:
     def build(folder: Path) -> dict[str, Any]:
         from onerec.data import build_sessions, open_log
 
-        found = build_sessions(open_log(source, kind=settings.kind), settings.sessions, folder)
+        with open_log(source, kind=settings.kind) as log:
+            console.say(f"sessions: {log.describe()}")
+            found = build_sessions(log, settings.sessions, folder)
         return {
             "users": found.sequences.num_rows,
             "items": found.items.num_rows,

@@ -215,7 +215,7 @@ def run_stage(
         partial.mkdir(parents=True, exist_ok=True)
         started.write_text(wanted.fingerprint)
         wanted.summary = build(partial)
-        started.unlink()
+        started.unlink(missing_ok=True)
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
             relative = path.relative_to(partial)
             if relative.parts[0] not in scratch:

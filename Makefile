@@ -1,39 +1,91 @@
 # `make demo` and `make test` are all that a newcomer needs; both make .venv first.
-PYTHON ?= python3
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+  $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
 export ONEREC_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: demo test lint types format clean
+NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu')
+CXX_BUILD := build/cpp
+# Where the GPU is, the machine's own interpreter and packages are used as they are.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-$(VENV)/.installed: pyproject.toml constraints.txt setup.py CMakeLists.txt
+.PHONY: demo test lint types format cpp-test docs bench gpu-check clean
+
+$(VENV)/.created:
+	@test -n "$(PYTHON)" || { echo "onerec needs Python 3.11 or newer" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt torch numpy
-	$(BIN)/pip install -q -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
+# Without an NVIDIA driver, torch's small CPU build from its own index, where that can be reached.
+$(VENV)/.torch: constraints.txt | $(VENV)/.created
+	index=""; \
+	if ! command -v nvidia-smi >/dev/null && $(BIN)/python -c \
+	  "import socket; socket.getaddrinfo('download.pytorch.org', 443)" 2>/dev/null; then \
+	  index="--extra-index-url https://download.pytorch.org/whl/cpu"; fi; \
+	$(PIP) $$index torch numpy
+	touch $@
+
+$(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/.torch
+	$(PIP) -e .
+	touch $@
+
+# The extras alone, so that the package is not built a second time.
+$(VENV)/.extra-%: pyproject.toml constraints.txt | $(VENV)/.torch
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))\
+	['project']['optional-dependencies']['$*'], sep='\n')" > $@.txt
+	$(PIP) -r $@.txt
 	touch $@
 
 demo: $(VENV)/.installed
 	$(BIN)/onerec run --out demo
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed $(VENV)/.extra-dev
 	$(BIN)/python -m pytest -q
 
-lint: $(VENV)/.installed-dev
+lint: $(VENV)/.extra-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
 
-types: $(VENV)/.installed-dev
+types: $(VENV)/.installed $(VENV)/.extra-dev
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-dev
+format: $(VENV)/.extra-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu' | xargs $(BIN)/clang-format -i
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; `make cpp-test SANITIZE=thread`
+# for data races (the sanitizer cannot follow the threads of a forked child).
+SANITIZE ?= address,undefined
+cpp-test: $(VENV)/.extra-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(CXX_BUILD)-$(SANITIZE) -G Ninja \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DONEREC_CUDA=OFF -DONEREC_TESTS=ON -DONEREC_WERROR=ON \
+	  -DONEREC_SANITIZE=$(SANITIZE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CXX_BUILD)-$(SANITIZE)
+	TSAN_OPTIONS=die_after_fork=0 \
+	  $(BIN)/ctest --test-dir $(CXX_BUILD)-$(SANITIZE) --output-on-failure -j 2 --timeout 600
+
+docs: $(VENV)/.installed $(VENV)/.extra-docs
+	$(BIN)/python benchmarks/results.py render
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/.installed $(VENV)/.extra-dev
+	$(BIN)/python benchmarks/results.py run
+	$(BIN)/python benchmarks/results.py render
+
+gpu-check:
+	@$(GPU_PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else \
+	  f'make gpu-check needs a CUDA device; torch {torch.__version__} sees none')"
+	$(GPU_PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+	$(GPU_PYTHON) -m pytest -q -m gpu $$(grep -rl "mark.gpu" tests)
+	$(GPU_PYTHON) benchmarks/results.py run --gpu
+	$(GPU_PYTHON) benchmarks/results.py render
 
 clean:
-	rm -rf $(VENV) build *.egg-info onerec/*.so onerec/*.so.*
+	rm -rf $(VENV) build site *.egg-info onerec/*.so onerec/*.so.*

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onerec._version import __version__
 
 if TYPE_CHECKING:
+    from onerec.inference import Recommendation, Recommender
     from onerec.model import OneRec, OneRecConfig
     from onerec.trie import SidTrie
 
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 _HOMES: dict[str, str] = {
     "OneRec": "onerec.model",
     "OneRecConfig": "onerec.model",
+    "Recommendation": "onerec.inference",
+    "Recommender": "onerec.inference",
     "SidTrie": "onerec.trie",
 }
 
-__all__ = ["OneRec", "OneRecConfig", "SidTrie", "__version__"]
+__all__ = ["OneRec", "OneRecConfig", "Recommendation", "Recommender", "SidTrie", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -89,20 +89,25 @@ class Catalog:
             ValueError: Ids that the catalogue lacks; the message lists the first ones.
         """
         wanted = _item_ids(ids, expected=self.item_ids.dtype)
-        if self.item_ids.dtype == object:
-            found = np.array([self._index.get(item, -1) for item in wanted], dtype=np.int64)
-        else:
-            found = np.full(len(wanted), -1, dtype=np.int64)
-            if len(self._sorted):
-                at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
-                known = self._sorted[at] == wanted
-                found[known] = self._order[at[known]]
+        found = self.find(wanted)
         unknown = wanted[found < 0]
         if len(unknown):
             first = ", ".join(repr(item) for item in unknown[:5].tolist())
             raise ValueError(
                 f"ids: {len(unknown)} of {len(wanted)} are not in the catalogue, e.g. {first}"
             )
+        return found
+
+    def find(self, ids: ArrayLike) -> npt.NDArray[np.int64]:
+        """Indices int64 [n] of item ids [n]; -1 for an id that the catalogue lacks."""
+        wanted = _item_ids(ids, expected=self.item_ids.dtype)
+        if self.item_ids.dtype == object:
+            return np.array([self._index.get(item, -1) for item in wanted], dtype=np.int64)
+        found = np.full(len(wanted), -1, dtype=np.int64)
+        if len(self._sorted):
+            at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+            known = self._sorted[at] == wanted
+            found[known] = self._order[at[known]]
         return found
 
     def collision_report(self) -> dict[str, float | int]:

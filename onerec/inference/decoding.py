@@ -1,0 +1,99 @@
+"""The decode loop: the model writes, a beam decides."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onerec.model.onerec import OneRec
+from onerec.ops import BeamState
+
+
+class Beams(Protocol):
+    """What the loop asks of a beam: `onerec.ops.BeamSearch` and `FreeBeams` have it."""
+
+    def step(self, logits: Tensor) -> BeamState:
+        """Extends every beam by one code, given float32 logits [B, M, K] on the CPU."""
+        ...
+
+
+@torch.inference_mode()
+def decode_sessions(
+    model: OneRec, history: Tensor, beams: Beams, *, beam_width: int, session_length: int
+) -> None:
+    """Runs `beams` to the end of its sessions on the model's logits.
+
+    The history is encoded once; a step feeds the codes just chosen (an item's last code together
+    with the next BOS, so that a BOS costs no step of its own): session_length * L steps in all.
+
+    Args:
+        model: In evaluation mode.
+        history: int64 [B, S, L] on the model's device, as for `OneRec.forward`.
+        beams: Fresh, for B requests.
+        beam_width: Its M.
+        session_length: Its m.
+    """
+    memory = model.encode(history)
+    cache = model.new_cache(len(history), beam_width, session_length)
+    tokens = torch.zeros(len(history), 1, 1, dtype=torch.int64, device=history.device)
+    while True:
+        state = beams.step(model.decode(tokens, cache, memory).float().cpu())
+        if state.done:
+            return
+        cache.choose(state.parents.to(history.device))
+        tokens = state.tokens.clamp(min=0).unsqueeze(-1).to(history.device)
+        if state.level == 0:
+            tokens = F.pad(tokens, (0, 1))
+
+
+class FreeBeams:
+    """Beam search over all K^L codes, legal or not: what the model would say without the trie.
+
+    Scores are sums of log-softmax; order: score descending, ties as `torch.topk` leaves them. Items
+    may come twice in a session.
+
+    Args:
+        levels: L.
+        batch_size: B.
+        beam_width: M.
+        session_length: m.
+    """
+
+    def __init__(
+        self, levels: int, *, batch_size: int, beam_width: int, session_length: int
+    ) -> None:
+        self.levels, self.width, self.items = levels, beam_width, session_length
+        self.codes = torch.zeros(batch_size, 1, 0, dtype=torch.int64)
+        self.scores = torch.zeros(batch_size, 1)
+
+    def step(self, logits: Tensor) -> BeamState:
+        """Extends every beam by the codes with the best sums."""
+        beams, size = logits.shape[1:]
+        total = self.scores.unsqueeze(-1) + logits.log_softmax(dim=-1)
+        kept = min(self.width, beams * size)
+        scores, best = total.flatten(1).topk(kept, dim=1)
+        # Fewer continuations than beams (a tiny codebook's first step): dead rows, as in a trie.
+        scores = F.pad(scores, (0, self.width - kept), value=float("-inf"))
+        best = F.pad(best, (0, self.width - kept))
+        parents, tokens = best // size, best % size
+        history = self.codes.gather(1, parents.unsqueeze(-1).expand(-1, -1, self.codes.shape[2]))
+        self.codes = torch.cat([history, tokens.unsqueeze(-1)], dim=-1)
+        self.scores = scores
+        done = self.codes.shape[2]
+        return BeamState(
+            parents=parents,
+            tokens=tokens,
+            scores=scores,
+            valid=(scores > float("-inf")).sum(dim=1, dtype=torch.int32),
+            level=done % self.levels,
+            item=done // self.levels,
+            done=done == self.levels * self.items,
+        )
+
+    def sids(self) -> Tensor:
+        """int32 [B, M, m, L], best session first."""
+        shape = (*self.codes.shape[:2], -1, self.levels)
+        return self.codes.reshape(shape).to(torch.int32)

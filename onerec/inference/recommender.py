@@ -1,0 +1,413 @@
+"""Sessions and rankings for users, from a trained model and a catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from onerec.inference.decoding import Beams, FreeBeams, decode_sessions
+from onerec.model.onerec import OneRec
+from onerec.ops import BeamResult, BeamSearch
+from onerec.tokenizer import Catalog
+
+ItemId = Any  # int or str, as in the catalogue
+_Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """Sessions for one request, best first; fewer than asked when the beam found fewer.
+
+    Attributes:
+        item_ids: For each session its items in order.
+        scores: For each session the sum of the log-probabilities of its codes.
+        sids: int32 [sessions, items, L], semantic ids.
+    """
+
+    item_ids: list[list[ItemId]]
+    scores: list[float]
+    sids: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """One history as the model sees it, and what it must not get.
+
+    Attributes:
+        place: Position in the caller's list.
+        codes: int64 [S, L].
+        excluded: Item indices, sorted.
+        denied: Leaves all of whose items are excluded, sorted.
+        items: Items that its session can have.
+    """
+
+    place: int
+    codes: _Ints
+    excluded: _Ints
+    denied: _Ints
+    items: int
+
+
+class Recommender:
+    """Writes sessions for users: encoder, cached decoder, beam search under the catalogue's trie.
+
+    Rules:
+    - A history holds item ids, oldest first. Ids that the catalogue lacks are left out; of the rest
+      the model reads the latest `history_length`. With none left it reads its start token alone, so
+      that a new user gets what the model thinks of nobody in particular.
+    - Items are excluded by id (`exclude`, and the whole history with `exclude_history`). A semantic
+      id is out of the search when all of its items are excluded.
+    - Where several items share a semantic id, a session shows the first that is not excluded, and a
+      ranking shows all that are not, one after another, in the catalogue's order.
+    - No semantic id comes twice in a session. A session is as long as asked, or as there are
+      semantic ids left to a request.
+
+    A call holds all its state itself, so threads may share one object.
+
+    On the CPU a request is decoded by itself unless `batching` says otherwise: matrix products
+    round differently with the number of rows, and a result then does not depend, not even in its
+    last bit, on who else is in the call.
+
+    Args:
+        model: Put into evaluation mode and moved to `device`.
+        catalog: Items and semantic ids; levels and codebook size must be the model's.
+        device: "cpu", "cuda", ...
+        backend: "torch".
+        dtype: Type to cast the weights to, e.g. `torch.bfloat16`; None leaves them.
+        batching: Decode several requests together; None means on every device but the CPU.
+        max_rows: Most beams (requests times width) decoded at once, which bounds memory; a single
+            request may exceed it.
+
+    Raises:
+        ValueError: A catalogue of other levels or codebook size, or an unknown backend.
+    """
+
+    def __init__(
+        self,
+        model: OneRec,
+        catalog: Catalog,
+        *,
+        device: str | torch.device = "cpu",
+        backend: str = "torch",
+        dtype: torch.dtype | None = None,
+        batching: bool | None = None,
+        max_rows: int = 4096,
+    ) -> None:
+        config = model.config
+        if (config.levels, config.codebook_size) != (catalog.levels, catalog.codebook_size):
+            raise ValueError(
+                f"catalog must have {config.levels} levels of {config.codebook_size} codes as the "
+                f"model, got {catalog.levels} of {catalog.codebook_size}"
+            )
+        if backend != "torch":
+            raise ValueError(f"backend must be 'torch', got {backend!r}")
+        if max_rows < 1:
+            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+        self.model = model.to(device=device, dtype=dtype).eval()
+        self.catalog = catalog
+        self.device = torch.device(device)
+        self.batching = self.device.type != "cpu" if batching is None else batching
+        self.max_rows = max_rows
+
+    @classmethod
+    def from_pretrained(
+        cls, model: str | Path | OneRec, catalog: str | Path | Catalog, **options: Any
+    ) -> Self:
+        """Loads what is given as a folder; `options` are those of the class.
+
+        Args:
+            model: Folder of `OneRec.save_pretrained`, a Hub repository's name, or a model.
+            catalog: Folder of `Catalog.save`, or a catalogue.
+
+        Raises:
+            DataError: A file is missing or broken.
+        """
+        if not isinstance(model, OneRec):
+            model = OneRec.from_pretrained(model)
+        if not isinstance(catalog, Catalog):
+            catalog = Catalog.load(catalog)
+        return cls(model, catalog, **options)
+
+    def recommend(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        *,
+        session_length: int | None = None,
+        beam_width: int = 128,
+        num_sessions: int = 1,
+        exclude: Sequence[Sequence[ItemId]] | None = None,
+        exclude_history: bool = True,
+        scoring: str = "full_softmax",
+        temperature: float = 1.0,
+    ) -> list[Recommendation]:
+        """The best sessions of each user.
+
+        Args:
+            histories: Item ids, oldest first; may be empty.
+            session_length: Items of a session; None is the model's own, which is also the most.
+            beam_width: Sessions followed at once (arXiv 2502.18965 serves with 128).
+            num_sessions: Sessions returned, at most `beam_width`.
+            exclude: For each request item ids never to show; ids unknown to the catalogue are
+                ignored.
+            exclude_history: Show nothing from the history.
+            scoring: As for `onerec.ops.BeamSearch`.
+            temperature: As for `onerec.ops.BeamSearch`.
+
+        Raises:
+            ValueError: An argument out of range.
+            TypeError: Item ids of another kind than the catalogue's.
+        """
+        length = self.model.config.session_length if session_length is None else session_length
+        self._check_search(length, beam_width)
+        if not 1 <= num_sessions <= beam_width:
+            raise ValueError(
+                f"num_sessions must lie in 1..beam_width = {beam_width}, got {num_sessions}"
+            )
+        results: list[Recommendation] = [self._nothing() for _ in histories]
+
+        def keep(request: _Request, result: BeamResult, row: int) -> None:
+            found = min(int(result.valid[row]), num_sessions)
+            leaves = result.items[row, :found].numpy()
+            results[request.place] = Recommendation(
+                [[self._first_item(leaf, request) for leaf in session] for session in leaves],
+                result.scores[row, :found].tolist(),
+                result.sids[row, :found].numpy(),
+            )
+
+        self._search(
+            self._requests(histories, exclude, exclude_history, length),
+            beam_width,
+            {"scoring": scoring, "temperature": temperature},
+            keep,
+        )
+        return results
+
+    def rank(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        k: int,
+        *,
+        beam_width: int | None = None,
+        exclude: Sequence[Sequence[ItemId]] | None = None,
+        exclude_history: bool = True,
+        scoring: str = "full_softmax",
+        temperature: float = 1.0,
+    ) -> list[list[ItemId]]:
+        """The next items of each user, best first: a beam search for one item, for Recall@k.
+
+        Args:
+            histories: As for `recommend`.
+            k: Most items of a ranking; it is shorter when the beam finds fewer.
+            beam_width: Semantic ids followed at once; None is max(k, 128).
+            exclude: As for `recommend`.
+            exclude_history: As for `recommend`.
+            scoring: As for `recommend`.
+            temperature: As for `recommend`.
+
+        Raises:
+            ValueError: An argument out of range.
+            TypeError: Item ids of another kind than the catalogue's.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        width = max(k, 128) if beam_width is None else beam_width
+        self._check_search(1, width)
+        results: list[list[ItemId]] = [[] for _ in histories]
+
+        def keep(request: _Request, result: BeamResult, row: int) -> None:
+            leaves = result.items[row, : int(result.valid[row]), 0].numpy()
+            results[request.place] = self._all_items(leaves, request, k)
+
+        self._search(
+            self._requests(histories, exclude, exclude_history, 1),
+            width,
+            {"scoring": scoring, "temperature": temperature},
+            keep,
+        )
+        return results
+
+    def generate_unconstrained(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        *,
+        session_length: int | None = None,
+        beam_width: int = 1,
+    ) -> npt.NDArray[np.int32]:
+        """The best session without the trie, legal or not: int32 [B, m, L].
+
+        Args:
+            histories: As for `recommend`.
+            session_length: As for `recommend`.
+            beam_width: 1 takes the likeliest code each time.
+        """
+        length = self.model.config.session_length if session_length is None else session_length
+        self._check_search(length, beam_width)
+        sids = np.zeros((len(histories), length, self.catalog.levels), dtype=np.int32)
+        for chunk in self._chunks(self._requests(histories, None, False, length), beam_width):
+            beams = FreeBeams(
+                self.catalog.levels,
+                batch_size=len(chunk),
+                beam_width=beam_width,
+                session_length=length,
+            )
+            self._decode(chunk, beams, beam_width, length)
+            best = beams.sids()[:, 0].numpy()
+            for row, request in enumerate(chunk):
+                sids[request.place] = best[row]
+        return sids
+
+    def legality(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        *,
+        session_length: int | None = None,
+        beam_width: int = 1,
+    ) -> float:
+        """Share of the items of `generate_unconstrained` that are in the catalogue, 0 to 1.
+
+        With the trie it is 1 by construction.
+        """
+        sids = self.generate_unconstrained(
+            histories, session_length=session_length, beam_width=beam_width
+        )
+        leaves = self.catalog.trie.lookup(sids.reshape(-1, self.catalog.levels))
+        return float((leaves >= 0).mean()) if leaves.size else 1.0
+
+    def warmup(self, *, beam_width: int = 128) -> None:
+        """Runs an empty and a full history once, so that the first user does not pay for set-up."""
+        full = np.resize(self.catalog.item_ids, self.model.config.history_length)
+        self.recommend([[], full.tolist()], beam_width=beam_width, exclude_history=False)
+
+    # Requests
+
+    def _requests(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        exclude: Sequence[Sequence[ItemId]] | None,
+        exclude_history: bool,
+        length: int,
+    ) -> list[_Request]:
+        if exclude is not None and len(exclude) != len(histories):
+            raise ValueError(
+                f"exclude must have a list for each of {len(histories)} histories, "
+                f"got {len(exclude)}"
+            )
+        requests = []
+        for place, history in enumerate(histories):
+            known = self._known("histories", place, history)
+            excluded = known if exclude_history else known[:0]
+            if exclude is not None:
+                excluded = np.concatenate([excluded, self._known("exclude", place, exclude[place])])
+            excluded = np.unique(excluded)
+            denied = self._exhausted(excluded)
+            window = known[-self.model.config.history_length :]
+            requests.append(
+                _Request(
+                    place,
+                    self.catalog.sids[window].astype(np.int64),
+                    excluded,
+                    denied,
+                    min(length, self.catalog.trie.n_leaves - len(denied)),
+                )
+            )
+        return requests
+
+    def _known(self, name: str, place: int, ids: Sequence[ItemId]) -> _Ints:
+        if isinstance(ids, str):
+            raise TypeError(f"{name}[{place}] must be a list of item ids, got the string {ids!r}")
+        found = self.catalog.find(ids)
+        return found[found >= 0]
+
+    def _exhausted(self, excluded: _Ints) -> _Ints:
+        """Leaves all of whose items are in `excluded` (distinct), sorted."""
+        leaves, counts = np.unique(self.catalog.leaf_of_item[excluded], return_counts=True)
+        offsets = self.catalog.leaf_offsets
+        exhausted: _Ints = leaves[counts == offsets[leaves + 1] - offsets[leaves]]
+        return exhausted
+
+    def _chunks(self, requests: list[_Request], beam_width: int) -> Iterator[list[_Request]]:
+        """Requests to decode together: of one session length, of similar history lengths."""
+        size = max(1, self.max_rows // beam_width) if self.batching else 1
+        ordered = sorted(requests, key=lambda r: (r.items, len(r.codes)))
+        start = 0
+        while start < len(ordered):
+            end = start + 1
+            while (
+                end < min(start + size, len(ordered)) and ordered[end].items == ordered[start].items
+            ):
+                end += 1
+            yield ordered[start:end]
+            start = end
+
+    # Search
+
+    def _search(
+        self,
+        requests: list[_Request],
+        beam_width: int,
+        options: dict[str, Any],
+        keep: Callable[[_Request, BeamResult, int], None],
+    ) -> None:
+        for chunk in self._chunks(requests, beam_width):
+            length = chunk[0].items
+            if length == 0:
+                continue
+            beams = BeamSearch(
+                self.catalog.trie,
+                batch_size=len(chunk),
+                beam_width=beam_width,
+                session_length=length,
+                deny=[request.denied for request in chunk],
+                **options,
+            )
+            self._decode(chunk, beams, beam_width, length)
+            result = beams.result()
+            for row, request in enumerate(chunk):
+                keep(request, result, row)
+
+    def _decode(self, chunk: list[_Request], beams: Beams, beam_width: int, length: int) -> None:
+        longest = max(len(request.codes) for request in chunk)
+        history = np.full((len(chunk), longest, self.catalog.levels), -1, dtype=np.int64)
+        for row, request in enumerate(chunk):
+            history[row, : len(request.codes)] = request.codes
+        decode_sessions(
+            self.model,
+            torch.from_numpy(history).to(self.device),
+            beams,
+            beam_width=beam_width,
+            session_length=length,
+        )
+
+    def _check_search(self, session_length: int, beam_width: int) -> None:
+        longest = self.model.config.session_length
+        if not 1 <= session_length <= longest:
+            raise ValueError(
+                f"session_length must lie in 1..{longest} (the model's), got {session_length}"
+            )
+        if beam_width < 1:
+            raise ValueError(f"beam_width must be at least 1, got {beam_width}")
+
+    # Items
+
+    def _first_item(self, leaf: int, request: _Request) -> ItemId:
+        return self._all_items([leaf], request, 1)[0]
+
+    def _all_items(self, leaves: Iterable[int], request: _Request, most: int) -> list[ItemId]:
+        """Ids of the items of `leaves` that are not excluded, at most `most`."""
+        found: list[ItemId] = []
+        for leaf in leaves:
+            items = self.catalog.leaf_items(int(leaf))
+            items = items[~np.isin(items, request.excluded)]
+            found += self.catalog.item_ids[items].tolist()
+            if len(found) >= most:
+                break
+        return found[:most]
+
+    def _nothing(self) -> Recommendation:
+        return Recommendation([], [], np.empty((0, 0, self.catalog.levels), dtype=np.int32))

@@ -158,7 +158,7 @@ def evaluate(
     rng = np.random.default_rng(config.seed)
     parts = {}
     for name in config.splits:
-        samples, users = _sample_users(session_set.samples(name), config.max_users, rng)  # type: ignore[arg-type]
+        samples, users = _sample_users(session_set.samples(name), config.max_users, rng)
         if len(samples):
             parts[name] = (samples, users)
     if not parts:

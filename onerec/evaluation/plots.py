@@ -1,0 +1,448 @@
+"""The report's figures as inline SVG: no display, no global state, no texts from the data.
+
+Item texts and tags stay in the HTML, where every script can be shown; figures hold only numbers
+and this package's own words.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from onerec.evaluation.result import Measure
+
+SYSTEM_COLOURS = {
+    "model": "#2457c5",
+    "popularity": "#d9822b",
+    "random": "#8a929c",
+    "oracle": "#2b8a5e",
+    "logged": "#7a4fb5",
+}
+LEVEL_COLOURS = ("#2457c5", "#d9822b", "#2b8a5e", "#7a4fb5", "#b5453c", "#4a90a4")
+TAG_COLOURS = (
+    "#4477aa",
+    "#ee8866",
+    "#228833",
+    "#ccbb44",
+    "#aa3377",
+    "#66ccee",
+    "#994455",
+    "#997700",
+    "#77aadd",
+    "#44bb99",
+)
+OTHER_TAG, NO_TAG = "#9aa1a9", "#dfe3e8"
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a929c",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e9ed",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "xtick.color": "#4a525c",
+    "ytick.color": "#4a525c",
+    "axes.labelcolor": "#2b3138",
+    "text.color": "#1f242a",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+def _svg(
+    name: str,
+    size: tuple[float, float],
+    draw: Callable[..., None],
+    *,
+    panels: int = 1,
+    ratios: Sequence[float] | None = None,
+) -> str:
+    """A figure of `panels` axes side by side as an <svg> element with ids of its own."""
+    with mpl.rc_context(_STYLE), mpl.rc_context({"svg.hashsalt": name}):
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False, width_ratios=ratios)[0]
+        draw(*axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'\bid="', f'id="{name}-', text)
+    return re.sub(r"(url\(|href=\")#", rf"\g<1>#{name}-", text)
+
+
+def _thousands(axis: Any) -> None:
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def data_shape(
+    train_counts: npt.NDArray[np.int64], history_lengths: dict[str, npt.NDArray[np.int64]]
+) -> str:
+    """Item popularity by rank, and the lengths of the histories of each split."""
+
+    def draw(left: Axes, right: Axes) -> None:
+        counts = np.sort(train_counts)[::-1]
+        counts = counts[counts > 0]
+        if len(counts):
+            left.loglog(np.arange(1, len(counts) + 1), counts, color=LEVEL_COLOURS[0], lw=1.8)
+        left.set_title("Item popularity")
+        left.set_xlabel("rank of the item")
+        left.set_ylabel("positive exposures in training")
+        longest = max((int(v.max(initial=0)) for v in history_lengths.values()), default=0)
+        edges = np.unique(np.round(np.geomspace(1, longest + 2, 25)).astype(int)) - 1
+        for (split, lengths), colour in zip(history_lengths.items(), LEVEL_COLOURS, strict=False):
+            if not len(lengths):
+                continue
+            share = np.histogram(lengths, bins=np.append(edges, longest + 2))[0] / len(lengths)
+            right.step(edges + 1, np.cumsum(share), where="post", color=colour, label=split, lw=1.8)
+        right.set_xscale("log")
+        right.set_ylim(0, 1.03)
+        right.set_title("History length")
+        right.set_xlabel("items before the session, plus one")
+        right.set_ylabel("share of sessions up to that length")
+        if history_lengths:
+            right.legend(loc="lower right")
+
+    return _svg("data-shape", (9.2, 3.0), draw, panels=2)
+
+
+def code_usage(sids: npt.NDArray[np.int32], codebook_size: int) -> str:
+    """Items on each code of each level, most used first, beside the even share."""
+    levels = sids.shape[1]
+
+    def draw(*axes: Axes) -> None:
+        for level, ax in enumerate(axes):
+            sizes = np.sort(np.bincount(sids[:, level], minlength=codebook_size))[::-1]
+            rank = np.arange(1, codebook_size + 1)
+            colour = LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
+            ax.fill_between(rank, sizes, step="mid", color=colour, alpha=0.25, lw=0)
+            ax.step(rank, sizes, where="mid", color=colour, lw=1.4)
+            even = len(sids) / codebook_size
+            ax.axhline(even, color="#1f242a", lw=1, ls=(0, (4, 3)))
+            ax.set_ylim(0, 1.15 * max(float(sizes.max(initial=0)), even))
+            ax.set_title(f"Level {level + 1}")
+            ax.set_xlabel("code, by size")
+            ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes[0].set_ylabel("items (dashed: even)")
+
+    return _svg("code-usage", (9.2, 2.6), draw, panels=levels)
+
+
+def collisions(items_per_id: npt.NDArray[np.int64]) -> str:
+    """How many ids hold one item, two items, and so on."""
+
+    def draw(ax: Axes) -> None:
+        most = int(items_per_id.max(initial=1))
+        count = np.bincount(items_per_id, minlength=most + 1)[1:]
+        ax.bar(np.arange(1, most + 1), count, color=LEVEL_COLOURS[0], width=0.8)
+        ax.set_yscale("symlog", linthresh=1)
+        ax.set_ylim(0, max(10.0, count.max(initial=1) * 3.0))
+        ax.set_xlim(0.3, max(most, 4) + 0.7)
+        ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        if most <= 12:
+            for size, number in enumerate(count, start=1):
+                if number:
+                    ax.annotate(
+                        f"{number:,}",
+                        (size, number),
+                        (0, 2),
+                        textcoords="offset points",
+                        ha="center",
+                        va="bottom",
+                        fontsize=8,
+                    )
+        ax.set_xlabel("items with the same id")
+        ax.set_ylabel("ids")
+        _thousands(ax.yaxis)
+
+    return _svg("collisions", (4.6, 2.6), draw)
+
+
+def id_tree(
+    sids: npt.NDArray[np.int32], tags: npt.NDArray[np.int64], colours: Sequence[str]
+) -> str:
+    """The tree of ids as an icicle: a row a level, a column an item in the order of ids.
+
+    Args:
+        sids: int [N, L].
+        tags: int [N], index into `colours`, -1 for an item without a tag.
+        colours: Of each tag; a prefix has the colour of its most frequent tag, paler where fewer
+            of its items have it.
+    """
+    order = np.lexsort(sids.T[::-1])
+    sids, tags = sids[order], tags[order]
+    palette = np.array([to_rgb(c) for c in (*colours, NO_TAG)])
+    width = min(len(sids), 1600)
+    columns = np.linspace(0, len(sids) - 1, width).round().astype(int)
+    rows, boundaries = [], []
+    for level in range(sids.shape[1]):
+        starts = prefix_starts(sids, level + 1)
+        dominant, share = dominant_tags(tags, starts, len(colours))
+        strength = (0.15 + 0.85 * share)[:, None]
+        rows.append(palette[dominant] * strength + (1.0 - strength))
+        boundaries.append(np.flatnonzero(starts))
+    rows.append(palette[tags])
+
+    def draw(ax: Axes) -> None:
+        n = len(sids)
+        for row, colour in enumerate(rows):
+            top = len(rows) - row
+            ax.imshow(
+                colour[columns][None],
+                extent=(0, n, top - 0.94, top),
+                aspect="auto",
+                interpolation="nearest",
+            )
+        for level, at in enumerate(boundaries):
+            if len(at) <= 300:
+                top = len(rows) - level
+                ax.vlines(at[1:], top - 0.94, top, color="white", lw=0.7)
+        ax.set_xlim(0, n)
+        ax.set_ylim(0, len(rows))
+        names = [f"level {i + 1}\n{len(b):,} prefixes" for i, b in enumerate(boundaries)]
+        ax.set_yticks([len(rows) - i - 0.47 for i in range(len(rows))], [*names, "items"])
+        ax.tick_params(axis="y", length=0)
+        ax.grid(False)
+        ax.spines[["left", "bottom"]].set_visible(False)
+        ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _thousands(ax.xaxis)
+        ax.set_xlabel("items in the order of their ids")
+
+    return _svg("id-tree", (9.2, 0.8 + 0.62 * len(rows)), draw)
+
+
+def prefix_starts(sorted_sids: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.bool_]:
+    """Where a new prefix of `length` codes begins, bool [N], for ids in lexicographic order."""
+    starts = np.ones(len(sorted_sids), dtype=bool)
+    head = sorted_sids[:, :length]
+    starts[1:] = (head[1:] != head[:-1]).any(axis=1)
+    return starts
+
+
+def dominant_tags(
+    tags: npt.NDArray[np.int64], starts: npt.NDArray[np.bool_], n_tags: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The most frequent tag of each item's prefix and the share of the prefix that has it.
+
+    Args:
+        tags: int [N], -1 (none) to n_tags - 1, in the order of ids.
+        starts: bool [N], where a new prefix begins.
+        n_tags: Number of tags.
+
+    Returns:
+        int64 [N] tag (n_tags for none) and float64 [N] share.
+    """
+    group = np.cumsum(starts) - 1
+    value = np.where(tags < 0, n_tags, tags)
+    keys, counts = np.unique(group * (n_tags + 1) + value, return_counts=True)
+    of_key = keys // (n_tags + 1)
+    best = np.lexsort((-counts, of_key))
+    first = best[np.r_[True, of_key[best][1:] != of_key[best][:-1]]]
+    sizes = np.bincount(group)
+    return (keys[first] % (n_tags + 1))[group], (counts[first] / sizes)[group]
+
+
+def training(records: list[dict[str, Any]], uniform: float | None) -> str:
+    """Loss against steps, whole and by level; the best validation marked.
+
+    Args:
+        records: Of metrics.jsonl.
+        uniform: Loss of a uniform guess of one code, ln K.
+    """
+    train = [r for r in records if r["kind"] == "train"]
+    valid = [r for r in records if r["kind"] == "valid"]
+    levels = len((train or valid)[0]["loss_per_level"])
+
+    def draw(left: Axes, right: Axes) -> None:
+        if train:
+            left.plot(
+                [r["step"] for r in train],
+                [r["loss"] for r in train],
+                color=LEVEL_COLOURS[0],
+                lw=1.5,
+                label="train",
+            )
+        if valid:
+            left.plot(
+                [r["step"] for r in valid],
+                [r["loss"] for r in valid],
+                color=LEVEL_COLOURS[1],
+                lw=1.8,
+                marker="o",
+                ms=3.5,
+                label="valid",
+            )
+            best = min(valid, key=lambda r: float(r["loss"]))
+            left.plot(
+                best["step"],
+                best["loss"],
+                marker="*",
+                ms=12,
+                color=LEVEL_COLOURS[1],
+                mec="white",
+                ls="none",
+                label=f"best {best['loss']:.3f}",
+            )
+        if uniform is not None:
+            left.axhline(
+                uniform * levels, color="#8a929c", lw=1, ls=(0, (4, 3)), label="uniform guess"
+            )
+        left.set_title("Loss of an item (sum over levels)")
+        left.legend()
+        for level in range(levels):
+            colour = LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
+            right.plot(
+                [r["step"] for r in train],
+                [r["loss_per_level"][level] for r in train],
+                color=colour,
+                lw=1,
+                alpha=0.6,
+            )
+            right.plot(
+                [r["step"] for r in valid],
+                [r["loss_per_level"][level] for r in valid],
+                color=colour,
+                lw=1.8,
+                marker="o",
+                ms=3,
+                label=f"level {level + 1}",
+            )
+        if uniform is not None:
+            right.axhline(uniform, color="#8a929c", lw=1, ls=(0, (4, 3)))
+        right.set_title("Loss by level (dots: valid, thin: train)")
+        right.legend()
+        for ax in (left, right):
+            ax.set_xlabel("step")
+            ax.set_ylabel("nats")
+            ax.set_ylim(bottom=0)
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            _thousands(ax.xaxis)
+
+    return _svg("training", (9.2, 3.2), draw, panels=2)
+
+
+def router(records: list[dict[str, Any]]) -> str:
+    """Load of each expert at the end (1 = even), and the evenness over the steps."""
+    last = np.array(records[-1]["router_load"])
+    relative = last * last.shape[1]
+
+    def draw(left: Axes, right: Axes) -> None:
+        most = max(2.0, float(relative.max()))
+        image = left.imshow(relative, cmap="RdBu_r", vmin=2.0 - most, vmax=most, aspect="auto")
+        if relative.size <= 96:
+            for (row, column), value in np.ndenumerate(relative):
+                dark = abs(value - 1.0) > 0.6 * (most - 1.0)
+                left.text(
+                    column,
+                    row,
+                    f"{value:.2f}",
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color="white" if dark else "#1f242a",
+                )
+        left.figure.colorbar(image, ax=left, label="load, 1 = even", shrink=0.9)
+        left.set_yticks(range(relative.shape[0]), [f"{i + 1}" for i in range(relative.shape[0])])
+        left.xaxis.set_major_locator(MaxNLocator(min(12, relative.shape[1]), integer=True))
+        left.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value + 1:.0f}"))
+        left.grid(False)
+        left.set_title("Router load at the end")
+        left.set_xlabel("expert")
+        left.set_ylabel("layer")
+        entropy = np.array([r["router_load_entropy"] for r in records])
+        for layer in range(entropy.shape[1]):
+            right.plot(
+                [r["step"] for r in records],
+                entropy[:, layer],
+                lw=1.5,
+                color=LEVEL_COLOURS[layer % len(LEVEL_COLOURS)],
+                label=f"layer {layer + 1}",
+            )
+        right.set_ylim(min(0.9, float(entropy.min()) - 0.02), 1.005)
+        right.set_title("Evenness (entropy of the load, 1 = even)")
+        right.set_xlabel("step")
+        right.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        _thousands(right.xaxis)
+        right.legend(ncols=2, loc="lower right")
+
+    height = 2.4 + 0.16 * relative.shape[0]
+    return _svg("router", (9.2, height), draw, panels=2, ratios=(1.15, 1))
+
+
+def _points(ax: Axes, rows: Sequence[Sequence[Measure]], names: Sequence[str]) -> None:
+    """Points with intervals, one line a name, systems above one another within it."""
+    systems = list(dict.fromkeys(m.system for row in rows for m in row))
+    offsets = {
+        s: 0.5 * (i - (len(systems) - 1) / 2) / max(len(systems), 1) for i, s in enumerate(systems)
+    }
+    for line, row in enumerate(rows):
+        for m in row:
+            low = m.value if m.low is None else m.low
+            high = m.value if m.high is None else m.high
+            y = line + offsets[m.system]
+            colour = SYSTEM_COLOURS.get(m.system, "#1f242a")
+            ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
+            ax.plot(m.value, y, "o", color=colour, ms=4.5, label=m.system if line == 0 else None)
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    ax.set_xlim(left=0)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(False, axis="y")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 / max(1, len(names) / 4)), ncols=5)
+
+
+def systems(
+    rows: Sequence[Sequence[Measure]], names: Sequence[str], *, name: str, label: str
+) -> str:
+    """Measures of several systems with their intervals.
+
+    Args:
+        rows: One list of measures a line.
+        names: Of the lines; words of this package, not of the data.
+        name: Prefix of the SVG's ids.
+        label: Of the axis.
+    """
+
+    def draw(ax: Axes) -> None:
+        _points(ax, rows, names)
+        ax.set_xlabel(label)
+
+    return _svg(name, (9.2, 1.3 + 0.42 * len(names)), draw)
+
+
+def latency(times_ms: npt.NDArray[np.float64], p50: float, p99: float) -> str:
+    """Histogram of the times of single requests."""
+
+    def draw(ax: Axes) -> None:
+        low, high = float(times_ms.min()), float(times_ms.max())
+        edges = np.linspace(low, max(high, low * 1.01 + 1e-6), 31)
+        ax.hist(times_ms, bins=edges.tolist(), color=LEVEL_COLOURS[0], alpha=0.75, rwidth=0.94)
+        top = ax.get_ylim()[1]
+        for value, word, colour in ((p50, "p50", "#1f242a"), (p99, "p99", "#b5453c")):
+            ax.axvline(value, color=colour, lw=1.3, ls=(0, (4, 3)), label=f"{word} {value:.3g} ms")
+        ax.set_ylim(0, top)
+        ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.set_xlabel("milliseconds a request")
+        ax.set_ylabel("requests")
+        ax.legend(loc="upper right")
+
+    return _svg("latency", (9.2, 2.6), draw)

@@ -250,5 +250,6 @@ def _pairs(
             np.concatenate([a * n_items + b, b * n_items + a]), return_counts=True
         )
         codes, inverse = np.unique(np.concatenate([codes, new]), return_inverse=True)
-        weights = np.bincount(inverse, weights=np.concatenate([weights, counts / distance]))
+        together_weights = np.concatenate([weights, counts / distance])
+        weights = np.asarray(np.bincount(inverse, weights=together_weights), dtype=np.float64)
     return codes // n_items, codes % n_items, weights

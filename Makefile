@@ -5,7 +5,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt
+# Byte code is made at the first import: compiling all of torch would take longer than installing it.
+PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 export ONEREC_DATA ?= $(wildcard ../shared/data)
 
 NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)

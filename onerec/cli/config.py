@@ -89,7 +89,7 @@ class RecommendConfig:
 
 # Section -> (module, class, fields that the data decide).
 SECTIONS: dict[str, tuple[str, str, frozenset[str]]] = {
-    "world": ("onerec.data", "SessionConfig", frozenset()),
+    "world": ("onerec.data", "SimulatorConfig", frozenset()),
     "sessions": ("onerec.data", "SessionConfig", frozenset()),
     "tokenize": ("onerec.cli.config", "TokenizeConfig", frozenset()),
     "model": (
@@ -183,7 +183,8 @@ def _add_top(parser: Parser, data: bool) -> None:
             "--data",
             type=str,
             default=None,
-            help="folder of the log (KuaiRand, Amazon, or the schema of docs/data.md); simulated when not given",
+            help="folder of the log: KuaiRand, Amazon, or the schema of docs/data.md; without it "
+            "the log is simulated",
         )
         parser.add_argument(
             "--kind",

@@ -6,8 +6,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
 from onerec.cli import console
 from onerec.cli.config import Settings
+from onerec.cli.inputs import load_data
 from onerec.cli.stage import StageResult, require, run_stage
 from onerec.cli.verb import stage_verb
 
@@ -20,22 +25,17 @@ def make(directory: Path, settings: Settings) -> StageResult:
     inputs = {name: require(directory, name).fingerprint for name in names}
 
     def build(folder: Path) -> dict[str, Any]:
-        from onerec.data import SessionSet, World
+        from onerec.data import World
         from onerec.evaluation import evaluate
         from onerec.inference import Recommender
-        from onerec.tokenizer import Catalog
 
-        catalog = Catalog.load(directory / "tokenize")
-        recommender = Recommender.from_pretrained(directory / "pretrain" / "model", catalog)
+        data, catalog = load_data(directory)
+        recommender = Recommender.from_pretrained(
+            directory / "pretrain" / "model", catalog, batching=True
+        )
         world = World.load(directory / "world") if settings.data is None else None
         with console.progress("evaluate") as report:
-            result = evaluate(
-                recommender,
-                SessionSet.load(directory / "sessions"),
-                settings.evaluate,
-                world=world,
-                progress=report,
-            )
+            result = evaluate(recommender, data, settings.evaluate, world=world, progress=report)
         result.save(folder / "evaluation.json")
         return headline(result)
 
@@ -51,17 +51,58 @@ def make(directory: Path, settings: Settings) -> StageResult:
 
 
 def headline(result: Any) -> dict[str, Any]:
-    """The measures that a summary shows: the last split, history masked, with intervals."""
+    """Every measure of the last split with the history masked, rare-item buckets left out.
+
+    Returns:
+        {"split": name, "measures": {metric: {system: [value, low, high]}}}; paired differences
+        are systems such as "model - popularity".
+    """
     split = result.protocol["splits"][-1]
-    out: dict[str, Any] = {"split": split}
-    for measure in result.measures:
-        if measure.split == split and measure.history == "masked" and "[" not in measure.metric:
-            out.setdefault(measure.metric, {})[measure.system] = [
-                measure.value,
-                measure.low,
-                measure.high,
-            ]
-    return out
+    measures: dict[str, dict[str, list[float | None]]] = {}
+    for one in (*result.measures, *result.differences):
+        if one.split == split and one.history == "masked" and "[" not in one.metric:
+            of_metric = measures.setdefault(one.metric, {})
+            of_metric[one.system] = [one.value, one.low, one.high]
+    return {"split": split, "measures": measures}
+
+
+_COLUMNS = ("model", "popularity", "random", "oracle", "model - popularity")
+_ROWS = ("recall@", "ndcg@", "hit@", "session_hit", "item_watch_seconds", "coverage@")
+
+
+def metric_table(summary: dict[str, Any]) -> Table:
+    """The headline measures, and the model's lead over popularity with its interval."""
+    measures: dict[str, dict[str, list[float | None]]] = summary["measures"]
+    shown = {
+        metric: systems
+        for metric, systems in measures.items()
+        if metric.startswith(_ROWS) and "model" in systems
+    }
+    columns = [c for c in _COLUMNS if any(c in systems for systems in shown.values())]
+    table = Table(
+        "metric", box=box.SIMPLE, title=f"{summary['split']} sessions", title_justify="left"
+    )
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for metric, systems in shown.items():
+        table.add_row(metric, *(_cell(systems.get(column), "-" in column) for column in columns))
+    return table
+
+
+def _cell(measured: list[float | None] | None, difference: bool) -> str:
+    value, low, high = measured or (None, None, None)
+    if value is None:
+        return ""
+    if not difference:
+        return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
+    interval = "" if low is None or high is None else f" ({low:+.4f} .. {high:+.4f})"
+    return f"{value:+.4f}{interval}"
+
+
+def show(folder: Path, summary: dict[str, Any]) -> None:
+    """Prints the table and where the rest is."""
+    console.stdout().print(metric_table(summary))
+    console.stdout().print(f"all measures  {escape(str(folder / 'evaluation.json'))}")
 
 
 def main(argv: list[str]) -> None:
@@ -72,4 +113,5 @@ def main(argv: list[str]) -> None:
         argv,
         ["evaluate"],
         make,
+        show=show,
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from onerec.cli import console
 from onerec.cli.config import Settings
+from onerec.cli.inputs import load_data
 from onerec.cli.stage import StageResult, require, run_stage
 from onerec.cli.verb import stage_verb
 
@@ -26,13 +27,10 @@ def make(directory: Path, settings: Settings) -> StageResult:
     def build(folder: Path) -> dict[str, Any]:
         import torch
 
-        from onerec.data import SessionSet
         from onerec.model import OneRec, OneRecConfig
-        from onerec.tokenizer import Catalog
         from onerec.training import pretrain
 
-        data = SessionSet.load(directory / "sessions")
-        catalog = Catalog.load(directory / "tokenize")
+        data, catalog = load_data(directory)
         config = OneRecConfig(
             codebook_size=catalog.codebook_size,
             levels=catalog.levels,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
 from onerec.cli import console
-from onerec.cli.config import Settings, parse_command
-from onerec.cli.stage import StageResult, locked, require, run_stage, write_json
-from onerec.data.session_set import SessionSet
+from onerec.cli.config import Settings
+from onerec.cli.inputs import load_data
+from onerec.cli.stage import StageResult, require, run_stage, write_json
+from onerec.cli.verb import stage_verb
+
+if TYPE_CHECKING:
+    from onerec.data import SessionSet
 
 FILE = "recommendations.parquet"
 EXAMPLES = "examples.json"
@@ -28,11 +34,11 @@ def make(directory: Path, settings: Settings) -> StageResult:
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.inference import Recommender
-        from onerec.tokenizer import Catalog
 
-        data = SessionSet.load(directory / "sessions")
-        catalog = Catalog.load(directory / "tokenize")
-        recommender = Recommender.from_pretrained(directory / "pretrain" / "model", catalog)
+        data, catalog = load_data(directory)
+        recommender = Recommender.from_pretrained(
+            directory / "pretrain" / "model", catalog, batching=True
+        )
         return _write(folder, data, recommender, settings)
 
     return run_stage(
@@ -122,7 +128,7 @@ def _write(folder: Path, data: SessionSet, recommender: Any, settings: Settings)
 
 def examples_table(examples: list[dict[str, Any]]) -> Table:
     """A user's last items beside the session recommended to them."""
-    table = Table("user", "took last", "recommended next", show_lines=True)
+    table = Table("user", "took last", "recommended next", box=box.SIMPLE, show_lines=True)
     for example in examples:
         table.add_row(
             escape(str(example["user_id"])),
@@ -137,34 +143,19 @@ def _line(item: dict[str, Any], width: int = 58) -> str:
     return text if len(text) <= width else text[: width - 3] + "..."
 
 
+def show(folder: Path, summary: dict[str, Any]) -> None:
+    """Prints the examples and where the file is."""
+    examples = json.loads((folder / EXAMPLES).read_text())
+    console.stdout().print(examples_table(examples))
+    console.stdout().print(f"{summary['rows']:,} rows  {escape(str(folder / FILE))}")
+
+
 def main(argv: list[str]) -> None:
-    command = parse_command(
+    stage_verb(
         "recommend",
         "Writes sessions of items for the users of the log, in OUT/recommend.",
         argv,
         ["recommend"],
+        make,
+        show=show,
     )
-    with locked(command.out, "recommend"):
-        command.settings.save(command.out / "config.yaml")
-        result = make(command.out, command.settings)
-    show(command.out, result, command.json)
-
-
-def show(directory: Path, result: StageResult, as_json: bool) -> None:
-    """Prints the examples and where the file is."""
-    import json
-
-    folder = directory / "recommend"
-    examples = json.loads((folder / EXAMPLES).read_text())
-    if as_json:
-        console.print_json(
-            {
-                **result.record.summary,
-                "file": str(folder / FILE),
-                "examples": examples,
-                "skipped": result.skipped,
-            }
-        )
-        return
-    console.stdout().print(examples_table(examples))
-    console.stdout().print(f"{result.record.summary['rows']:,} rows in {folder / FILE}")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from rich.markup import escape
-from rich.table import Table
 
 from onerec.cli import (
     console,
@@ -42,7 +39,7 @@ def main(argv: list[str]) -> None:
         "recommendations -> report. A stage whose inputs have not changed is skipped; an "
         "interrupted one goes on when the same command is given again.",
         argv,
-        SECTIONS,
+        list(SECTIONS),
         data=True,
         stored=False,
     )
@@ -74,29 +71,7 @@ def main(argv: list[str]) -> None:
             }
         )
         return
-    out = console.stdout()
-    examples = json.loads((command.out / "recommend" / recommend.EXAMPLES).read_text())
-    out.print(metric_table(results["evaluate"].record.summary))
-    out.print(recommend.examples_table(examples))
-    out.print(f"recommendations  {escape(str(command.out / 'recommend' / recommend.FILE))}")
-    out.print(f"report           {escape(str(report_path))}")
+    for name, module in (("evaluate", evaluate), ("recommend", recommend)):
+        module.show(command.out / name, results[name].record.summary)
+    console.stdout().print(f"report  {escape(str(report_path))}")
     console.say(f"run: {seconds:.0f} s")
-
-
-def metric_table(summary: dict[str, Any]) -> Table:
-    """Metrics by system, with intervals."""
-    metrics = {k: v for k, v in summary.items() if isinstance(v, dict)}
-    systems = list(dict.fromkeys(s for by_system in metrics.values() for s in by_system))
-    table = Table("metric", title=f"{summary['split']} sessions", title_justify="left")
-    for system in systems:
-        table.add_column(system, justify="right")
-    for metric, by_system in metrics.items():
-        table.add_row(metric, *(_cell(by_system.get(system)) for system in systems))
-    return table
-
-
-def _cell(measured: list[float | None] | None) -> str:
-    if measured is None or measured[0] is None:
-        return "-"
-    value, low, high = measured
-    return f"{value:.4f}" if low is None else f"{value:.4f} [dim]({low:.4f} .. {high:.4f})[/dim]"

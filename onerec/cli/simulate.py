@@ -16,14 +16,15 @@ def make(directory: Path, settings: Settings) -> StageResult:
     """Makes `directory/world`."""
 
     def build(folder: Path) -> dict[str, Any]:
+        import pyarrow.parquet as pq
+
         from onerec.data import simulate
 
-        world = simulate(settings.world)
-        world.write(folder)
+        simulate(settings.world).write(folder)
         return {
-            "users": len(world.user_ids),
-            "items": len(world.item_ids),
-            "interactions": world.interactions.num_rows,
+            "users": settings.world.n_users,
+            "items": settings.world.n_items,
+            "interactions": pq.read_metadata(folder / "interactions.parquet").num_rows,
         }
 
     return run_stage(

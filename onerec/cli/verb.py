@@ -25,8 +25,19 @@ def stage_verb(
     make: Make,
     *,
     data: bool = False,
+    show: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> None:
-    """Runs one stage on a run's directory and prints what it reports."""
+    """Runs one stage on a run's directory and prints what it reports.
+
+    Args:
+        verb: Name after `onerec`.
+        description: For its help.
+        argv: Its arguments.
+        sections: Settings that it has flags for.
+        make: Makes the stage.
+        data: Whether it reads a log.
+        show: Prints the stage's folder and summary; a plain table when not given.
+    """
     command = parse_command(verb, description, argv, sections, data=data)
     with locked(command.out, verb):
         command.settings.save(command.out / "config.yaml")
@@ -37,7 +48,7 @@ def stage_verb(
             {**asdict(result.record), "folder": str(folder), "skipped": result.skipped}
         )
     else:
-        print_summary(folder, result.record.summary)
+        (show or print_summary)(folder, result.record.summary)
 
 
 def print_summary(folder: Path, summary: dict[str, Any]) -> None:

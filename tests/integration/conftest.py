@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 SETTINGS = """
-world: {users: 240, items: 120, seed: 3}
+world: {n_users: 240, n_items: 120, n_creators: 20, requests_per_user: 8, seed: 3}
 sessions: {length: 3}
 tokenize: {levels: 2, codebook_size: 16}
 model: {history_length: 16, d_model: 32, n_heads: 2, encoder_layers: 1, decoder_layers: 1,

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import itertools
-import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +21,12 @@ import numpy.typing as npt
 from onerec._version import __version__
 from onerec.data.session_set import Samples, SessionSet
 from onerec.evaluation import metrics as m
+from onerec.evaluation.adapters import (
+    RecommenderRanker,
+    SessionRecommender,
+    TrueWatchTime,
+    WorldRows,
+)
 from onerec.evaluation.baselines import Popularity, Random, Ranker
 from onerec.evaluation.config import EvaluationConfig
 from onerec.evaluation.metrics import FloatArray, IntArray
@@ -30,99 +35,6 @@ from onerec.evaluation.result import EvalResult, Measure
 ProgressCall = Callable[[int, int, str], None]
 
 _WARM_UP = 3
-_ORACLE_CELLS = 2_000_000  # user-item pairs valued at once
-
-
-class SessionRecommender(Protocol):
-    """What the harness calls on a trained recommender (`onerec.Recommender`).
-
-    One that also has `generate_unconstrained(histories) -> int [B, m, L]` gets its unconstrained
-    legality measured.
-    """
-
-    @property
-    def catalog(self) -> Any: ...
-
-    def rank(
-        self,
-        histories: list[list[Any]],
-        k: int,
-        *,
-        beam_width: int | None = None,
-        exclude: list[list[Any]] | None = None,
-        exclude_history: bool = True,
-    ) -> list[list[Any]]: ...
-
-    def recommend(
-        self, histories: list[list[Any]], *, beam_width: int, exclude_history: bool = True
-    ) -> list[Any]: ...
-
-
-class TrueWatchTime(Protocol):
-    """What the harness asks of a simulated world (`onerec.data.World`)."""
-
-    @property
-    def user_ids(self) -> npt.NDArray[Any]: ...
-
-    @property
-    def item_ids(self) -> npt.NDArray[Any]: ...
-
-    def expected_watch_time(self, user_rows: IntArray, items: IntArray) -> FloatArray: ...
-
-
-class RecommenderRanker:
-    """A recommender as a `Ranker` over item indices; items of one trie leaf are a group.
-
-    Args:
-        recommender: Takes and gives item ids.
-        item_ids: [N], the id of each item index.
-        beam_width: Beams of the next-item search.
-    """
-
-    def __init__(
-        self, recommender: SessionRecommender, item_ids: Sequence[Any], *, beam_width: int
-    ) -> None:
-        self._recommender = recommender
-        self._beam_width = beam_width
-        self._ids = np.empty(len(item_ids), dtype=object)
-        self._ids[:] = list(item_ids)
-        self._index = {item_id: index for index, item_id in enumerate(item_ids)}
-        catalog = recommender.catalog
-        self._groups: IntArray = np.asarray(
-            catalog.leaf_of_item[catalog.index_of(item_ids)], dtype=np.int64
-        )
-
-    @property
-    def groups(self) -> IntArray:
-        return self._groups
-
-    @property
-    def shared_ids(self) -> bool:
-        """Whether any two items have one semantic id."""
-        return len(np.unique(self._groups)) < len(self._groups)
-
-    def ids(self, rows: Sequence[npt.ArrayLike]) -> list[list[Any]]:
-        """Item indices as the log's item ids."""
-        return [self._ids[np.asarray(row, dtype=np.int64)].tolist() for row in rows]
-
-    def indices(self, rows: Sequence[Sequence[Any]], width: int) -> IntArray:
-        """Item ids as item indices, int64 [B, width], padded with -1."""
-        return m.pad_rows([[self._index[item] for item in row] for row in rows], width)
-
-    def rank(
-        self,
-        histories: Sequence[npt.ArrayLike],
-        k: int,
-        exclude: Sequence[npt.ArrayLike] | None = None,
-    ) -> IntArray:
-        ranked = self._recommender.rank(
-            self.ids(histories),
-            k,
-            beam_width=self._beam_width,
-            exclude=None if exclude is None else self.ids(exclude),
-            exclude_history=False,
-        )
-        return self.indices(ranked, k)
 
 
 def evaluate(
@@ -177,7 +89,7 @@ def evaluate(
     result = EvalResult(protocol=_protocol(config, items, parts), versions=_versions())
     users_of_world = None
     if world is not None:
-        users_of_world = _WorldRows(world, session_set.sequences["user_id"].to_pylist(), items)
+        users_of_world = WorldRows(world, session_set.sequences["user_id"].to_pylist(), items.ids)
     for name, (samples, _) in parts.items():
         split = _SplitRun(name, samples, items, recommender, ranker, config, users_of_world)
         split.measure(advance)
@@ -220,52 +132,6 @@ class _Items:
         }
 
 
-class _WorldRows:
-    """A world addressed by the session set's user rows and item indices."""
-
-    def __init__(self, world: TrueWatchTime, user_ids: list[Any], items: _Items) -> None:
-        self._world = world
-        self._users = _rows_of(world.user_ids, user_ids, "user")
-        self._items = _rows_of(world.item_ids, items.ids, "item")
-
-    def session_seconds(self, user_rows: IntArray, sessions: IntArray) -> FloatArray:
-        """Sum of the true expected watch times of each session's items, float64 [B]."""
-        seconds = self.seconds(np.repeat(user_rows, sessions.shape[1]), sessions.reshape(-1))
-        total: FloatArray = np.where(sessions >= 0, seconds.reshape(sessions.shape), 0.0).sum(
-            axis=1
-        )
-        return total
-
-    def seconds(self, user_rows: IntArray, items: IntArray) -> FloatArray:
-        return np.asarray(
-            self._world.expected_watch_time(self._users[user_rows], self._items[items])
-        )
-
-    def oracle(self, user_rows: IntArray, m_items: int, exclude: IntArray) -> IntArray:
-        """The items with the greatest true expected watch time, int64 [B, m]."""
-        n = len(self._items)
-        best = []
-        step = max(1, _ORACLE_CELLS // n)
-        for begin in range(0, len(user_rows), step):
-            rows = user_rows[begin : begin + step]
-            value = self.seconds(np.repeat(rows, n), np.tile(np.arange(n), len(rows)))
-            value = value.reshape(len(rows), n).copy()
-            hidden = exclude[begin : begin + step]
-            at, place = np.nonzero(hidden >= 0)
-            value[at, hidden[at, place]] = -math.inf
-            top = np.argsort(-value, axis=1, kind="stable")[:, :m_items]
-            best.append(np.where(np.take_along_axis(value, top, axis=1) == -math.inf, -1, top))
-        return m.pad_rows(list(np.concatenate(best)), m_items)
-
-
-def _rows_of(known: npt.NDArray[Any], wanted: list[Any], what: str) -> IntArray:
-    place = {value: row for row, value in enumerate(np.asarray(known).tolist())}
-    try:
-        return np.array([place[value] for value in wanted], dtype=np.int64)
-    except KeyError as error:
-        raise ValueError(f"world: the session set's {what} {error} is not in it") from None
-
-
 @dataclass
 class _SplitRun:
     """Measures one split: values a session for every system, then intervals over all of them."""
@@ -276,7 +142,7 @@ class _SplitRun:
     recommender: SessionRecommender
     model: RecommenderRanker
     config: EvaluationConfig
-    world: _WorldRows | None
+    world: WorldRows | None
     # (history, system, metric) -> values and weights, one entry a batch
     values: dict[tuple[str, str, str], list[FloatArray]] = field(default_factory=dict)
     weights: dict[tuple[str, str, str], list[FloatArray]] = field(default_factory=dict)
@@ -405,12 +271,11 @@ class _SplitRun:
             self._add("masked", "model", "unconstrained_legality", legal, None)
 
     def _watch_time(
-        self, world: _WorldRows, system: str, user_rows: IntArray, rows: IntArray
+        self, world: WorldRows, system: str, user_rows: IntArray, rows: IntArray
     ) -> None:
-        seconds, lengths = world.session_seconds(user_rows, rows), m.session_lengths(rows)
-        self._add("masked", system, "watch_seconds", seconds, None)
-        per_item = seconds / np.maximum(lengths, 1.0)
-        self._add("masked", system, "watch_seconds_per_item", per_item, lengths)
+        self._add("masked", system, "watch_seconds", world.session_seconds(user_rows, rows), None)
+        each = world.item_seconds(user_rows, rows)
+        self._add("masked", system, "item_watch_seconds", each, m.session_lengths(rows))
 
     def report(self, result: EvalResult) -> None:
         """Adds this split's measures and paired differences."""
@@ -433,36 +298,14 @@ class _SplitRun:
             confidence=self.config.confidence,
             seed=self.config.seed,
         )
-        for (history, system, metric), interval in zip(keys, intervals, strict=False):
-            if interval.n == 0:  # an empty bucket
-                continue
-            result.measures.append(
-                Measure(
-                    self.name,
-                    history,
-                    system,
-                    metric,
-                    interval.value,
-                    interval.low,
-                    interval.high,
-                    int(interval.n),
+        entries = [(result.measures, key) for key in keys]
+        entries += [(result.differences, (a[0], f"{a[1]} - {b[1]}", a[2])) for a, b in pairs]
+        for (where, (history, system, metric)), got in zip(entries, intervals, strict=True):
+            if got.n > 0:  # an empty bucket has no measure
+                n = int(got.n)
+                where.append(
+                    Measure(self.name, history, system, metric, got.value, got.low, got.high, n)
                 )
-            )
-        for (a, b), interval in zip(pairs, intervals[len(keys) :], strict=True):
-            if interval.n == 0:
-                continue
-            result.differences.append(
-                Measure(
-                    self.name,
-                    a[0],
-                    f"{a[1]} - {b[1]}",
-                    a[2],
-                    interval.value,
-                    interval.low,
-                    interval.high,
-                    int(interval.n),
-                )
-            )
         self._report_exposures(result)
 
     def _report_exposures(self, result: EvalResult) -> None:
@@ -476,19 +319,11 @@ class _SplitRun:
                 f"{prefix}gini{suffix}": m.gini(counts),
                 f"{prefix}entropy_bits{suffix}": m.entropy(counts),
             }
-            for metric, value in numbers.items():
-                result.measures.append(
-                    Measure(
-                        self.name,
-                        "masked" if history == "session" else history,
-                        system,
-                        metric,
-                        value,
-                        None,
-                        None,
-                        int(counts.sum()),
-                    )
-                )
+            where = "masked" if history == "session" else history
+            result.measures += [
+                Measure(self.name, where, system, metric, value, None, None, int(counts.sum()))
+                for metric, value in numbers.items()
+            ]
 
 
 def _legal(trie: Any, codes: list[npt.NDArray[Any]]) -> FloatArray:

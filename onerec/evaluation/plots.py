@@ -17,7 +17,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from onerec.evaluation.result import Measure
 
@@ -107,19 +107,21 @@ def data_shape(
         left.set_xlabel("rank of the item")
         left.set_ylabel("positive exposures in training")
         longest = max((int(v.max(initial=0)) for v in history_lengths.values()), default=0)
-        edges = np.unique(np.round(np.geomspace(1, longest + 2, 25)).astype(int)) - 1
+        at = np.unique(np.geomspace(1, max(longest, 2), 60).round())
         for (split, lengths), colour in zip(history_lengths.items(), LEVEL_COLOURS, strict=False):
-            if not len(lengths):
-                continue
-            share = np.histogram(lengths, bins=np.append(edges, longest + 2))[0] / len(lengths)
-            right.step(edges + 1, np.cumsum(share), where="post", color=colour, label=split, lw=1.8)
+            if len(lengths):
+                share = np.searchsorted(np.sort(lengths), at, side="right") / len(lengths)
+                right.step(at, share, where="post", color=colour, label=split, lw=1.8)
         right.set_xscale("log")
         right.set_ylim(0, 1.03)
         right.set_title("History length")
-        right.set_xlabel("items before the session, plus one")
+        right.set_xlabel("items before the session")
         right.set_ylabel("share of sessions up to that length")
-        if history_lengths:
+        if right.lines:
             right.legend(loc="lower right")
+        for axis in (left.xaxis, left.yaxis, right.xaxis):
+            _thousands(axis)
+            axis.set_minor_locator(NullLocator())
 
     return _svg("data-shape", (9.2, 3.0), draw, panels=2)
 
@@ -392,7 +394,7 @@ def _points(ax: Axes, rows: Sequence[Sequence[Measure]], names: Sequence[str]) -
     """Points with intervals, one line a name, systems above one another within it."""
     systems = list(dict.fromkeys(m.system for row in rows for m in row))
     offsets = {
-        s: 0.5 * (i - (len(systems) - 1) / 2) / max(len(systems), 1) for i, s in enumerate(systems)
+        s: 0.62 * (i - (len(systems) - 1) / 2) / max(len(systems), 1) for i, s in enumerate(systems)
     }
     for line, row in enumerate(rows):
         for m in row:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -11,51 +10,16 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-from markupsafe import Markup
 
 from onerec._version import __version__
 from onerec.errors import DataError
-from onerec.evaluation import plots
-from onerec.evaluation.result import EvalResult, Measure
+from onerec.evaluation import sections
+from onerec.evaluation.result import Measure
 from onerec.files import atomic_write
 
-STAGES = ("world", "sessions", "tokenize", "pretrain", "evaluate", "recommend")
-SYSTEMS = ("model", "popularity", "random")
-
-# A tag on more of the items than this says little about any of them.
-_COMMON_TAG = 0.4
-
-LABELS = {
-    "session_hit": "session hit rate",
-    "session_recall": "session recall",
-    "session_length": "items in a session",
-    "session_duplicates": "repeats within a session",
-    "legality": "ids in the catalogue, constrained",
-    "unconstrained_legality": "ids in the catalogue, unconstrained",
-    "session_coverage": "coverage of the catalogue, sessions",
-    "session_popular_share": "share of the most popular items, sessions",
-    "session_gini": "Gini of exposures, sessions",
-    "session_entropy_bits": "entropy of exposures (bits), sessions",
-    "coverage": "coverage of the catalogue",
-    "popular_share": "share of the most popular items",
-    "gini": "Gini of exposures",
-    "entropy_bits": "entropy of exposures (bits)",
-    "recall": "Recall",
-    "ndcg": "NDCG",
-    "hit": "hit rate",
-    "id_recall": "Recall by id (inflated)",
-}
-
-
-class _Missing(Exception):
-    """A file that a section needs is not there."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
+# What reading a file of other contents than wanted can raise.
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError)
 
 
 @dataclass
@@ -95,20 +59,20 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     run = Path(run_dir)
     if not run.is_dir():
         raise DataError(f"{run}: no such run directory")
-    sections = [
+    parts = [
         _section(run, *part)
         for part in (
-            ("summary", "Summary", _summary),
-            ("data", "Data", _data),
-            ("ids", "Semantic ids", _semantic_ids),
-            ("tree", "Tree of ids", _tree),
-            ("training", "Training", _training),
-            ("router", "Router load", _router),
-            ("metrics", "Ranking", _ranking),
-            ("sessions", "Generated sessions", _sessions),
-            ("latency", "Latency", _latency),
-            ("samples", "Sample sessions", _samples),
-            ("setup", "Configuration and versions", _setup),
+            ("summary", "Summary", sections.summary),
+            ("data", "Data", sections.data),
+            ("ids", "Semantic ids", sections.semantic_ids),
+            ("tree", "Tree of ids", sections.tree),
+            ("training", "Training", sections.training),
+            ("router", "Router load", sections.router),
+            ("metrics", "Ranking", sections.ranking),
+            ("sessions", "Generated sessions", sections.sessions),
+            ("latency", "Latency", sections.latency),
+            ("samples", "Sample sessions", sections.samples),
+            ("setup", "Configuration and versions", sections.setup),
         )
     ]
     environment = jinja2.Environment(
@@ -118,14 +82,13 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, interval=_interval, label=_label)
+    environment.filters.update(number=_number, interval=_interval, label=sections.label)
     page = environment.get_template("report.html").render(
         title=run.resolve().name,
-        sections=sections,
+        sections=parts,
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        systems=SYSTEMS,
-        colours=plots.SYSTEM_COLOURS,
+        systems=sections.SYSTEMS,
     )
     path = run / "report.html" if out is None else Path(out)
     with atomic_write(path) as temporary:
@@ -136,32 +99,13 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
 def _section(run: Path, name: str, title: str, build: Callable[[Path], dict[str, Any]]) -> Section:
     try:
         return Section(name, title, build(run))
-    except _Missing as error:
+    except sections.Missing as error:
         stage = error.path.split("/")[0]
         problem = f"Nothing to show: {error.path} is missing (stage {stage} has not been run)."
-    except (DataError, OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+    except (DataError, OSError, pa.ArrowException, *_DAMAGE) as error:
         detail = " ".join(f"{type(error).__name__}: {error}".split())
         problem = f"The files of this stage cannot be read. {detail}"
     return Section(name, title, problem=problem)
-
-
-def _file(run: Path, name: str) -> Path:
-    path = run / name
-    if not path.is_file():
-        raise _Missing(name)
-    return path
-
-
-def _json(run: Path, name: str) -> Any:
-    path = _file(run, name)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not whole JSON: {error}") from error
-
-
-def _evaluation(run: Path) -> EvalResult:
-    return EvalResult.load(_file(run, "evaluate/evaluation.json"))
 
 
 def _number(value: Any) -> str:
@@ -180,445 +124,3 @@ def _interval(measure: Measure) -> str:
     if measure.low is None or measure.high is None:
         return ""
     return f"[{_number(measure.low)}, {_number(measure.high)}]"
-
-
-def _label(metric: str) -> str:
-    """A metric's key in words."""
-    name, at, k = metric.partition("@")
-    return f"{LABELS.get(name, name.replace('_', ' '))}{'@' if at else ''}{k}"
-
-
-def _find(measures: list[Measure], metric: str, system: str, split: str, history: str) -> Any:
-    for measure in measures:
-        key = (measure.metric, measure.system, measure.split, measure.history)
-        if key == (metric, system, split, history):
-            return measure
-    return None
-
-
-def _summary(run: Path) -> dict[str, Any]:
-    result = _evaluation(run)
-    split = result.protocol["splits"][-1]
-    metric = f"recall@{max(result.protocol['ks'])}"
-    model = _find(result.measures, metric, "model", split, "masked")
-    popularity = _find(result.measures, metric, "popularity", split, "masked")
-    gap = _find(result.differences, metric, "model - popularity", split, "masked")
-    if gap.low > 0:
-        verdict = "the model is better than popularity beyond the interval"
-    elif gap.high < 0:
-        verdict = "the model is worse than popularity beyond the interval"
-    else:
-        verdict = "the interval includes zero: no difference is shown"
-    sizes = result.protocol["split_sizes"][split]
-    tiles = [
-        ("items", result.protocol["items"]),
-        (f"{split} sessions", sizes["sessions"]),
-        (f"{split} users", sizes["users"]),
-        (f"{_label(metric)}, model", model.value),
-        (f"{_label(metric)}, popularity", popularity.value),
-    ]
-    if result.latency:
-        tiles.append(("ms a request, p50", result.latency["p50_ms"]))
-    return {
-        "tiles": tiles,
-        "split": split,
-        "metric": metric,
-        "model": model,
-        "popularity": popularity,
-        "gap": gap,
-        "verdict": verdict,
-    }
-
-
-def _data(run: Path) -> dict[str, Any]:
-    funnel = _json(run, "sessions/funnel.json")
-    steps = []
-    largest: dict[str, int] = {}
-    for step in funnel.get("steps", []):
-        largest[step["unit"]] = max(largest.get(step["unit"], 0), step["count"])
-    for step in funnel.get("steps", []):
-        share = step["count"] / max(largest[step["unit"]], 1)
-        steps.append({**step, "share": share})
-    facts = _flatten({k: v for k, v in funnel.items() if k not in ("steps", "config")})
-    counts = pq.read_table(_file(run, "sessions/items.parquet"), columns=["train_count"])
-    sessions = pq.read_table(_file(run, "sessions/sessions.parquet"), columns=["split", "start"])
-    split = sessions["split"].to_numpy(zero_copy_only=False)
-    start = sessions["start"].to_numpy().astype(np.int64)
-    lengths = {name: start[split == name] for name in ("train", "valid", "test")}
-    figure = plots.data_shape(counts["train_count"].to_numpy(), lengths)
-    return {"steps": steps, "facts": facts, "figure": Markup(figure)}
-
-
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as (name, value) rows."""
-    if isinstance(value, dict):
-        return [
-            row
-            for key, inner in value.items()
-            for row in _flatten(inner, f"{prefix}{str(key).replace('_', ' ')}, ")
-        ]
-    if isinstance(value, list):
-        value = ", ".join(map(str, value)) or "none"
-    name = prefix.removesuffix(", ")
-    if name.endswith(("valid from", "test from")) and isinstance(value, int):
-        value = f"{value} ({datetime.fromtimestamp(value / 1000, UTC):%Y-%m-%d %H:%M} UTC)"
-    return [(name, value)]
-
-
-def _codes(run: Path) -> tuple[npt.NDArray[np.int32], pa.Table]:
-    table = pq.read_table(_file(run, "tokenize/catalog.parquet"))
-    codes = np.stack(table["codes"].to_numpy(zero_copy_only=False)).astype(np.int32)
-    return codes, table
-
-
-def _semantic_ids(run: Path) -> dict[str, Any]:
-    metrics = _json(run, "tokenize/metrics.json")
-    codes, _ = _codes(run)
-    size = _codebook_size(run, codes)
-    levels = []
-    for level in range(codes.shape[1]):
-        used = np.bincount(codes[:, level], minlength=size)
-        share = used[used > 0] / len(codes)
-        bits = float(-(share * np.log2(share)).sum())
-        levels.append(
-            {
-                "level": level + 1,
-                "used": int((used > 0).sum()),
-                "min": int(used.min()),
-                "max": int(used.max()),
-                "entropy": bits,
-                "evenness": bits / np.log2(size),
-            }
-        )
-    per_id = np.unique(codes, axis=0, return_counts=True)[1]
-    scalars = [
-        (name, value)
-        for name, value in _flatten(metrics)
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-    return {
-        "codebook_size": size,
-        "levels": levels,
-        "items": len(codes),
-        "ids": len(per_id),
-        "shared": float(per_id[per_id > 1].sum() / len(codes)),
-        "largest": int(per_id.max()),
-        "scalars": scalars,
-        "usage": Markup(plots.code_usage(codes, size)),
-        "collisions": Markup(plots.collisions(per_id)),
-    }
-
-
-def _codebook_size(run: Path, codes: npt.NDArray[np.int32]) -> int:
-    """K as the stage recorded it; without a record, the least that holds every code."""
-    record = run / "tokenize" / "stage.json"
-    if record.is_file():
-        stored = _json(run, "tokenize/stage.json").get("summary", {}).get("codebook_size")
-        if stored:
-            return int(stored)
-    return int(codes.max()) + 1
-
-
-def _tree(run: Path) -> dict[str, Any]:
-    codes, catalog = _codes(run)
-    items = pq.read_table(_file(run, "sessions/items.parquet"), columns=["item_id", "tags"])
-    place = {item: row for row, item in enumerate(items["item_id"].to_pylist())}
-    rows = np.array([place[item] for item in catalog["item_id"].to_pylist()], dtype=np.int64)
-    tag_of, names, counts = _main_tags(items["tags"])
-    tag_of = tag_of[rows]
-    shown = len(plots.TAG_COLOURS)
-    colours = [*plots.TAG_COLOURS, plots.OTHER_TAG]
-    figure = plots.id_tree(codes, np.minimum(tag_of, shown), colours)
-    legend = [
-        (plots.TAG_COLOURS[i], names[i], int(counts[i])) for i in range(min(shown, len(names)))
-    ]
-    if len(names) > shown:
-        others = f"{len(names) - shown:,} other tags"
-        legend.append((plots.OTHER_TAG, others, int(counts[shown:].sum())))
-    if without := int((tag_of < 0).sum()):
-        legend.append((plots.NO_TAG, "no tag", without))
-    tagged = tag_of >= 0
-    purity = []
-    if tagged.any():
-        order = np.lexsort(codes[tagged].T[::-1])
-        sids, tags = codes[tagged][order], tag_of[tagged][order]
-        shuffled = np.random.default_rng(0).permutation(tags)
-        for level in range(codes.shape[1]):
-            starts = plots.prefix_starts(sids, level + 1)
-            own, chance = (
-                float(plots.dominant_tags(t, starts, len(names))[1].mean())
-                for t in (tags, shuffled)
-            )
-            purity.append((level + 1, int(starts.sum()), own, chance))
-    return {"figure": Markup(figure), "legend": legend, "purity": purity}
-
-
-def _main_tags(
-    column: pa.ChunkedArray,
-) -> tuple[npt.NDArray[np.int64], list[str], npt.NDArray[np.int64]]:
-    """One tag for each item: its most frequent one that is not on nearly every item.
-
-    Returns:
-        int64 [N], -1 for none; the names, most frequent first; items that have each as their main.
-    """
-    lists = column.to_pylist()
-    seen: dict[str, int] = {}
-    for tags in lists:
-        for tag in set(tags or ()):
-            seen[tag] = seen.get(tag, 0) + 1
-    telling = {tag: n for tag, n in seen.items() if n <= _COMMON_TAG * len(lists)}
-    main = [
-        max((t for t in tags or () if t in telling), key=lambda t: (telling[t], t), default=None)
-        for tags in lists
-    ]
-    total: dict[str, int] = {}
-    for tag in main:
-        if tag is not None:
-            total[tag] = total.get(tag, 0) + 1
-    names = sorted(total, key=lambda t: (-total[t], t))
-    number = {tag: i for i, tag in enumerate(names)}
-    of_item = np.array([-1 if t is None else number[t] for t in main], dtype=np.int64)
-    return of_item, names, np.array([total[t] for t in names], dtype=np.int64)
-
-
-def _records(run: Path) -> list[dict[str, Any]]:
-    from onerec.training.metrics import read_metrics
-
-    records = read_metrics(_file(run, "pretrain/metrics.jsonl"))
-    if not records:
-        raise DataError(f"{run / 'pretrain/metrics.jsonl'}: no records")
-    return records
-
-
-def _training(run: Path) -> dict[str, Any]:
-    records = _records(run)
-    train = [r for r in records if r["kind"] == "train"]
-    valid = [r for r in records if r["kind"] == "valid"]
-    size = None
-    if (run / "tokenize" / "catalog.parquet").is_file():
-        size = _codebook_size(run, _codes(run)[0])
-    facts: list[tuple[str, Any]] = []
-    if train:
-        speed = float(np.median([r["tokens_per_s"] for r in train]))
-        facts += [
-            ("steps", train[-1]["step"]),
-            ("epochs", train[-1]["epoch"]),
-            ("seconds", train[-1]["seconds"]),
-            ("tokens a second, median", speed),
-            ("last train loss", train[-1]["loss"]),
-        ]
-    if valid:
-        best = min(valid, key=lambda r: float(r["loss"]))
-        facts += [("best valid loss", best["loss"]), ("at step", best["step"])]
-        facts += [
-            (f"best valid loss, level {i + 1}", x) for i, x in enumerate(best["loss_per_level"])
-        ]
-    uniform = None if size is None else float(np.log(size))
-    if uniform is not None:
-        facts.append(("uniform guess of a code", uniform))
-    return {"facts": facts, "figure": Markup(plots.training(records, uniform))}
-
-
-def _router(run: Path) -> dict[str, Any]:
-    records = [r for r in _records(run) if r.get("router_load")]
-    if not records:
-        return {"figure": None}
-    load = np.array(records[-1]["router_load"])
-    most = (load * load.shape[1]).max(axis=1)
-    return {
-        "figure": Markup(plots.router(records)),
-        "layers": load.shape[0],
-        "experts": load.shape[1],
-        "most": float(most.max()),
-    }
-
-
-def _ranking(run: Path) -> dict[str, Any]:
-    result = _evaluation(run)
-    splits, ks = result.protocol["splits"], result.protocol["ks"]
-    single = all(s["targets"] == s["sessions"] for s in result.protocol["split_sizes"].values())
-    kinds = ["recall", "ndcg"] if single else ["recall", "ndcg", "hit"]
-    metrics = [f"{kind}@{k}" for kind in kinds for k in ks]
-    tables = []
-    for history in ("masked", "unmasked"):
-        rows = _rows(result.measures, metrics, SYSTEMS, splits, history)
-        if rows:
-            tables.append({"history": history, "rows": rows})
-    differences = [
-        {
-            "metric": metric,
-            "cells": [
-                _find(result.differences, metric, "model - popularity", split, history)
-                for history in ("masked", "unmasked")
-                for split in splits
-            ],
-        }
-        for metric in metrics
-    ]
-    top = max(ks)
-    buckets = _buckets(result, f"recall@{top}", splits[-1])
-    last = splits[-1]
-    figure = plots.systems(
-        [
-            [m for s in SYSTEMS if (m := _find(result.measures, metric, s, last, "masked"))]
-            for metric in metrics
-        ],
-        [_label(metric) for metric in metrics],
-        name="ranking",
-        label=f"{last} split, history masked",
-    )
-    extra = _rows(
-        result.measures,
-        [f"{name}@{top}" for name in ("id_recall", "coverage", "popular_share", "gini")],
-        SYSTEMS,
-        splits,
-        "masked",
-    )
-    return {
-        "splits": splits,
-        "tables": tables,
-        "differences": differences,
-        "histories": [t["history"] for t in tables],
-        "figure": Markup(figure),
-        "buckets": buckets,
-        "extra": extra,
-        "protocol": result.protocol,
-        "last": last,
-        "top": top,
-    }
-
-
-def _rows(
-    measures: list[Measure],
-    metrics: list[str],
-    systems: tuple[str, ...],
-    splits: list[str],
-    history: str,
-) -> list[dict[str, Any]]:
-    """Table rows: one a metric that any system has; a cell for each split and system."""
-    rows = []
-    for metric in metrics:
-        cells = [
-            _find(measures, metric, system, split, history)
-            for split in splits
-            for system in systems
-        ]
-        if any(cell is not None for cell in cells):
-            rows.append({"metric": metric, "cells": cells})
-    return rows
-
-
-def _buckets(result: EvalResult, metric: str, split: str) -> dict[str, Any] | None:
-    names = list(
-        dict.fromkeys(
-            m.metric[len(metric) + 1 : -1]
-            for m in result.measures
-            if m.metric.startswith(f"{metric}[") and m.split == split
-        )
-    )
-    if not names:
-        return None
-    lines = [
-        [
-            m
-            for system in SYSTEMS
-            if (m := _find(result.measures, f"{metric}[{name}]", system, split, "masked"))
-        ]
-        for name in names
-    ]
-    labels = [f"{name} exposures ({line[0].n:,})" for name, line in zip(names, lines, strict=True)]
-    figure = plots.systems(
-        lines, labels, name="buckets", label=f"{_label(metric)} of the targets, {split} split"
-    )
-    return {"figure": Markup(figure)}
-
-
-def _sessions(run: Path) -> dict[str, Any]:
-    result = _evaluation(run)
-    splits = result.protocol["splits"]
-    names = ["session_hit", "session_recall", "session_length", "session_duplicates", "legality"]
-    names += ["unconstrained_legality", "session_coverage", "session_popular_share"]
-    rows = _rows(result.measures, names, SYSTEMS, splits, "masked")
-    last = splits[-1]
-    watch = [
-        m
-        for system in ("oracle", *SYSTEMS, "logged")
-        if (m := _find(result.measures, "watch_seconds_per_item", system, last, "masked"))
-    ]
-    figure = None
-    gaps = []
-    if watch:
-        drawn = plots.systems(
-            [[m] for m in watch],
-            [m.system for m in watch],
-            name="watch",
-            label=f"true expected watch time of an item, seconds, {last} split",
-        )
-        figure = Markup(drawn)
-        metrics = ("watch_seconds", "watch_seconds_per_item")
-        gaps = [
-            (metric, m)
-            for metric in metrics
-            for other in ("popularity", "random", "oracle")
-            if (m := _find(result.differences, metric, f"model - {other}", last, "masked"))
-        ]
-    systems = ("oracle", *SYSTEMS, "logged")
-    watch_rows = _rows(
-        result.measures, ["watch_seconds", "watch_seconds_per_item"], systems, [last], "masked"
-    )
-    offered = any(m.metric == "unconstrained_legality" for m in result.measures)
-    return {
-        "rows": rows,
-        "splits": splits,
-        "figure": figure,
-        "gaps": gaps,
-        "watch_rows": watch_rows,
-        "watch_systems": systems,
-        "last": last,
-        "unconstrained": offered,
-    }
-
-
-def _latency(run: Path) -> dict[str, Any]:
-    latency = _evaluation(run).latency
-    if not latency:
-        return {"figure": None}
-    times = np.array(latency["times_ms"], dtype=np.float64)
-    figure = plots.latency(times, latency["p50_ms"], latency["p99_ms"])
-    return {"figure": Markup(figure), **latency}
-
-
-def _samples(run: Path) -> dict[str, Any]:
-    return {"samples": _evaluation(run).samples}
-
-
-def _setup(run: Path) -> dict[str, Any]:
-    config = run / "config.yaml"
-    stages: list[dict[str, Any]] = []
-    for name in STAGES:
-        path = run / name / "stage.json"
-        if not path.is_file():
-            stages.append({"name": name, "state": "not run"})
-            continue
-        record = _json(run, f"{name}/stage.json")
-        summary = {
-            k: v for k, v in record.get("summary", {}).items() if isinstance(v, int | float | str)
-        }
-        stages.append(
-            {
-                "name": name,
-                "state": "done",
-                "seconds": record.get("seconds"),
-                "version": record.get("version"),
-                "fingerprint": str(record.get("fingerprint", ""))[:10],
-                "summary": summary,
-            }
-        )
-    versions = {}
-    if (run / "evaluate" / "evaluation.json").is_file():
-        versions = _evaluation(run).versions
-    return {
-        "config": config.read_text(encoding="utf-8") if config.is_file() else None,
-        "stages": stages,
-        "versions": versions,
-    }

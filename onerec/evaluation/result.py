@@ -28,7 +28,8 @@ class Measure:
         metric: "recall@10", "ndcg@10", "hit@10" (with "[1-5]" behind it: targets of that many
             train exposures); "id_recall@10" (any item with the target's id counts);
             "session_hit", "session_recall", "session_length", "session_duplicates", "legality",
-            "unconstrained_legality", "watch_seconds", "watch_seconds_per_item"; "coverage@10",
+            "unconstrained_legality", "watch_seconds" (true expectation of a whole session),
+            "item_watch_seconds" (of an item shown alone); "coverage@10",
             "popular_share@10", "gini@10", "entropy_bits@10", and the same as "session_coverage".
         value: Mean over the rows.
         low: Lower end of the interval; None for a statistic that has none (coverage).

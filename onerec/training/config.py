@@ -18,6 +18,7 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the training samples; may be a fraction. Ignored when `steps` is given.
         steps: Optimiser steps of the whole run. None: follows from `epochs`.
+        max_steps: At most so many steps follow from `epochs`; None for no bound.
         batch_size: Samples per optimiser step, over all processes and micro-batches together, so
             that the loss curve does not depend on how many processes run.
         lr: Learning rate after the warm-up.
@@ -47,6 +48,7 @@ class TrainConfig:
 
     epochs: float = 10.0
     steps: int | None = None
+    max_steps: int | None = None
     batch_size: int = 256
     lr: float = 1e-3
     warmup: float = 0.05
@@ -74,7 +76,7 @@ class TrainConfig:
                 raise ValueError(f"{name} must be {wanted}; got {getattr(self, name)!r}")
 
         positive = ["batch_size", "grad_accumulation", "bucket_batches", "log_every", "keep"]
-        positive += [name for name in ("steps", "num_threads") if getattr(self, name) is not None]
+        positive += [name for name in ("steps", "max_steps", "num_threads") if getattr(self, name) is not None]
         for name in positive:
             check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("eval_every", "checkpoint_every", "seed"):
@@ -93,6 +95,13 @@ class TrainConfig:
             ("select", ("best", "last")),
         ):
             check(name, getattr(self, name) in allowed, f"one of {allowed}")
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """Optimiser steps of the whole run, for a training set of so many batches."""
+        if self.steps is not None:
+            return self.steps
+        total = math.ceil(self.epochs * steps_per_epoch)
+        return total if self.max_steps is None else min(total, self.max_steps)
 
     def learning_rate(self, step: int, total: int) -> float:
         """The rate of step 0..total-1: a linear warm-up, then half a cosine down to `min_lr`."""

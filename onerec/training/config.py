@@ -76,7 +76,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be {wanted}; got {getattr(self, name)!r}")
 
         positive = ["batch_size", "grad_accumulation", "bucket_batches", "log_every", "keep"]
-        positive += [name for name in ("steps", "max_steps", "num_threads") if getattr(self, name) is not None]
+        optional = ("steps", "max_steps", "num_threads")
+        positive += [name for name in optional if getattr(self, name) is not None]
         for name in positive:
             check(name, getattr(self, name) >= 1, "at least 1")
         for name in ("eval_every", "checkpoint_every", "seed"):

@@ -33,3 +33,76 @@ class Trie:
         self, sids: int, n: int, row_stride: int, leaves: int, num_threads: int
     ) -> None: ...
     def leaf_sids(self, leaves: int, n: int, sids: int) -> None: ...
+
+class BalancedWork(TypedDict):
+    cost: float
+    dual: float
+    gap: float
+    moves: int
+    passes: int
+    sweeps: int
+    pass_seconds: float
+    price_seconds: float
+    finish_seconds: float
+
+class BalancedFit(BalancedWork):
+    inertia: float
+    iterations: int
+    converged: bool
+
+def balanced_kmeans_fit(
+    x: int,
+    rows: int,
+    columns: int,
+    stride: int,
+    clusters: int,
+    method: str,
+    max_iter: int,
+    tolerance: float,
+    seed: int,
+    num_threads: int,
+    memory_budget: int,
+    centers_given: bool,
+    centers: int,
+    prices: int,
+    labels: int,
+) -> BalancedFit: ...
+def balanced_assign(
+    x: int,
+    rows: int,
+    columns: int,
+    stride: int,
+    centers: int,
+    clusters: int,
+    seed: int,
+    num_threads: int,
+    memory_budget: int,
+    prices_given: bool,
+    prices: int,
+    labels: int,
+) -> BalancedWork: ...
+def priced_argmin(
+    x: int,
+    rows: int,
+    columns: int,
+    stride: int,
+    centers: int,
+    clusters: int,
+    prices: int,
+    num_threads: int,
+    labels: int,
+    distances: int,
+) -> None: ...
+def capped_assign(
+    x: int,
+    rows: int,
+    columns: int,
+    stride: int,
+    centers: int,
+    clusters: int,
+    prices: int,
+    groups: int,
+    cap: int,
+    num_threads: int,
+    labels: int,
+) -> None: ...

@@ -6,6 +6,7 @@
 namespace onerec::python {
 
 void BindRuntime(pybind11::module_& m);
+void BindBalancedKMeans(pybind11::module_& m);
 void BindTrie(pybind11::module_& m);
 
 }  // namespace onerec::python

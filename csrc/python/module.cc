@@ -5,5 +5,6 @@
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native core of onerec; addresses in, nothing kept. Use the functions of onerec.ops.";
   onerec::python::BindRuntime(m);
+  onerec::python::BindBalancedKMeans(m);
   onerec::python::BindTrie(m);
 }

@@ -1,0 +1,634 @@
+#include "onerec/balanced_kmeans.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+#include <string>
+
+#include "cpu/balanced_kmeans_finish.h"
+#include "cpu/balanced_kmeans_pass.h"
+#include "cpu/balanced_kmeans_solver.h"
+#include "cpu/thread_pool.h"
+#include "onerec/runtime.h"
+
+namespace onerec {
+namespace {
+
+constexpr double kUnit = 5.9604644775390625e-08;  // 2^-24, half the spacing of float32 at 1
+
+class Random {  // splitmix64
+ public:
+  explicit Random(uint64_t seed) : state_(seed) {}
+  uint64_t Next() {
+    uint64_t z = (state_ += 0x9E3779B97F4A7C15ull);
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+  }
+  int64_t Below(int64_t n) { return static_cast<int64_t>(Next() % static_cast<uint64_t>(n)); }
+
+ private:
+  uint64_t state_;
+};
+
+std::string Text(int64_t value) { return std::to_string(value); }
+
+void CheckShape(const FloatRows& x, int64_t clusters, const BalancedKMeansOptions& options) {
+  if (x.rows < 1 || x.columns < 1) {
+    throw std::invalid_argument("x: wanted at least one row and one column, got shape [" +
+                                Text(x.rows) + ", " + Text(x.columns) + "]");
+  }
+  if (x.rows > std::numeric_limits<int32_t>::max()) {
+    throw std::invalid_argument("x: wanted at most 2147483647 rows, got " + Text(x.rows));
+  }
+  if (x.stride < x.columns) {
+    throw std::invalid_argument("x: wanted a stride of at least " + Text(x.columns) + ", got " +
+                                Text(x.stride));
+  }
+  if (clusters < 1) {
+    throw std::invalid_argument("clusters: wanted at least 1, got " + Text(clusters));
+  }
+  if (options.num_threads < 1) {
+    throw std::invalid_argument("num_threads: wanted at least 1, got " + Text(options.num_threads));
+  }
+}
+
+void CheckBalanced(const FloatRows& x, int64_t clusters, const BalancedKMeansOptions& options) {
+  CheckShape(x, clusters, options);
+  if (x.rows < clusters) {
+    throw std::invalid_argument("x: wanted at least as many rows as clusters (" + Text(clusters) +
+                                "), got " + Text(x.rows));
+  }
+  if (options.max_iter < 1) {
+    throw std::invalid_argument("max_iter: wanted at least 1, got " + Text(options.max_iter));
+  }
+  // What the first price search and the lists cannot do without.
+  const int64_t least = 16 * x.rows + 4096 * clusters;
+  if (options.memory_budget < least) {
+    throw std::invalid_argument("memory_budget: wanted at least " + Text(least) + " bytes for " +
+                                Text(x.rows) + " rows and " + Text(clusters) + " clusters, got " +
+                                Text(options.memory_budget));
+  }
+}
+
+void CheckCenters(const float* centers, int64_t clusters, int64_t d, const double* prices) {
+  for (int64_t i = 0; i < clusters * d; ++i) {
+    if (!std::isfinite(centers[i])) {
+      throw std::invalid_argument("centers: wanted finite values, got " +
+                                  std::to_string(centers[i]) + " in row " + Text(i / d) +
+                                  ", column " + Text(i % d));
+    }
+  }
+  for (int64_t k = 0; prices != nullptr && k < clusters; ++k) {
+    if (!std::isfinite(prices[k])) {
+      throw std::invalid_argument("prices: wanted finite values, got " + std::to_string(prices[k]) +
+                                  " at " + Text(k));
+    }
+  }
+}
+
+// Distinct rows drawn with the seed; repeats only when there are too few distinct ones.
+void DrawCenters(const FloatRows& x, int64_t clusters, uint64_t seed, float* centers) {
+  const std::vector<int64_t> order = DrawRows(x.rows, x.rows, seed);
+  const auto bytes = sizeof(float) * static_cast<size_t>(x.columns);
+  std::vector<int64_t> table(16, -1);
+  while (static_cast<int64_t>(table.size()) < 4 * clusters) table.resize(2 * table.size(), -1);
+  std::vector<int64_t> repeats;
+  int64_t drawn = 0;
+  for (int64_t i = 0; i < x.rows && drawn < clusters; ++i) {
+    const float* row = x.data + order[static_cast<size_t>(i)] * x.stride;
+    uint64_t hash = 0;
+    for (int64_t j = 0; j < x.columns; ++j) {
+      const float value = row[j] + 0.0f;  // -0 and 0 are one value
+      uint32_t bits;
+      std::memcpy(&bits, &value, sizeof(bits));
+      hash = (hash ^ bits) * 0x9E3779B97F4A7C15ull;
+      hash ^= hash >> 32;
+    }
+    size_t slot = hash & (table.size() - 1);
+    bool known = false;
+    for (; table[slot] >= 0 && !known; slot = (slot + 1) & (table.size() - 1)) {
+      known = std::equal(row, row + x.columns, x.data + table[slot] * x.stride);
+    }
+    if (known) {
+      repeats.push_back(order[static_cast<size_t>(i)]);
+      continue;
+    }
+    table[slot] = order[static_cast<size_t>(i)];
+    std::memcpy(centers + drawn++ * x.columns, row, bytes);
+  }
+  for (size_t t = 0; drawn < clusters; ++t) {
+    std::memcpy(centers + drawn++ * x.columns, x.data + repeats[t] * x.stride, bytes);
+  }
+}
+
+double Inertia(const FloatRows& x, const float* centers, const int32_t* labels, int num_threads) {
+  const KMeansKernels& kernels = CurrentKMeansKernels();
+  const int64_t parts = (x.rows + 4095) / 4096;
+  std::vector<double> sums(static_cast<size_t>(parts));
+  ParallelFor(parts, num_threads, [&](int64_t c) {
+    double sum = 0;
+    for (int64_t i = c * 4096; i < std::min(x.rows, (c + 1) * 4096); ++i) {
+      sum += Cost(x, i, centers, labels[i], kernels);
+    }
+    sums[static_cast<size_t>(c)] = sum;
+  });
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
+// Algorithm 1 of arXiv 2502.18965, one round: cluster 0, 1, ... takes the nearest of the items that
+// are left, N mod K clusters first with one item more. Distances of a block of clusters come from
+// one pass; items whose float32 distance leaves the choice open are decided in float64.
+void SequentialRound(const FloatRows& x, const std::vector<double>& mean, const float* centers,
+                     int64_t clusters, const BalancedKMeansOptions& options, int32_t* labels) {
+  const KMeansKernels& kernels = CurrentKMeansKernels();
+  const int64_t block = std::min<int64_t>(clusters, 32);
+  std::vector<int64_t> left(static_cast<size_t>(x.rows));
+  std::iota(left.begin(), left.end(), int64_t{0});
+  std::vector<float> distances(static_cast<size_t>(block * x.rows));
+  std::vector<int32_t> open;
+  std::vector<std::pair<double, int32_t>> doubtful;
+  std::vector<float> values;
+  std::fill(labels, labels + x.rows, -1);
+  for (int64_t first = 0; first < clusters; first += block) {
+    const int64_t width = std::min(block, clusters - first);
+    const PackedCenters packed(centers + first * x.columns, width, x.columns, mean, kernels);
+    const auto count = static_cast<int64_t>(left.size());
+    std::vector<float> error(static_cast<size_t>((count + 63) / 64));
+    DensePass(x, left.data(), count, packed, kernels, options,
+              [&](int64_t, int64_t i, const float* row, double square) {
+                for (int64_t k = 0; k < width; ++k) {
+                  distances[static_cast<size_t>(k * count + i)] =
+                      static_cast<float>(static_cast<double>(row[k]) + square);
+                }
+              });
+    double longest = 0;
+    for (const int64_t item : left) {
+      longest =
+          std::max(longest, kernels.exact_cost(x.data + item * x.stride, packed.mean(), x.columns));
+    }
+    for (int64_t k = 0; k < width; ++k) {
+      const int64_t size = x.rows / clusters + (first + k < x.rows % clusters ? 1 : 0);
+      const float* column = distances.data() + k * count;
+      values.clear();
+      for (int64_t i = 0; i < count; ++i) {
+        if (labels[left[static_cast<size_t>(i)]] < 0) values.push_back(column[i]);
+      }
+      std::nth_element(values.begin(), values.begin() + size - 1, values.end());
+      const float edge = values[static_cast<size_t>(size - 1)];
+      const float error = packed.Error(longest) + 4e-7f * std::abs(edge);
+      int64_t taken = 0;
+      doubtful.clear();
+      for (int64_t i = 0; i < count; ++i) {
+        const auto item = static_cast<int32_t>(left[static_cast<size_t>(i)]);
+        if (labels[item] >= 0 || column[i] > edge + 2 * error) continue;
+        if (column[i] < edge - 2 * error) {
+          labels[item] = static_cast<int32_t>(first + k);
+          ++taken;
+        } else {
+          doubtful.emplace_back(Cost(x, item, centers, first + k, kernels), item);
+        }
+      }
+      std::sort(doubtful.begin(), doubtful.end());
+      for (int64_t t = 0; taken < size; ++t, ++taken) {
+        labels[doubtful[static_cast<size_t>(t)].second] = static_cast<int32_t>(first + k);
+      }
+    }
+    left.erase(
+        std::remove_if(left.begin(), left.end(), [&](int64_t item) { return labels[item] >= 0; }),
+        left.end());
+  }
+}
+
+}  // namespace
+
+const KMeansKernels& CurrentKMeansKernels() {
+  switch (CurrentIsa()) {
+#ifdef ONEREC_X86
+    case Isa::kAvx512:
+      return avx512::kKMeansKernels;
+    case Isa::kAvx2:
+      return avx2::kKMeansKernels;
+#endif
+    default:
+      return baseline::kKMeansKernels;
+  }
+}
+
+std::vector<int64_t> DrawRows(int64_t total, int64_t count, uint64_t seed) {
+  std::vector<int64_t> order(static_cast<size_t>(total));
+  std::iota(order.begin(), order.end(), int64_t{0});
+  Random random(seed);
+  for (int64_t i = 0; i < count && i + 1 < total; ++i) {
+    std::swap(order[static_cast<size_t>(i)],
+              order[static_cast<size_t>(i + random.Below(total - i))]);
+  }
+  order.resize(static_cast<size_t>(count));
+  return order;
+}
+
+std::vector<int64_t> SampleRows(int64_t total, int64_t count, uint64_t seed) {
+  std::vector<int64_t> rows = DrawRows(total, count, seed);
+  std::sort(rows.begin(), rows.end());
+  return rows;
+}
+
+std::vector<double> ColumnMeans(const FloatRows& x, int num_threads) {
+  const int64_t parts = std::min<int64_t>(x.rows, 64);
+  const int64_t d = x.columns;
+  std::vector<double> partial(static_cast<size_t>(parts * d));
+  ParallelFor(parts, num_threads, [&](int64_t c) {
+    double* sum = partial.data() + c * d;
+    for (int64_t i = c * x.rows / parts; i < (c + 1) * x.rows / parts; ++i) {
+      const float* row = x.data + i * x.stride;
+      for (int64_t j = 0; j < d; ++j) sum[j] += static_cast<double>(row[j]);
+    }
+  });
+  std::vector<double> mean(static_cast<size_t>(d));
+  for (int64_t c = 0; c < parts; ++c) {
+    for (int64_t j = 0; j < d; ++j)
+      mean[static_cast<size_t>(j)] += partial[static_cast<size_t>(c * d + j)];
+  }
+  for (double& value : mean) value /= static_cast<double>(x.rows);
+  return mean;
+}
+
+void CheckFinite(const FloatRows& x, int num_threads) {
+  const int64_t parts = (x.rows + 1023) / 1024;
+  std::vector<int64_t> bad(static_cast<size_t>(parts), -1);
+  ParallelFor(parts, num_threads, [&](int64_t c) {
+    for (int64_t i = c * 1024; i < std::min(x.rows, (c + 1) * 1024); ++i) {
+      const float* row = x.data + i * x.stride;
+      float sum = 0;  // NaN or infinity times zero is NaN
+      for (int64_t j = 0; j < x.columns; ++j) sum += row[j] * 0.0f;
+      if (sum != 0.0f) {
+        bad[static_cast<size_t>(c)] = i;
+        return;
+      }
+    }
+  });
+  for (const int64_t i : bad) {
+    if (i < 0) continue;
+    for (int64_t j = 0; j < x.columns; ++j) {
+      const float value = x.data[i * x.stride + j];
+      if (std::isfinite(value)) continue;
+      throw std::invalid_argument("x: wanted finite values, got " + std::to_string(value) +
+                                  " in row " + Text(i) + ", column " + Text(j));
+    }
+  }
+}
+
+PackedCenters::PackedCenters(const float* centers, int64_t count, int64_t d,
+                             const std::vector<double>& mean, const KMeansKernels& kernels)
+    : count_(count),
+      columns_((count + kernels.nr - 1) / kernels.nr * kernels.nr),
+      d_(d),
+      packed_(static_cast<size_t>(columns_ * d), 0.0f),
+      bias_(static_cast<size_t>(columns_), std::numeric_limits<float>::infinity()),
+      mean_(mean.begin(), mean.end()),
+      squares_(static_cast<size_t>(count)) {
+  const int64_t nr = kernels.nr;
+  double most = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    float* panel = packed_.data() + k / nr * nr * d + k % nr;
+    double square = 0;
+    for (int64_t j = 0; j < d; ++j) {
+      const double difference =
+          static_cast<double>(centers[k * d + j]) - mean_[static_cast<size_t>(j)];
+      square += difference * difference;
+      panel[j * nr] = static_cast<float>(-2 * difference);
+    }
+    squares_[static_cast<size_t>(k)] = square;
+    most = std::max(most, square);
+  }
+  largest_ = std::sqrt(most);
+  SetPrices(nullptr);
+}
+
+void PackedCenters::SetPrices(const double* prices) {
+  double bias = 0;
+  for (int64_t k = 0; k < count_; ++k) {
+    const double value = squares_[static_cast<size_t>(k)] + (prices != nullptr ? prices[k] : 0.0);
+    bias_[static_cast<size_t>(k)] = static_cast<float>(value);
+    bias = std::max(bias, std::abs(value));
+  }
+  // d products and sums, both operands rounded once, the bias rounded and added.
+  slope_ = kUnit * (2.0 * static_cast<double>(d_) + 16) * largest_ * 1.001;
+  offset_ = kUnit * 4 * bias;
+}
+
+PassPlan PlanPass(int64_t rows, int64_t columns, const KMeansKernels& kernels) {
+  const int64_t mr = kernels.mr;
+  PassPlan plan;
+  plan.block_rows = std::clamp<int64_t>((192 << 10) / 4 / columns, mr, 96) / mr * mr;
+  const int64_t share = std::clamp<int64_t>(rows / 16, 1, 1024);
+  plan.chunk_rows = (share + plan.block_rows - 1) / plan.block_rows * plan.block_rows;
+  plan.chunks = (rows + plan.chunk_rows - 1) / plan.chunk_rows;
+  return plan;
+}
+
+void ClusterMeans(const FloatRows& x, const int32_t* labels, int64_t clusters, int num_threads,
+                  float* centers) {
+  std::vector<int64_t> offset(static_cast<size_t>(clusters) + 1);
+  for (int64_t i = 0; i < x.rows; ++i) ++offset[static_cast<size_t>(labels[i]) + 1];
+  std::partial_sum(offset.begin(), offset.end(), offset.begin());
+  std::vector<int32_t> members(static_cast<size_t>(x.rows));
+  std::vector<int64_t> place(offset.begin(), offset.end() - 1);
+  for (int64_t i = 0; i < x.rows; ++i) {
+    members[static_cast<size_t>(place[static_cast<size_t>(labels[i])]++)] = static_cast<int32_t>(i);
+  }
+  ParallelFor(clusters, num_threads, [&](int64_t k) {
+    const int64_t begin = offset[static_cast<size_t>(k)];
+    const int64_t end = offset[static_cast<size_t>(k) + 1];
+    if (begin == end) return;
+    std::vector<double> sum(static_cast<size_t>(x.columns));
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = x.data + members[static_cast<size_t>(t)] * x.stride;
+      for (int64_t j = 0; j < x.columns; ++j)
+        sum[static_cast<size_t>(j)] += static_cast<double>(row[j]);
+    }
+    for (int64_t j = 0; j < x.columns; ++j) {
+      centers[k * x.columns + j] =
+          static_cast<float>(sum[static_cast<size_t>(j)] / static_cast<double>(end - begin));
+    }
+  });
+}
+
+Nodes MergeEqual(const float* centers, int64_t clusters, int64_t d) {
+  std::vector<int32_t> order(static_cast<size_t>(clusters));
+  std::iota(order.begin(), order.end(), 0);
+  const auto compare = [&](int32_t a, int32_t b) {
+    const float* left = centers + a * d;
+    const float* right = centers + b * d;
+    for (int64_t j = 0; j < d; ++j) {
+      if (left[j] != right[j]) return left[j] < right[j] ? -1 : 1;
+    }
+    return 0;
+  };
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    const int difference = compare(a, b);
+    return difference != 0 ? difference < 0 : a < b;
+  });
+  // Nodes are numbered by their first member, so that distinct centres keep their order.
+  std::vector<int32_t> first(static_cast<size_t>(clusters));
+  for (size_t t = 0; t < order.size(); ++t) {
+    const bool same = t > 0 && compare(order[t - 1], order[t]) == 0;
+    first[static_cast<size_t>(order[t])] =
+        same ? first[static_cast<size_t>(order[t - 1])] : order[t];
+  }
+  Nodes nodes;
+  nodes.node_of.resize(static_cast<size_t>(clusters));
+  for (int64_t k = 0; k < clusters; ++k) {
+    const auto representative = static_cast<size_t>(first[static_cast<size_t>(k)]);
+    if (static_cast<int64_t>(representative) == k) {
+      nodes.node_of[representative] = static_cast<int32_t>(nodes.count++);
+      nodes.multiplicity.push_back(0);
+      nodes.centers.insert(nodes.centers.end(), centers + k * d, centers + (k + 1) * d);
+    }
+    nodes.node_of[static_cast<size_t>(k)] = nodes.node_of[representative];
+    ++nodes.multiplicity[static_cast<size_t>(nodes.node_of[static_cast<size_t>(k)])];
+  }
+  return nodes;
+}
+
+BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers, int64_t clusters,
+                                  const BalancedKMeansOptions& options, bool prices_given,
+                                  double* prices, int32_t* labels) {
+  CheckBalanced(x, clusters, options);
+  CheckCenters(centers, clusters, x.columns, prices_given ? prices : nullptr);
+  CheckFinite(x, options.num_threads);
+  return SolveAssignment(x, ColumnMeans(x, options.num_threads), centers, clusters, options,
+                         prices_given, prices, labels);
+}
+
+BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
+                                       const BalancedKMeansOptions& options, bool centers_given,
+                                       float* centers, double* prices, int32_t* labels) {
+  CheckBalanced(x, clusters, options);
+  CheckFinite(x, options.num_threads);
+  if (centers_given) {
+    CheckCenters(centers, clusters, x.columns, nullptr);
+  } else {
+    DrawCenters(x, clusters, options.seed, centers);
+  }
+  const std::vector<double> mean = ColumnMeans(x, options.num_threads);
+  std::fill(prices, prices + clusters, 0.0);
+  BalancedKMeansResult result;
+  std::vector<int32_t> previous(static_cast<size_t>(x.rows), -1);
+  const auto settled = [&] {
+    const bool same = std::equal(previous.begin(), previous.end(), labels);
+    std::copy(labels, labels + x.rows, previous.begin());
+    return same;
+  };
+  if (options.method == BalancedMethod::kSequential) {
+    while (result.iterations < options.max_iter && !result.converged) {
+      SequentialRound(x, mean, centers, clusters, options, labels);
+      result.converged = settled();
+      ClusterMeans(x, labels, clusters, options.num_threads, centers);
+      ++result.iterations;
+    }
+    result.inertia = Inertia(x, centers, labels, options.num_threads);
+    result.gap = std::numeric_limits<double>::quiet_NaN();
+    return result;
+  }
+  const auto assign = [&](bool warm) {
+    const BalancedAssignment step =
+        SolveAssignment(x, mean, centers, clusters, options, warm, prices, labels);
+    result.inertia = step.cost;
+    result.gap = step.gap;
+    BalancedAssignment& work = result.work;
+    work.cost = step.cost;
+    work.dual = step.dual;
+    work.gap = step.gap;
+    work.moves += step.moves;
+    work.passes += step.passes;
+    work.sweeps += step.sweeps;
+    work.pass_seconds += step.pass_seconds;
+    work.price_seconds += step.price_seconds;
+    work.finish_seconds += step.finish_seconds;
+  };
+  double before = 0;
+  for (;;) {
+    assign(result.iterations > 0);
+    if (settled()) {  // the centres are the means of these labels already
+      result.converged = true;
+      break;
+    }
+    if (result.converged || result.iterations == options.max_iter) break;
+    // The last move of the centres is followed by one more assignment, so that labels and prices
+    // belong to the centres that are returned.
+    result.converged =
+        result.iterations > 0 && before - result.inertia <= options.tolerance * before;
+    before = result.inertia;
+    ClusterMeans(x, labels, clusters, options.num_threads, centers);
+    ++result.iterations;
+  }
+  return result;
+}
+
+void PricedArgmin(const FloatRows& x, const float* centers, int64_t clusters, const double* prices,
+                  const BalancedKMeansOptions& options, int32_t* labels, double* distances) {
+  if (x.rows == 0) return;
+  CheckShape(x, clusters, options);
+  CheckCenters(centers, clusters, x.columns, prices);
+  CheckFinite(x, options.num_threads);
+  const KMeansKernels& kernels = CurrentKMeansKernels();
+  FloatRows rows{centers, clusters, x.columns, x.columns};
+  PackedCenters packed(centers, clusters, x.columns, ColumnMeans(rows, 1), kernels);
+  packed.SetPrices(prices);
+  const int64_t columns = packed.columns();
+  DensePass(x, nullptr, x.rows, packed, kernels, options,
+            [&](int64_t, int64_t i, const float* row, double square) {
+              const float limit =
+                  std::nextafter(kernels.row_min(row, columns) + 2 * packed.Error(square),
+                                 std::numeric_limits<float>::infinity());
+              int32_t best = -1;
+              double least = 0;
+              double distance = 0;
+              int32_t found[64];
+              for (int64_t k = 0; k < columns; k += 64) {
+                const int64_t width = std::min<int64_t>(64, columns - k);
+                const int64_t n = kernels.collect(row + k, width, limit, found);
+                for (int64_t t = 0; t < n; ++t) {
+                  const auto code = static_cast<int32_t>(k + found[t]);
+                  const double cost = Cost(x, i, centers, code, kernels);
+                  const double value = cost + (prices != nullptr ? prices[code] : 0.0);
+                  if (best >= 0 && !(value < least)) continue;
+                  best = code;
+                  least = value;
+                  distance = cost;
+                }
+              }
+              labels[i] = best;
+              if (distances != nullptr) distances[i] = distance;
+            });
+}
+
+void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, const double* prices,
+                  const int64_t* groups, int64_t cap, const BalancedKMeansOptions& options,
+                  int32_t* labels) {
+  if (cap < 1) throw std::invalid_argument("cap: wanted at least 1, got " + Text(cap));
+  PricedArgmin(x, centers, clusters, prices, options, labels, nullptr);
+  // Items by group, in item order.
+  int64_t count = 0;
+  for (int64_t i = 0; i < x.rows; ++i) {
+    if (groups[i] < 0 || groups[i] >= x.rows) {
+      throw std::invalid_argument("groups: wanted numbers in 0.." + Text(x.rows - 1) + ", got " +
+                                  Text(groups[i]) + " at " + Text(i));
+    }
+    count = std::max(count, groups[i] + 1);
+  }
+  std::vector<int64_t> offset(static_cast<size_t>(count) + 1);
+  for (int64_t i = 0; i < x.rows; ++i) ++offset[static_cast<size_t>(groups[i]) + 1];
+  std::partial_sum(offset.begin(), offset.end(), offset.begin());
+  std::vector<int64_t> members(static_cast<size_t>(x.rows));
+  std::vector<int64_t> place(offset.begin(), offset.end() - 1);
+  for (int64_t i = 0; i < x.rows; ++i)
+    members[static_cast<size_t>(place[static_cast<size_t>(groups[i])]++)] = i;
+  // Only groups in which a cluster is over-full have anything to decide.
+  std::vector<int64_t> crowded;
+  std::vector<int64_t> rows;
+  std::vector<int64_t> options_needed;
+  std::vector<int32_t> codes;
+  for (int64_t g = 0; g < count; ++g) {
+    const int64_t n = offset[static_cast<size_t>(g) + 1] - offset[static_cast<size_t>(g)];
+    if (n > cap * clusters) {
+      throw std::invalid_argument(
+          "groups: wanted at most cap * clusters = " + Text(cap * clusters) +
+          " items in a group, got " + Text(n) + " in group " + Text(g));
+    }
+    codes.clear();
+    for (int64_t t = offset[static_cast<size_t>(g)]; t < offset[static_cast<size_t>(g) + 1]; ++t) {
+      codes.push_back(labels[members[static_cast<size_t>(t)]]);
+    }
+    std::sort(codes.begin(), codes.end());
+    bool over = false;
+    for (size_t t = static_cast<size_t>(cap); t < codes.size(); ++t) {
+      over = over || codes[t] == codes[t - static_cast<size_t>(cap)];
+    }
+    if (!over) continue;
+    crowded.push_back(g);
+    // The others of its group fill at most (n - 1) / cap clusters, so an item never needs more than
+    // its (n - 1) / cap + 1 best.
+    for (int64_t t = offset[static_cast<size_t>(g)]; t < offset[static_cast<size_t>(g) + 1]; ++t) {
+      rows.push_back(members[static_cast<size_t>(t)]);
+      options_needed.push_back(std::min(clusters, (n - 1) / cap + 1));
+    }
+  }
+  if (crowded.empty()) return;
+  const KMeansKernels& kernels = CurrentKMeansKernels();
+  FloatRows center_rows{centers, clusters, x.columns, x.columns};
+  PackedCenters packed(centers, clusters, x.columns, ColumnMeans(center_rows, 1), kernels);
+  packed.SetPrices(prices);
+  const int64_t columns = packed.columns();
+  struct Choice {
+    std::vector<int32_t> code;
+    std::vector<double> cost;
+  };
+  std::vector<Choice> choices(rows.size());
+  DensePass(
+      x, rows.data(), static_cast<int64_t>(rows.size()), packed, kernels, options,
+      [&](int64_t, int64_t position, const float* row, double square) {
+        Choice& choice = choices[static_cast<size_t>(position)];
+        std::vector<float> sorted(row, row + clusters);
+        const auto nth = sorted.begin() + options_needed[static_cast<size_t>(position)] - 1;
+        std::nth_element(sorted.begin(), nth, sorted.end());
+        const float limit =
+            std::nextafter(*nth + 2 * packed.Error(square), std::numeric_limits<float>::infinity());
+        choice.code.resize(static_cast<size_t>(columns));
+        const int64_t found = kernels.collect(row, columns, limit, choice.code.data());
+        choice.code.resize(static_cast<size_t>(found));
+        choice.code.shrink_to_fit();
+        for (const int32_t k : choice.code) {
+          choice.cost.push_back(Cost(x, rows[static_cast<size_t>(position)], centers, k, kernels) +
+                                (prices != nullptr ? prices[k] : 0.0));
+        }
+      });
+  std::vector<int64_t> start(crowded.size() + 1);
+  for (size_t g = 0; g < crowded.size(); ++g) {
+    const auto group = static_cast<size_t>(crowded[g]);
+    start[g + 1] = start[g] + offset[group + 1] - offset[group];
+  }
+  ParallelFor(static_cast<int64_t>(crowded.size()), options.num_threads, [&](int64_t g) {
+    const auto begin = static_cast<size_t>(start[static_cast<size_t>(g)]);
+    const auto end = static_cast<size_t>(start[static_cast<size_t>(g) + 1]);
+    // Number the clusters that anyone here may take.
+    std::vector<int32_t> used;
+    for (size_t t = begin; t < end; ++t) {
+      used.insert(used.end(), choices[t].code.begin(), choices[t].code.end());
+    }
+    std::sort(used.begin(), used.end());
+    used.erase(std::unique(used.begin(), used.end()), used.end());
+    const auto index = [&](int32_t code) {
+      return static_cast<int32_t>(std::lower_bound(used.begin(), used.end(), code) - used.begin());
+    };
+    NodeCapacity capacity;
+    capacity.units.assign(used.size(), cap);
+    capacity.extra.assign(used.size(), cap);
+    capacity.dummies = cap * static_cast<int64_t>(used.size()) - static_cast<int64_t>(end - begin);
+    Candidates candidates;
+    candidates.offset.push_back(0);
+    std::vector<int32_t> chosen;
+    std::vector<int64_t> sizes(used.size());
+    for (size_t t = begin; t < end; ++t) {
+      candidates.item.push_back(static_cast<int32_t>(t - begin));
+      for (size_t e = 0; e < choices[t].code.size(); ++e) {
+        candidates.code.push_back(index(choices[t].code[e]));
+        candidates.cost.push_back(choices[t].cost[e]);
+      }
+      candidates.offset.push_back(static_cast<int64_t>(candidates.code.size()));
+      chosen.push_back(index(labels[rows[t]]));
+      ++sizes[static_cast<size_t>(chosen.back())];
+    }
+    std::vector<double> zero(used.size(), 0.0);
+    ExactFinish finish(capacity, candidates, std::move(sizes), chosen.data(), zero.data());
+    finish.Run(std::numeric_limits<double>::infinity(), nullptr);
+    for (size_t t = begin; t < end; ++t)
+      labels[rows[t]] = used[static_cast<size_t>(chosen[t - begin])];
+  });
+}
+
+}  // namespace onerec

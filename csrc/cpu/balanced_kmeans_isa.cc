@@ -1,0 +1,246 @@
+// Compiled once for each instruction set. The distance tile uses fused multiply-adds on purpose:
+// it screens candidates, and what is decided is decided on float64 costs.
+#include <cstdint>
+
+#include "cpu/balanced_kmeans_kernels.h"
+
+#if defined(ONEREC_ISA_avx2) || defined(ONEREC_ISA_avx512)
+#include <immintrin.h>
+#endif
+
+// Vectors wider than the machine's are returned by inlined functions alone.
+#pragma GCC diagnostic ignored "-Wpsabi"
+
+namespace onerec {
+namespace ONEREC_ISA {
+namespace {
+
+#if defined(ONEREC_ISA_avx512)
+constexpr int kLanes = 16;
+constexpr int kRows = 12;
+#elif defined(ONEREC_ISA_avx2)
+constexpr int kLanes = 8;
+constexpr int kRows = 6;
+#else
+constexpr int kLanes = 4;
+constexpr int kRows = 4;
+#endif
+constexpr int kWidth = 2 * kLanes;
+constexpr int64_t kDepth = 256;  // dimensions per pass over a panel: it stays in the L1 cache
+
+using Vec = float __attribute__((vector_size(kLanes * 4)));
+using Vec8 = float __attribute__((vector_size(32)));
+using Double8 = double __attribute__((vector_size(64)));
+
+template <class V>
+struct Integers;
+template <>
+struct Integers<Vec8> {
+  using Type = int32_t __attribute__((vector_size(32)));
+};
+#if !defined(ONEREC_ISA_avx2)
+template <>
+struct Integers<Vec> {
+  using Type = int32_t __attribute__((vector_size(kLanes * 4)));
+};
+#endif
+
+template <class V>
+inline V Load(const float* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof(V));
+  return v;
+}
+
+template <class V>
+inline void Store(float* p, V v) {
+  __builtin_memcpy(p, &v, sizeof(V));
+}
+
+inline Vec MultiplyAdd(Vec a, Vec b, Vec c) {
+#if defined(ONEREC_ISA_avx512)
+  return (Vec)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(ONEREC_ISA_avx2)
+  return (Vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+// kRows x kWidth block of the product; `first` starts from zero, `last` adds the bias.
+inline void Micro(const float* a, int64_t lda, int64_t depth, const float* panel, const float* bias,
+                  bool first, bool last, float* out, int64_t ldo) {
+  Vec sum[kRows][2];
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    sum[r][0] = first ? Vec{} : Load<Vec>(out + r * ldo);
+    sum[r][1] = first ? Vec{} : Load<Vec>(out + r * ldo + kLanes);
+  }
+  for (int64_t j = 0; j < depth; ++j) {
+    const Vec b0 = Load<Vec>(panel + j * kWidth);
+    const Vec b1 = Load<Vec>(panel + j * kWidth + kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Vec x = a[r * lda + j] - Vec{};
+      sum[r][0] = MultiplyAdd(x, b0, sum[r][0]);
+      sum[r][1] = MultiplyAdd(x, b1, sum[r][1]);
+    }
+  }
+  const Vec bias0 = Load<Vec>(bias);
+  const Vec bias1 = Load<Vec>(bias + kLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    Store(out + r * ldo, last ? sum[r][0] + bias0 : sum[r][0]);
+    Store(out + r * ldo + kLanes, last ? sum[r][1] + bias1 : sum[r][1]);
+  }
+}
+
+void CostTile(const float* a, int64_t rows, int64_t d, const float* packed, const float* bias,
+              int64_t columns, float* out) {
+  for (int64_t k = 0; k < columns; k += kWidth) {
+    for (int64_t j = 0; j < d; j += kDepth) {
+      const int64_t depth = d - j < kDepth ? d - j : kDepth;
+      for (int64_t r = 0; r < rows; r += kRows) {
+        Micro(a + r * d + j, d, depth, packed + k * d + j * kWidth, bias + k, j == 0,
+              j + depth == d, out + r * columns + k, columns);
+      }
+    }
+  }
+}
+
+float RowMin(const float* v, int64_t n) {
+  Vec low0 = Load<Vec>(v);
+  Vec low1 = Load<Vec>(v + kLanes);
+  for (int64_t i = kWidth; i < n; i += kWidth) {
+    const Vec x0 = Load<Vec>(v + i);
+    const Vec x1 = Load<Vec>(v + i + kLanes);
+    low0 = x0 < low0 ? x0 : low0;
+    low1 = x1 < low1 ? x1 : low1;
+  }
+  low0 = low1 < low0 ? low1 : low0;
+  float low = low0[0];
+  for (int i = 1; i < kLanes; ++i) low = low0[i] < low ? low0[i] : low;
+  return low;
+}
+
+int64_t Collect(const float* v, int64_t n, float limit, int32_t* where) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i += kLanes) {
+#if defined(ONEREC_ISA_avx512)
+    uint32_t mask = _mm512_cmp_ps_mask((__m512)Load<Vec>(v + i), _mm512_set1_ps(limit), _CMP_LE_OQ);
+#elif defined(ONEREC_ISA_avx2)
+    uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(
+        _mm256_cmp_ps((__m256)Load<Vec>(v + i), _mm256_set1_ps(limit), _CMP_LE_OQ)));
+#else
+    uint32_t mask = 0;
+    for (int lane = 0; lane < kLanes; ++lane) mask |= (v[i + lane] <= limit ? 1u : 0u) << lane;
+#endif
+    while (mask != 0) {
+      where[count++] = static_cast<int32_t>(i + __builtin_ctz(mask));
+      mask &= mask - 1;
+    }
+  }
+  return count;
+}
+
+// exp of x <= 0, relative error below 2e-7; below -80 it is exp(-80).
+template <class V>
+inline V Exp(V x) {
+  using I = typename Integers<V>::Type;
+  const V lowest = V{} - 80.0f;
+  x = x > lowest ? x : lowest;
+  const V shifted = x * 1.44269504f + 12582912.0f;  // the integer part lands in the low bits
+  const V whole = shifted - 12582912.0f;
+  const V r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+  V p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  return p * (V)(((I)shifted << 23) + 0x3f800000);
+}
+
+void SoftRow(const float* v, const float* p, int64_t n, float inverse_eps, float* scratch,
+             float* column) {
+  Vec low = Load<Vec>(v) + Load<Vec>(p);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Vec x = Load<Vec>(v + i) + Load<Vec>(p + i);
+    Store(scratch + i, x);
+    low = x < low ? x : low;
+  }
+  float least = low[0];
+  for (int i = 1; i < kLanes; ++i) least = low[i] < least ? low[i] : least;
+  Vec sums = {};
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const Vec e = Exp((least - Load<Vec>(scratch + i)) * inverse_eps);
+    Store(scratch + i, e);
+    sums += e;
+  }
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += sums[i];
+  const float scale = 1.0f / sum;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    Store(column + i, Load<Vec>(column + i) + Load<Vec>(scratch + i) * scale);
+  }
+}
+
+float SoftList(const float* rel, const int32_t* code, const float* p, int64_t n, float inverse_eps,
+               float* scratch, float* column) {
+  float least = rel[0] + p[code[0]];
+  for (int64_t i = 0; i < n; ++i) {
+    const float x = rel[i] + p[code[i]];
+    scratch[i] = x;
+    least = x < least ? x : least;
+  }
+  Vec8 sums = {};
+  for (int64_t i = 0; i < n; i += 8) {
+    const Vec8 e = Exp((least - Load<Vec8>(scratch + i)) * inverse_eps);
+    Store(scratch + i, e);
+    sums += e;
+  }
+  float sum = 0;
+  for (int i = 0; i < 8; ++i) sum += sums[i];
+  const float scale = 1.0f / sum;
+  for (int64_t i = 0; i < n; ++i) column[code[i]] += scratch[i] * scale;
+  return least;
+}
+
+int64_t ListArgmin(const float* rel, const int32_t* code, const float* p, int64_t n,
+                   float* smallest) {
+  int64_t best = 0;
+  float least = rel[0] + p[code[0]];
+  for (int64_t i = 1; i < n; ++i) {
+    const float x = rel[i] + p[code[i]];
+    if (x < least) {
+      least = x;
+      best = i;
+    }
+  }
+  *smallest = least;
+  return best;
+}
+
+double ExactCost(const float* x, const float* c, int64_t d) {
+  Double8 sums = {};
+  int64_t j = 0;
+  for (; j + 8 <= d; j += 8) {
+    const Double8 difference = __builtin_convertvector(Load<Vec8>(x + j), Double8) -
+                               __builtin_convertvector(Load<Vec8>(c + j), Double8);
+    sums += difference * difference;
+  }
+  for (int lane = 0; j < d; ++j, ++lane) {
+    const double difference = static_cast<double>(x[j]) - static_cast<double>(c[j]);
+    sums[lane] += difference * difference;
+  }
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
+
+}  // namespace
+
+extern const KMeansKernels kKMeansKernels;
+const KMeansKernels kKMeansKernels = {kRows,   kWidth,   CostTile,   RowMin,   Collect,
+                                      SoftRow, SoftList, ListArgmin, ExactCost};
+
+}  // namespace ONEREC_ISA
+}  // namespace onerec

@@ -1,0 +1,59 @@
+// Inner loops of balanced k-means, one copy for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+namespace onerec {
+
+// Rows of lists are padded to a multiple of this many entries.
+constexpr int64_t kListPad = 8;
+
+struct KMeansKernels {
+  int64_t mr;  // rows of the register tile
+  int64_t nr;  // columns of the register tile: width of a packed panel of centres
+
+  // out[r, k] = bias[k] + sum_j a[r, j] * packed(j, k) for `rows` rows (a multiple of mr) of `a`
+  // ([rows, d], dense) and `columns` columns (a multiple of nr). packed holds [columns / nr] panels
+  // of [d, nr]. Each sum is one chain of fused multiply-adds in the order of j (multiply, then add
+  // on the baseline), so AVX2 and AVX-512 give the same bits.
+  void (*cost_tile)(const float* a, int64_t rows, int64_t d, const float* packed, const float* bias,
+                    int64_t columns, float* out);
+
+  // Smallest of v[0..n), n a multiple of nr.
+  float (*row_min)(const float* v, int64_t n);
+
+  // Writes the positions with v[i] <= limit to `where`, in order, and returns their number.
+  int64_t (*collect)(const float* v, int64_t n, float limit, int32_t* where);
+
+  // One row of an entropic sweep over all columns: column[k] += softmax_k(-(v[k] + p[k]) / eps).
+  // n is a multiple of nr; scratch holds n floats. Padding columns have v = +huge.
+  void (*soft_row)(const float* v, const float* p, int64_t n, float inverse_eps, float* scratch,
+                   float* column);
+
+  // The same over one row of a list (n a multiple of kListPad, padded with rel = +huge).
+  // Returns min(rel + p[code]).
+  float (*soft_list)(const float* rel, const int32_t* code, const float* p, int64_t n,
+                     float inverse_eps, float* scratch, float* column);
+
+  // Position of the smallest rel + p[code] of a list row; the first of equals.
+  int64_t (*list_argmin)(const float* rel, const int32_t* code, const float* p, int64_t n,
+                         float* smallest);
+
+  // Squared distance in float64, summed over eight lanes and then pairwise: the same bits on every
+  // instruction set.
+  double (*exact_cost)(const float* x, const float* c, int64_t d);
+};
+
+namespace baseline {
+extern const KMeansKernels kKMeansKernels;
+}
+#ifdef ONEREC_X86
+namespace avx2 {
+extern const KMeansKernels kKMeansKernels;
+}
+namespace avx512 {
+extern const KMeansKernels kKMeansKernels;
+}
+#endif
+
+}  // namespace onerec

@@ -1,0 +1,94 @@
+// Balanced k-means: clusters of equal size, exactly, with a certificate of optimality.
+//
+// For fixed centres the cheapest assignment with given cluster sizes is a power diagram: item i
+// goes to argmin_k |x_i - c_k|^2 + price_k (Aurenhammer, Hoffmann, Aronov, "Minkowski-type theorems
+// and least-squares clustering"). K prices describe it, so that new items are encoded with the same
+// rule. Nothing of size N x K is ever stored beyond the memory budget.
+//
+// Sizes: every cluster gets floor(N/K) or ceil(N/K) items, exactly N mod K of them ceil(N/K).
+// Ties: the smaller cluster index, then the smaller item index. The same input and seed give the
+// same output for every number of threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "onerec/export.h"
+
+namespace onerec {
+
+// Rows of float32, `stride` floats apart; the memory stays the caller's.
+struct FloatRows {
+  const float* data = nullptr;
+  int64_t rows = 0;
+  int64_t columns = 0;
+  int64_t stride = 0;
+};
+
+enum class BalancedMethod {
+  kPriced,      // exact assignment by prices
+  kSequential,  // Algorithm 1 of OneRec (arXiv 2502.18965): clusters in turn take the nearest left
+};
+
+struct BalancedKMeansOptions {
+  BalancedMethod method = BalancedMethod::kPriced;
+  int max_iter = 10;        // Lloyd steps
+  double tolerance = 1e-4;  // stop when a step lowers the inertia by less than this share of it
+  uint64_t seed = 0;
+  int num_threads = 1;
+  // Bytes that the work may take beside the input and the outputs; a smaller budget means shorter
+  // candidate lists and more passes over the data.
+  int64_t memory_budget = int64_t{2} << 30;
+  // Called on the calling thread between pieces of work; stops the work by throwing.
+  std::function<void()> on_step;
+};
+
+struct BalancedAssignment {
+  double cost = 0;            // sum of squared distances to the assigned centres, float64
+  double dual = 0;            // lower bound on the cost of every assignment of these sizes, float64
+  double gap = 0;             // (cost - dual) / cost; 0 when cost is 0
+  int64_t moves = 0;          // augmenting paths of the exact finish
+  int64_t passes = 0;         // passes over all items and all centres
+  int64_t sweeps = 0;         // dual sweeps over candidate lists
+  double pass_seconds = 0;    // time in passes over all items and all centres
+  double price_seconds = 0;   // time in dual sweeps, the sample's included
+  double finish_seconds = 0;  // time in the exact finish
+};
+
+struct BalancedKMeansResult {
+  double inertia = 0;  // sum of squared distances to the final centres
+  double gap = 0;      // of the final assignment; NaN for kSequential
+  int iterations = 0;
+  bool converged = false;
+  BalancedAssignment work;  // times and counts summed over all steps; cost and dual of the last
+};
+
+// Fits `clusters` centres. centers [clusters, columns] holds the starting centres if
+// `centers_given`, else distinct rows of x are drawn with the seed. Writes centers, prices
+// [clusters] (mean zero; all zero for kSequential) and labels [rows].
+// Throws std::invalid_argument for rows < clusters, empty shapes, NaN or infinity in x.
+ONEREC_API BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
+                                                  const BalancedKMeansOptions& options,
+                                                  bool centers_given, float* centers,
+                                                  double* prices, int32_t* labels);
+
+// One exact balanced assignment at fixed centres [clusters, columns]. prices [clusters] is the
+// start if `prices_given`, and the certified dual solution at the end.
+ONEREC_API BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers,
+                                             int64_t clusters, const BalancedKMeansOptions& options,
+                                             bool prices_given, double* prices, int32_t* labels);
+
+// labels[i] = argmin_k |x_i - c_k|^2 + prices[k], decided in float64; prices may be null (zero).
+// distances [rows], if not null, gets the squared distance to the chosen centre.
+ONEREC_API void PricedArgmin(const FloatRows& x, const float* centers, int64_t clusters,
+                             const double* prices, const BalancedKMeansOptions& options,
+                             int32_t* labels, double* distances);
+
+// Cheapest assignment in which no cluster takes more than `cap` items of a group: minimises
+// |x_i - c_k|^2 + prices[k] for each group on its own. groups [rows] numbers the groups from 0, in
+// any order. Throws std::invalid_argument if a group has more than cap * clusters items.
+ONEREC_API void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters,
+                             const double* prices, const int64_t* groups, int64_t cap,
+                             const BalancedKMeansOptions& options, int32_t* labels);
+
+}  // namespace onerec

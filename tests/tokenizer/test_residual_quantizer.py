@@ -1,0 +1,163 @@
+"""Residual semantic ids: balance, distinctness, decoding, files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from onerec.tokenizer import ResidualQuantizer
+from onerec.tokenizer.residual_quantizer import describe_ids
+
+
+def items(n: int = 700, d: int = 12, seed: int = 0) -> NDArray[np.float32]:
+    generator = np.random.default_rng(seed)
+    means = generator.standard_normal((9, d))
+    x = means[generator.integers(0, 9, n)] + 0.3 * generator.standard_normal((n, d))
+    return x.astype(np.float32)
+
+
+def fitted(x: NDArray[np.float32], levels: int, size: int, **arguments) -> ResidualQuantizer:
+    return ResidualQuantizer(
+        levels, size, max_iter=3, random_state=0, num_threads=1, **arguments
+    ).fit(x)
+
+
+def test_levels_are_balanced_and_report_is_true() -> None:
+    x = items()
+    quantizer = fitted(x, 3, 16)
+    assert quantizer.sids_.shape == (700, 3)
+    assert quantizer.sids_.dtype == np.int32
+    for codes in quantizer.sids_.T:
+        assert sorted(np.bincount(codes, minlength=16)) == [43] * 4 + [44] * 12
+    assert max(quantizer.gaps_) <= 1e-6
+    report = quantizer.report_
+    error = x - quantizer.decode(quantizer.sids_)
+    assert report["mse"] == pytest.approx((error.astype(np.float64) ** 2).sum(1).mean(), rel=1e-5)
+    assert report["mse_per_level"] == sorted(report["mse_per_level"], reverse=True)
+    holders = np.unique(quantizer.sids_, axis=0, return_counts=True)[1]
+    assert report["largest_collision"] == holders.max()
+    assert report["collision_rate"] == pytest.approx(1 - len(holders) / 700)
+    assert report["unique_share"] == pytest.approx((holders == 1).sum() / 700)
+    assert report["sizes"] == [[43, 44]] * 3
+    assert report["utilisation"] == [1.0] * 3
+
+
+@pytest.mark.parametrize(
+    ("x", "levels", "size"),
+    [
+        (items(700), 3, 16),
+        (items(512), 3, 8),  # every id is taken
+        (np.ones((60, 3), np.float32), 2, 8),  # one vector for all
+        (np.repeat(items(40), 5, axis=0), 2, 16),
+        (items(9), 1, 9),
+        (items(64), 6, 2),
+    ],
+    ids=["roomy", "full", "all equal", "five of each", "one level", "six bits"],
+)
+def test_distinct_ids_are_unique(x: NDArray[np.float32], levels: int, size: int) -> None:
+    quantizer = fitted(x, levels, size, distinct="distinct")
+    assert len(np.unique(quantizer.sids_, axis=0)) == len(x)
+    assert quantizer.report_["collision_rate"] == 0
+    assert quantizer.report_["unique_share"] == 1
+
+
+def test_distinct_needs_room() -> None:
+    with pytest.raises(ValueError, match=r"wanted at most codebook_size \*\* levels = 64 rows"):
+        fitted(items(65), 3, 4, distinct="distinct")
+
+
+def test_cap_leaves_room_for_distinct_ids_in_every_prefix() -> None:
+    x = np.concatenate([np.repeat(items(1), 30, axis=0), items(30)])
+    free = fitted(x, 3, 4).sids_
+    assert np.unique(free[:, :2], axis=0, return_counts=True)[1].max() > 4
+    capped = fitted(x, 3, 4, distinct="cap").sids_
+    assert np.unique(capped[:, :2], axis=0, return_counts=True)[1].max() <= 4
+    assert np.unique(capped[:, 0], return_counts=True)[1].max() <= 16
+
+
+def test_rank_level_numbers_the_items_of_an_id() -> None:
+    x = np.repeat(items(50), 4, axis=0)
+    plain = fitted(x, 2, 16)
+    quantizer = fitted(x, 2, 16, distinct="rank")
+    assert np.array_equal(quantizer.sids_[:, :2], plain.sids_)
+    assert len(np.unique(quantizer.sids_, axis=0)) == len(x)
+    seen: dict[tuple[int, int], int] = {}
+    for first, second, rank in quantizer.sids_.tolist():
+        assert rank == seen.get((first, second), 0)
+        seen[first, second] = rank + 1
+    assert np.array_equal(quantizer.decode(quantizer.sids_), plain.decode(plain.sids_))
+    with pytest.raises(ValueError, match="wanted at most codebook_size = 4 items on an id"):
+        fitted(np.ones((40, 2), np.float32), 1, 4, distinct="rank")
+
+
+def test_encode_gives_training_items_their_codes() -> None:
+    x = items(1500)
+    quantizer = fitted(x, 2, 16)
+    assert (quantizer.encode(x) == quantizer.sids_).mean() >= 0.995
+    assert quantizer.encode(items(31, seed=5)).shape == (31, 2)
+    assert quantizer.encode(x[:0]).shape == (0, 2)
+
+
+@pytest.mark.parametrize("distinct", ["none", "rank"])
+def test_saved_and_loaded(tmp_path: Path, distinct) -> None:
+    quantizer = fitted(items(), 2, 32, distinct=distinct)
+    quantizer.save_pretrained(tmp_path / "quantizer")
+    again = ResidualQuantizer.from_pretrained(tmp_path / "quantizer")
+    new = items(100, seed=4)
+    assert np.array_equal(again.encode(new), quantizer.encode(new))
+    assert np.array_equal(again.decode(quantizer.sids_), quantizer.decode(quantizer.sids_))
+    assert again.report_ == quantizer.report_
+    assert again.distinct == distinct
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    quantizer = fitted(items(), 2, 8)
+    quantizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "levels": 3}))
+    with pytest.raises(ValueError, match=r"codebooks: wanted float32 \[3, 8, 12\]"):
+        ResidualQuantizer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="wanted JSON"):
+        ResidualQuantizer.from_pretrained(tmp_path)
+    quantizer.save_pretrained(tmp_path)
+    whole = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        ResidualQuantizer.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        ResidualQuantizer.from_pretrained(tmp_path / "nowhere")
+
+
+def test_mistakes_are_named() -> None:
+    quantizer = fitted(items(), 2, 8)
+    with pytest.raises(ValueError, match="distinct: wanted"):
+        ResidualQuantizer(2, 8, distinct="always")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"levels: wanted at least 1"):
+        ResidualQuantizer(0, 8)
+    with pytest.raises(ValueError, match="wanted at least n_clusters = 8 rows, got 5"):
+        fitted(items(5), 2, 8)
+    with pytest.raises(ValueError, match="X: wanted 12 columns, got 3"):
+        quantizer.encode(items(4, 3))
+    with pytest.raises(ValueError, match="got 8 in row 1, level 0"):
+        quantizer.decode([[0, 1], [8, 2]])
+    with pytest.raises(ValueError, match=r"wanted shape \[n, 2\], got \[1, 3\]"):
+        quantizer.decode([[0, 1, 2]])
+    with pytest.raises(TypeError, match="wanted integers"):
+        quantizer.decode([[0.5, 1.0]])
+    with pytest.raises(RuntimeError, match="call fit or from_pretrained first"):
+        ResidualQuantizer(2, 8).encode(items())
+
+
+def test_describe_ids_counts_by_hand() -> None:
+    sids = np.array([[0, 1], [0, 1], [1, 0], [1, 1]], np.int32)
+    report = describe_ids(sids, 4)
+    assert report["utilisation"] == [0.5, 0.5]
+    assert report["sizes"] == [[0, 2], [0, 3]]
+    assert report["entropy"][0] == pytest.approx(1)
+    assert (report["unique_share"], report["collision_rate"]) == (0.5, 0.25)
+    assert report["largest_collision"] == 2

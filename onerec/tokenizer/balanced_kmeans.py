@@ -73,13 +73,13 @@ class BalancedKMeans:
     """K-means whose clusters all hold floor(N/K) or ceil(N/K) items.
 
     `priced` finds the cheapest assignment of these sizes at each step. It is a power diagram: item
-    x goes to argmin_k |x - c_k|^2 + price_k (Aurenhammer, Hoffmann, Aronov, "Minkowski-type theorems
-    and least-squares clustering"), so that new items are encoded by the same rule. The prices come
-    from annealed entropic dual sweeps over candidate lists, the exact sizes from shortest augmenting
-    paths over the clusters, and `gap_` certifies the result. `sequential` is Algorithm 1 of OneRec
-    (arXiv 2502.18965, section 3.1) as printed: clusters in turn take the nearest items that are
-    left; with N not divisible by K the first N mod K clusters take one more. It depends on the order
-    of the clusters and is much worse; it is kept as the faithful baseline.
+    x goes to argmin_k |x - c_k|^2 + price_k (Aurenhammer, Hoffmann, Aronov, "Minkowski-type
+    theorems and least-squares clustering"), so that new items are encoded by the same rule. The
+    prices come from annealed entropic dual sweeps over candidate lists, the exact sizes from
+    shortest augmenting paths over the clusters, and `gap_` certifies the result. `sequential` is
+    Algorithm 1 of OneRec (arXiv 2502.18965, section 3.1) as printed: clusters in turn take the
+    nearest items that are left; with N not divisible by K the first N mod K clusters take one more.
+    It depends on the order of the clusters and is much worse; it is the faithful baseline.
 
     The same data and seed give the same result for every number of threads. Ties go to the smaller
     cluster, then to the smaller item index.
@@ -105,7 +105,8 @@ class BalancedKMeans:
             assignment of these sizes is cheaper by more than this share. NaN for "sequential".
         n_iter_: Lloyd steps made.
         converged_: Whether the assignment stood still or `tol` was reached.
-        work_: Counts and seconds: passes over all items and centres, dual sweeps, moves of the finish.
+        work_: Counts and seconds: passes over all items and centres, dual sweeps, moves of the
+            exact finish.
     """
 
     labels_: NDArray[np.int32]

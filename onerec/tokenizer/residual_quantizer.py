@@ -57,9 +57,9 @@ class ResidualQuantizer:
         prices_: float64 [L, K].
         gaps_: certified duality gap of each level's balanced assignment.
         report_: What became of the data: `n_items`, `mse` (mean squared distance of an item to its
-            decoded id), `mse_per_level`, `utilisation`, `entropy` (bits) and `sizes` [min, max] of each
-            level, `unique_share` (items alone on their id), `collision_rate` (1 - distinct ids /
-            items), `largest_collision`.
+            decoded id), `mse_per_level`, `utilisation`, `entropy` (bits) and `sizes` [min, max] of
+            each level, `unique_share` (items alone on their id), `collision_rate` (1 - distinct
+            ids / items), `largest_collision`.
     """
 
     sids_: NDArray[np.int32]
@@ -212,8 +212,8 @@ class ResidualQuantizer:
         if wrong.any():
             row, level = (int(v[0]) for v in wrong.nonzero())
             raise ValueError(
-                f"sids: wanted codes in 0..{self.codebook_size - 1}, got {codes[row, level]} in row "
-                f"{row}, level {level}"
+                f"sids: wanted codes in 0..{self.codebook_size - 1}, got {codes[row, level]} in "
+                f"row {row}, level {level}"
             )
         x = np.zeros((codes.shape[0], self.codebooks_.shape[2]), np.float32)
         for level in range(self.levels):
@@ -319,7 +319,8 @@ def _mean_square(rows: NDArray[np.float32]) -> float:
 def _number(groups: NDArray[np.int64], codes: NDArray[np.int32]) -> NDArray[np.int64]:
     """Numbers the prefixes (group, code) from 0."""
     width = int(codes.max()) + 1
-    return np.unique(groups * width + codes, return_inverse=True)[1].astype(np.int64)
+    numbers: NDArray[np.int64] = np.unique(groups * width + codes, return_inverse=True)[1]
+    return numbers.astype(np.int64, copy=False)
 
 
 def _capped(

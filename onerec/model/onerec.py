@@ -339,7 +339,10 @@ class OneRec(Pretrained):
         batch, items, levels = target.shape
         context, memory_mask = self._encode(history)
         tokens = F.pad(target, (1, 0)).flatten(1)[:, :-1]
-        valid = (target[..., :1] >= 0).expand(-1, -1, levels + 1).flatten(1)[:, :-1]
+        real = target[..., :1] >= 0
+        # An item's last code predicts nothing itself: it is read for the sake of a next item.
+        last = F.pad(real, (0, 0, 0, 1))[:, 1:]
+        valid = torch.cat([real.expand(-1, -1, levels), last], dim=2).flatten(1)[:, :-1]
         x = self.dropout(self._embed_session(tokens, 0))
         stats = []
         for layer in self.decoder:

@@ -124,7 +124,9 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
                         raise DataError(
                             f"{path}: {name} must be {list(tensor.shape)}, got {found[name]}"
                         )
-                state = {name: file.get_tensor(name) for name in wanted}
+                # Copies: matrix products round by the alignment of their operands, and a file that
+                # is replaced later does not matter to them.
+                state = {name: file.get_tensor(name).clone() for name in wanted}
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path}: not a whole safetensors file: {error}") from error
         # Saved types are kept: a bfloat16 checkpoint loads as bfloat16.

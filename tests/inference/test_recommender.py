@@ -1,0 +1,350 @@
+"""Recommender: exact sessions, legality, rules for histories and exclusions, batching, threads."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onerec import OneRec, OneRecConfig, Recommender
+from onerec.tokenizer import Catalog
+
+K, LEVELS = 5, 2
+# Nine semantic ids; items 20 and 21 share one, 30, 31 and 32 another.
+ITEMS = {
+    10: (0, 1),
+    11: (0, 3),
+    12: (1, 1),
+    13: (2, 0),
+    14: (2, 2),
+    15: (2, 4),
+    16: (4, 4),
+    20: (3, 3),
+    21: (3, 3),
+    30: (4, 0),
+    31: (4, 0),
+    32: (4, 0),
+}
+UNKNOWN = 99
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    return Catalog.build(list(ITEMS), list(ITEMS.values()), K)
+
+
+def build(seed: int = 0, **overrides: Any) -> OneRec:
+    torch.manual_seed(seed)
+    fields: dict[str, Any] = {
+        "codebook_size": K,
+        "levels": LEVELS,
+        "session_length": 3,
+        "history_length": 4,
+        "d_model": 16,
+        "d_ff": 16,
+        "n_experts": 4,
+        "expert_d_ff": 8,
+        "init_std": 0.5,
+    }
+    return OneRec(OneRecConfig.preset("tiny", **{**fields, **overrides})).eval()
+
+
+def session_score(
+    model: OneRec, history: Sequence[int], session: Sequence[tuple[int, int]]
+) -> float:
+    """log p of a session given a history of known items, by one full forward pass in float64."""
+    codes = torch.tensor([ITEMS[i] for i in history], dtype=torch.int64).view(1, -1, LEVELS)
+    target = torch.tensor([session])
+    logits = model.session_logits(codes, target)
+    return float(logits.log_softmax(-1).gather(-1, target.unsqueeze(-1)).sum().detach())
+
+
+def every_session(
+    model: OneRec, history: Sequence[int], allowed: set[tuple[int, int]], length: int
+) -> list[tuple[float, tuple[tuple[int, int], ...]]]:
+    """All sessions of distinct allowed ids, best first."""
+    found = [
+        (session_score(model, history, session), session)
+        for session in itertools.permutations(sorted(allowed), length)
+    ]
+    return sorted(found, key=lambda pair: -pair[0])
+
+
+@pytest.mark.parametrize("history", [[], [10], [13, 20, 12, 16]], ids=str)
+def test_sessions_equal_brute_force(catalog: Catalog, history: list[int]) -> None:
+    model = build().double()
+    recommender = Recommender(model, catalog)
+    want = every_session(model, history, set(ITEMS.values()), 2)
+    # 9 * 8 = 72 sessions: a beam of 80 keeps every prefix, so the search is exhaustive.
+    (got,) = recommender.recommend(
+        [history], session_length=2, beam_width=80, num_sessions=80, exclude_history=False
+    )
+    assert len(got.item_ids) == len(want) == 72
+    assert [tuple(map(tuple, s)) for s in got.sids.tolist()] == [s for _, s in want]
+    np.testing.assert_allclose(got.scores, [score for score, _ in want], rtol=0, atol=2e-5)
+
+
+def test_narrow_beam_equals_a_plain_beam_in_float64(catalog: Catalog) -> None:
+    model = build(seed=3).double()
+    history, width, length = [11, 14], 4, 3
+    beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+    codes = torch.tensor([[ITEMS[i] for i in history]])
+    for step in range(length * LEVELS):
+        grown = []
+        for score, prefix in beams:
+            target = torch.zeros(length * LEVELS, dtype=torch.int64)
+            target[: len(prefix)] = torch.tensor(prefix)
+            logits = model.session_logits(codes, target.view(1, length, LEVELS))
+            logs = logits.log_softmax(-1).flatten(1, 2)[0, step].tolist()
+            done = [prefix[i : i + LEVELS] for i in range(0, step - step % LEVELS, LEVELS)]
+            begun = prefix[step - step % LEVELS :]
+            for code in range(K):
+                longer = (*begun, code)
+                if any(s[: len(longer)] == longer and s not in done for s in ITEMS.values()):
+                    grown.append((score + logs[code], (*prefix, code)))
+        beams = sorted(grown, key=lambda pair: -pair[0])[:width]
+    (got,) = Recommender(model, catalog).recommend(
+        [history], beam_width=width, num_sessions=width, exclude_history=False
+    )
+    assert [tuple(s.flatten()) for s in got.sids] == [prefix for _, prefix in beams]
+    np.testing.assert_allclose(got.scores, [score for score, _ in beams], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("batching", [False, True])
+@pytest.mark.parametrize("width", [1, 3, 16])
+def test_all_legal_none_twice_none_excluded(catalog: Catalog, width: int, batching: bool) -> None:
+    rng = np.random.default_rng(0)
+    ids = list(ITEMS)
+    histories = [rng.choice(ids, size=n).tolist() for n in (0, 1, 2, 3, 4, 4, 2)]
+    exclude = [rng.choice(ids, size=3).tolist() for _ in histories]
+    recommender = Recommender(build(), catalog, batching=batching)
+    found = recommender.recommend(histories, beam_width=width, num_sessions=width, exclude=exclude)
+    for history, hidden, one in zip(histories, exclude, found, strict=True):
+        assert 1 <= len(one.item_ids) <= width
+        assert len(one.scores) == len(one.item_ids) == len(one.sids)
+        assert one.scores == sorted(one.scores, reverse=True)
+        for session, sids in zip(one.item_ids, one.sids.tolist(), strict=True):
+            assert [ITEMS[item] for item in session] == [tuple(s) for s in sids]
+            assert len(session) == 3
+            assert len({tuple(s) for s in sids}) == 3
+            assert not set(session) & {*history, *hidden}
+        assert len({str(s) for s in one.sids.tolist()}) == len(one.sids)
+
+
+def test_shared_ids_show_the_first_item_that_is_not_excluded(catalog: Catalog) -> None:
+    recommender = Recommender(build(), catalog)
+
+    def shown(**options: Any) -> set[int]:
+        (one,) = recommender.recommend(
+            [[]], session_length=1, beam_width=16, num_sessions=16, **options
+        )
+        return {session[0] for session in one.item_ids}
+
+    assert shown() == {10, 11, 12, 13, 14, 15, 16, 20, 30}
+    assert shown(exclude=[[20, 30]]) == {10, 11, 12, 13, 14, 15, 16, 21, 31}
+    assert shown(exclude=[[20, 21, 30, 31, 32, 10]]) == {11, 12, 13, 14, 15, 16}
+
+
+def test_rank_orders_all_items_by_next_item_probability(catalog: Catalog) -> None:
+    model = build(seed=2).double()
+    history = [12, 15]
+    want = [
+        item
+        for _, (sid,) in every_session(model, history, set(ITEMS.values()), 1)
+        for item, own in ITEMS.items()
+        if own == sid
+    ]
+    recommender = Recommender(model, catalog)
+    (got,) = recommender.rank([history], 20, exclude_history=False)
+    assert got == want
+    (some,) = recommender.rank([history], 4, beam_width=16, exclude_history=False)
+    assert some == want[:4]
+    (masked,) = recommender.rank([history], 20, exclude=[[31, 20]])
+    assert masked == [item for item in want if item not in (12, 15, 31, 20)]
+
+
+def test_empty_and_unknown_histories(catalog: Catalog) -> None:
+    recommender = Recommender(build(), catalog)
+    options: dict[str, Any] = {"beam_width": 4, "exclude_history": False}
+    nobody, unknown, mixed, known = recommender.recommend(
+        [[], [UNKNOWN, -5], [UNKNOWN, 10, 98], [10]], **options
+    )
+    assert nobody.scores == unknown.scores
+    assert nobody.item_ids == unknown.item_ids
+    assert mixed.scores == known.scores
+    assert nobody.scores != known.scores
+    assert recommender.recommend([]) == []
+    assert recommender.rank([], 3) == []
+    ignored = recommender.recommend([[]], beam_width=4, exclude=[[UNKNOWN]])
+    assert ignored[0].scores == nobody.scores
+
+
+def test_only_the_latest_items_are_read_but_all_are_excluded(catalog: Catalog) -> None:
+    recommender = Recommender(build(), catalog)
+    long, short = [16, 15, 10, 11, 12, 13], [10, 11, 12, 13]
+    a, b = recommender.recommend([long, short], beam_width=4, exclude_history=False)
+    assert a.scores == b.scores
+    (masked,) = recommender.rank([long], 20)
+    assert set(masked) == set(ITEMS) - set(long)
+
+
+def test_sessions_shorten_to_what_is_left(catalog: Catalog) -> None:
+    recommender = Recommender(build(), catalog, batching=True)
+    all_but = [
+        [i for i in ITEMS if i not in (10, 14)],
+        list(ITEMS),
+        [10],
+        [i for i in ITEMS if i > 10],
+    ]
+    found = recommender.recommend([[]] * 4, beam_width=8, num_sessions=8, exclude=all_but)
+    assert {tuple(s) for s in found[0].item_ids} == {(10, 14), (14, 10)}
+    assert found[1].item_ids == []
+    assert found[1].sids.shape == (0, 0, LEVELS)
+    assert len(found[2].item_ids[0]) == 3
+    assert found[3].item_ids == [[10]]
+    assert recommender.rank([list(ITEMS)], 3) == [[]]
+
+
+def histories_of_all_lengths() -> list[list[int]]:
+    rng = np.random.default_rng(1)
+    return [rng.choice(list(ITEMS), size=n % 5).tolist() for n in range(12)]
+
+
+def test_alone_and_together_are_the_same_bits_on_the_cpu(catalog: Catalog) -> None:
+    recommender = Recommender(build(d_model=64), catalog)
+    histories = histories_of_all_lengths()
+    together = recommender.recommend(histories, beam_width=6, num_sessions=6)
+    for history, want in zip(histories, together, strict=True):
+        (alone,) = recommender.recommend([history], beam_width=6, num_sessions=6)
+        assert alone.scores == want.scores
+        assert alone.item_ids == want.item_ids
+
+
+def test_batches_agree_to_rounding(catalog: Catalog) -> None:
+    model = build(d_model=64)
+    histories = histories_of_all_lengths()
+    one = Recommender(model, catalog).recommend(histories, beam_width=80, num_sessions=20)
+    for rows in (80, 240, 4096):
+        batched = Recommender(model, catalog, batching=True, max_rows=rows)
+        many = batched.recommend(histories, beam_width=80, num_sessions=20)
+        for a, b in zip(one, many, strict=True):
+            np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4, atol=0)
+
+
+def test_max_rows_bounds_a_batch(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build()
+    seen: list[tuple[int, int]] = []
+    make = model.new_cache
+
+    def watch(batch_size: int, beam_width: int, session_length: int) -> Any:
+        seen.append((batch_size, beam_width))
+        return make(batch_size, beam_width, session_length)
+
+    monkeypatch.setattr(model, "new_cache", watch)
+    recommender = Recommender(model, catalog, batching=True, max_rows=20)
+    recommender.recommend([[]] * 7, beam_width=6, exclude_history=False)
+    assert seen == [(3, 6), (3, 6), (1, 6)]
+    seen.clear()
+    recommender.rank([[]] * 2, 2, beam_width=50)
+    assert seen == [(1, 50), (1, 50)]
+
+
+def test_threads_share_a_recommender(catalog: Catalog) -> None:
+    recommender = Recommender(build(), catalog)
+    histories = histories_of_all_lengths()
+    want = [r.scores for r in recommender.recommend(histories, beam_width=4, num_sessions=4)]
+    got: dict[int, list[list[float]]] = {}
+
+    def work(number: int) -> None:
+        found = recommender.recommend(histories, beam_width=4, num_sessions=4)
+        got[number] = [r.scores for r in found]
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[n] for n in range(4)] == [want] * 4
+
+
+@pytest.mark.parametrize("width", [1, 30])
+def test_unconstrained_is_the_best_of_all_codes(catalog: Catalog, width: int) -> None:
+    model = build(seed=4).double()
+    recommender = Recommender(model, catalog)
+    history = [10, 16]
+    sids = recommender.generate_unconstrained([history, []], session_length=1, beam_width=width)
+    assert sids.shape == (2, 1, LEVELS)
+    every = list(itertools.product(range(K), repeat=LEVELS))
+    scores = {sid: session_score(model, history, [sid]) for sid in every}
+    if width == 30:  # all 25 continuations are kept
+        assert tuple(sids[0, 0]) == max(scores, key=scores.__getitem__)
+    else:
+        codes = torch.tensor([[ITEMS[i] for i in history]])
+        first = int(model.session_logits(codes, torch.zeros(1, 1, 2).long())[0, 0, 0].argmax())
+        rest = {sid: s for sid, s in scores.items() if sid[0] == first}
+        assert tuple(sids[0, 0]) == max(rest, key=rest.__getitem__)
+    legal = np.mean([tuple(s) in ITEMS.values() for s in sids[:, 0].tolist()])
+    got = recommender.legality([history, []], session_length=1, beam_width=width)
+    assert got == pytest.approx(legal)
+
+
+def test_legality_lies_between_none_and_all() -> None:
+    sids = [(a, b) for a in range(K) for b in range(K)]
+    whole = Catalog.build(list(range(25)), sids, K)
+    assert Recommender(build(), whole).legality([[], [3]]) == 1.0
+    lone = Catalog.build([0], [(0, 0)], K)
+    model = build()
+    with torch.no_grad():
+        model.codes.weight[0] = -100 * model.codes.weight[1]
+    free = Recommender(model, lone).generate_unconstrained([[]])
+    share = float(np.mean([(s == 0).all() for s in free[0]]))
+    assert Recommender(model, lone).legality([[]]) == pytest.approx(share)
+
+
+def test_text_ids_and_folders(tmp_path: Any) -> None:
+    names = [f"item-{i}" for i in ITEMS]
+    catalog = Catalog.build(names, list(ITEMS.values()), K)
+    model = build()
+    model.save_pretrained(tmp_path / "model")
+    catalog.save(tmp_path / "catalog")
+    recommender = Recommender.from_pretrained(tmp_path / "model", tmp_path / "catalog")
+    recommender.warmup(beam_width=4)
+    (one,) = recommender.recommend([["item-10", "nothing"]], beam_width=4)
+    (same,) = Recommender.from_pretrained(model, catalog).recommend([["item-10"]], beam_width=4)
+    assert one.item_ids == same.item_ids
+    assert one.scores == same.scores
+    assert set(one.item_ids[0]) < set(names) - {"item-10"}
+
+
+def test_bfloat16_weights(catalog: Catalog) -> None:
+    wide = Recommender(build(init_std=0.1), catalog).recommend([[10]], beam_width=80)
+    narrow = Recommender(build(init_std=0.1), catalog, dtype=torch.bfloat16)
+    (one,) = narrow.recommend([[10]], beam_width=80)
+    assert one.scores[0] == pytest.approx(wide[0].scores[0], abs=0.1)
+
+
+def test_mistakes(catalog: Catalog) -> None:
+    recommender = Recommender(build(), catalog)
+    for words, call in [
+        ("session_length", lambda: recommender.recommend([[]], session_length=4)),
+        ("session_length", lambda: recommender.recommend([[]], session_length=0)),
+        ("beam_width", lambda: recommender.recommend([[]], beam_width=0)),
+        ("num_sessions", lambda: recommender.recommend([[]], beam_width=2, num_sessions=3)),
+        ("exclude", lambda: recommender.recommend([[]], exclude=[[], []])),
+        ("k must", lambda: recommender.rank([[]], 0)),
+        ("scoring", lambda: recommender.rank([[]], 1, scoring="best")),
+        ("backend", lambda: Recommender(build(), catalog, backend="magic")),
+        ("max_rows", lambda: Recommender(build(), catalog, max_rows=0)),
+        ("catalog", lambda: Recommender(build(codebook_size=6), catalog)),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            call()
+    with pytest.raises(TypeError, match="histories\\[0\\]"):
+        recommender.recommend(["item-10"])
+    with pytest.raises(TypeError, match="integers"):
+        recommender.recommend([["item-10"]])

@@ -107,7 +107,7 @@ class SessionBatches:
 
     def step_items(self, step: int) -> int:
         """Target items in the global batch of `step`: what its mean loss is taken over."""
-        return int(np.sum(self._gather.target_lengths[self.rows(step)]))
+        return int(self._gather.target_lengths[self.rows(step)].sum())
 
     def step_tokens(self, step: int) -> int:
         """Semantic-id codes read and predicted in the global batch of `step`, without padding."""
@@ -179,10 +179,10 @@ class _Gather:
             raise ValueError(f"sample {int(targets.argmin())} has no target item; wanted 1 or more")
         end = np.asarray(samples.history_end, np.int64)
         begin = np.maximum(np.asarray(samples.history_begin, np.int64), end - history_length)
-        self.levels = sids.shape[1]
+        self.levels: int = sids.shape[1]
         self.session_length = session_length
         self.history_lengths = end - begin
-        self.target_lengths = np.minimum(targets, session_length)
+        self.target_lengths: npt.NDArray[np.int64] = np.minimum(targets, session_length)
         self._history_begin = begin
         self._target_begin = offsets[:-1]
         # One value more, so that an empty log can be addressed too.

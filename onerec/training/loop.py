@@ -25,7 +25,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from onerec.errors import OneRecError
+from onerec.errors import Interrupted, OneRecError
 from onerec.files import atomic_directory, atomic_write
 from onerec.training.batches import Batch, OrderedBatches, SessionBatches, fingerprint
 from onerec.training.checkpoint import CheckpointStore
@@ -37,13 +37,14 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from onerec.data.session_set import Samples
+    from onerec.model import OneRec
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, str], None]
 
 
-class TrainingInterrupted(OneRecError):
+class TrainingInterrupted(Interrupted):
     """Ctrl-C or SIGTERM: a checkpoint is saved, and the same call goes on from it."""
 
 
@@ -69,7 +70,7 @@ class TrainResult:
 
 
 def pretrain(
-    model: nn.Module,
+    model: OneRec,
     train: Samples,
     valid: Samples | None,
     sids: npt.NDArray[np.integer],
@@ -90,8 +91,7 @@ def pretrain(
     micro-batch.
 
     Args:
-        model: `onerec.model.OneRec`, or a module with the same `config`, `save_pretrained`,
-            `update_router_bias` and `forward(history, target)`.
+        model: What is trained; moved to the training device.
         train: Training samples.
         valid: Validation samples; None, or an empty set, trains without validation.
         sids: int [N, L], semantic id of every item index.
@@ -124,7 +124,7 @@ class _Run:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: OneRec,
         train: Samples,
         valid: Samples | None,
         sids: npt.NDArray[np.integer],
@@ -138,7 +138,7 @@ class _Run:
         stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         self.main: bool = accelerator.is_main_process
         self.world: int = accelerator.num_processes
-        shape: Any = model.config
+        shape = model.config
         sharing: dict[str, int] = {
             "history_length": shape.history_length,
             "session_length": shape.session_length,
@@ -154,7 +154,7 @@ class _Run:
             bucket_batches=config.bucket_batches,
             **sharing,
         )
-        self.total = config.steps or math.ceil(config.epochs * self.batches.steps_per_epoch)
+        self.total = config.total_steps(self.batches.steps_per_epoch)
         self.valid: OrderedBatches | None = None
         if valid is not None and len(valid):
             per_call = config.batch_size // (config.grad_accumulation * self.world)
@@ -218,7 +218,7 @@ class _Run:
                 self._validate(self.valid)
             if save or stopped:
                 self._save()
-            if progress and self.main:
+            if progress and self.main and (step % max(1, self.total // 100) == 0 or last):
                 progress(step, self.total, f"loss {self.window.last_loss:.3f}")
             if stopped and not last:
                 raise TrainingInterrupted(
@@ -265,10 +265,12 @@ class _Run:
                 # DDP takes the mean of the gradients over processes; this makes it the mean over
                 # the items of the whole step.
                 accelerator.backward(output.loss * (batch.items * self.world / items))
-            window.add_loss(output.loss, output.loss_per_level, batch.items, new=micro == 0)
-            routed = output.router.counts
-            if routed is not None and routed.numel():
+            means = [output.loss[None], output.loss_per_level]
+            if output.router is not None:
+                routed = output.router.counts
                 counts = routed if counts is None else counts + routed
+                means.append(output.router.entropy)
+            window.add_means(torch.cat(means), batch.items, new=micro == 0)
         norm = accelerator.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -291,7 +293,7 @@ class _Run:
     @torch.no_grad()
     def _validate(self, valid: OrderedBatches) -> None:
         self.module.eval()
-        sums = torch.zeros(self.window.width + 1, dtype=torch.float64)
+        sums = torch.zeros(self.window.levels + 2, dtype=torch.float64)
         for index in range(len(valid)):
             batch = _to(valid[index], self.accelerator.device)
             output = self.module(batch.history, batch.target)

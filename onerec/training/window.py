@@ -24,10 +24,10 @@ class Window:
 
     def __init__(self, accelerator: Accelerator, levels: int) -> None:
         self.accelerator = accelerator
-        self.width = levels + 1
+        self.levels = levels
         self.last_loss = math.nan
         self.valid_loss: float | None = None
-        self._losses: list[torch.Tensor] = []
+        self._means: list[torch.Tensor] = []
         self._steps: list[dict[str, Any]] = []
         self._sums: dict[str, Any] = {}
         self._clear()
@@ -37,7 +37,7 @@ class Window:
             "steps": 0,
             "items": 0,
             "tokens": 0,
-            "losses": [0.0] * self.width,
+            "means": [],
             "norm": 0.0,
             "counts": None,
             "seconds": 0.0,
@@ -46,15 +46,19 @@ class Window:
             "epoch": 0.0,
         }
 
-    def add_loss(
-        self, loss: torch.Tensor, per_level: torch.Tensor, items: int, *, new: bool
-    ) -> None:
-        """Adds one micro-batch of this process; `new` begins a step."""
-        sums = torch.cat([loss.detach()[None], per_level.detach()]).double() * items
+    def add_means(self, means: torch.Tensor, items: int, *, new: bool) -> None:
+        """Adds one micro-batch of this process.
+
+        Args:
+            means: [1 + L + layers], loss, loss of each level, router entropy of each layer.
+            items: What these are means over.
+            new: Whether it begins a step.
+        """
+        sums = means.detach().double() * items
         if new:
-            self._losses.append(sums)
+            self._means.append(sums)
         else:
-            self._losses[-1] += sums
+            self._means[-1] += sums
 
     def add_step(self, step: int, **values: Any) -> None:
         """Ends a step; values are of the global batch."""
@@ -68,11 +72,11 @@ class Window:
         """
         if not self._steps:
             return
-        losses = self.accelerator.reduce(torch.stack(self._losses), "sum").tolist()
+        means = self.accelerator.reduce(torch.stack(self._means), "sum").tolist()
         norms = torch.stack([step["norm"] for step in self._steps]).tolist()
         sums = self._sums
-        for values, loss, norm in zip(self._steps, losses, norms, strict=True):
-            self.last_loss = loss[0] / values["items"]
+        for values, row, norm in zip(self._steps, means, norms, strict=True):
+            self.last_loss = row[0] / values["items"]
             for name, value in (("loss", self.last_loss), ("gradient norm", norm)):
                 if not math.isfinite(value):
                     raise TrainingDiverged(
@@ -81,7 +85,8 @@ class Window:
                         "warmup or a smaller grad_clip usually helps, in a new folder."
                     )
             sums["steps"] += 1
-            sums["losses"] = [a + b for a, b in zip(sums["losses"], loss, strict=True)]
+            before = sums["means"] or [0.0] * len(row)
+            sums["means"] = [a + b for a, b in zip(before, row, strict=True)]
             sums["norm"] += norm
             for name in ("items", "tokens", "seconds", "data_seconds"):
                 sums[name] += values[name]
@@ -89,19 +94,19 @@ class Window:
             if values["counts"] is not None:
                 counts = values["counts"].double().cpu()
                 sums["counts"] = counts if sums["counts"] is None else sums["counts"] + counts
-        self._losses.clear()
+        self._means.clear()
         self._steps.clear()
 
     def record(self, step: int, seconds: float) -> Record:
         """The record of the steps since the last one; begins a new window."""
         sums = self._sums
-        loss, *levels = (value / sums["items"] for value in sums["losses"])
+        means = [value / sums["items"] for value in sums["means"]]
         record: Record = {
             "kind": "train",
             "step": step,
             "epoch": sums["epoch"],
-            "loss": loss,
-            "loss_per_level": levels,
+            "loss": means[0],
+            "loss_per_level": means[1 : self.levels + 1],
             "lr": sums["lr"],
             "grad_norm": sums["norm"] / sums["steps"],
             "tokens_per_s": sums["tokens"] / sums["seconds"],
@@ -113,18 +118,19 @@ class Window:
             entropy = torch.special.entr(load).sum(dim=1) / math.log(max(2, load.shape[1]))
             record["router_load"] = load.tolist()
             record["router_load_entropy"] = entropy.tolist()
+            record["router_entropy"] = means[self.levels + 1 :]
         self._clear()
         return record
 
     def state(self) -> dict[str, Any]:
+        """What `restore` needs, as JSON; after `settle`."""
         counts = self._sums["counts"]
         sums = {**self._sums, "counts": None if counts is None else counts.tolist()}
         return {"sums": sums, "valid_loss": self.valid_loss}
 
     def restore(self, state: dict[str, Any]) -> None:
-        counts = state["sums"]["counts"]
-        self._sums = {
-            **state["sums"],
-            "counts": None if counts is None else torch.tensor(counts, dtype=torch.float64),
-        }
+        """Goes on where `state` was taken."""
+        self._sums = dict(state["sums"])
+        if self._sums["counts"] is not None:
+            self._sums["counts"] = torch.tensor(self._sums["counts"], dtype=torch.float64)
         self.valid_loss = state["valid_loss"]

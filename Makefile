@@ -11,7 +11,6 @@ export ONEREC_DATA ?= $(wildcard ../shared/data)
 
 NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu')
-CXX_BUILD := build/cpp
 # Where the GPU is, the machine's own interpreter and packages are used as they are.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
@@ -64,17 +63,19 @@ format: $(VENV)/.extra-dev
 # The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; `make cpp-test SANITIZE=thread`
 # for data races (the sanitizer cannot follow the threads of a forked child).
 SANITIZE ?= address,undefined
+comma := ,
+CXX_BUILD = build/$(firstword $(subst $(comma), ,$(SANITIZE)))
 cpp-test: $(VENV)/.extra-dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(CXX_BUILD)-$(SANITIZE) -G Ninja \
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(CXX_BUILD) -G Ninja \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DONEREC_CUDA=OFF -DONEREC_TESTS=ON -DONEREC_WERROR=ON \
 	  -DONEREC_SANITIZE=$(SANITIZE)
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CXX_BUILD)-$(SANITIZE)
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CXX_BUILD)
 	TSAN_OPTIONS=die_after_fork=0 \
-	  $(BIN)/ctest --test-dir $(CXX_BUILD)-$(SANITIZE) --output-on-failure -j 2 --timeout 600
+	  $(BIN)/ctest --test-dir $(CXX_BUILD) --output-on-failure -j 2 --timeout 600
 
 docs: $(VENV)/.installed $(VENV)/.extra-docs
 	$(BIN)/python benchmarks/results.py render
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed $(VENV)/.extra-dev
 	$(BIN)/python benchmarks/results.py run

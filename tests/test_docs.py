@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,19 @@ def test_links_between_pages_lead_somewhere() -> None:
     for page in (ROOT / "docs").rglob("*.md"):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_readme_example_gives_new_items_in_each_session() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    report, *sessions = result.stdout.splitlines()
+    assert "'colliding_items': 0" in report
+    assert len(sessions) == 2
+    for line in sessions:
+        items = line.split()[1:]
+        assert len(set(items)) == 5
+        assert all(re.fullmatch(r"video-\d+", item) for item in items)
+        assert not set(items) & {"video-3", "video-14", "video-159"}

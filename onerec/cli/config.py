@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import Namespace
 
 from onerec.cli.options import Parser
 from onerec.errors import OneRecError
@@ -254,7 +253,11 @@ def parse_command(
     if named := given.pop("config", None):
         files.append(Path(named))
     for file in files:
-        merged = _merge(merged, _read_yaml(file))
+        part = _read_yaml(file)
+        full = _full(parser, part.get("preset", "tiny"))
+        full.source = str(file)
+        full.parse_object({"out": ".", **part})
+        merged = _merge(merged, part)
     as_json = given.pop("json")
     given.pop("debug")
     merged = _merge(merged, given)
@@ -274,24 +277,28 @@ def _flag(argv: list[str], name: str, choices: Sequence[str]) -> str | None:
 
 def _settings(parser: Parser, merged: dict[str, Any]) -> Settings:
     """Checks merged values against every section and makes the dataclasses."""
-    preset = merged.get("preset", "tiny")
+    plain = _full(parser, merged.get("preset", "tiny")).parse_object({"out": ".", **merged})
+    values: dict[str, Any] = plain.as_dict()
+    made: dict[str, Any] = {}
+    for section in SECTIONS:
+        made[section] = values[section]
+        try:
+            instance = section_class(section)(**values[section])
+        except (ValueError, TypeError) as error:
+            parser.error(f"{section}: {error}")
+        if section != "model":
+            made[section] = instance
+    return Settings(data=values["data"], kind=values["kind"], preset=values["preset"], **made)
+
+
+def _full(parser: Parser, preset: Any) -> Parser:
+    """A parser of every section, which complains under the name of `parser`."""
     if preset not in PRESETS:
         parser.error(f"preset: wanted one of {', '.join(PRESETS)}, got {preset!r}")
     full = Parser(parser.prog.removeprefix("onerec "), "")
     _add_top(full, data=True)
     add_sections(full, list(SECTIONS), preset)
-    values: Namespace = full.parse_object({"out": ".", **merged})
-    plain = values.as_dict()
-    made: dict[str, Any] = {}
-    for section in SECTIONS:
-        made[section] = plain[section]
-        try:
-            instance = section_class(section)(**plain[section])
-        except (ValueError, TypeError) as error:
-            parser.error(f"{section}: {error}")
-        if section != "model":
-            made[section] = instance
-    return Settings(data=plain["data"], kind=plain["kind"], preset=preset, **made)
+    return full
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

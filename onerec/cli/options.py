@@ -14,6 +14,9 @@ from jsonargparse import ArgumentParser, Namespace
 class Parser(ArgumentParser):
     """`onerec VERB` options: `--json` and `--debug` for all, short errors, exit code 2."""
 
+    # The file that the values come from, for messages; empty for the command line.
+    source = ""
+
     def __init__(self, verb: str, description: str, usage: str = "[options]") -> None:
         """Makes the parser of a verb.
 
@@ -35,6 +38,8 @@ class Parser(ArgumentParser):
             if near := difflib.get_close_matches(unknown[1], options, n=1):
                 message += f" (did you mean {near[0]}?)"
         message = " ".join(message.split())
+        if self.source:
+            message = f"{self.source}: {message}"
         print(f"{self.prog}: {message}\nsee `{self.prog} --help`", file=sys.stderr)
         sys.exit(2)
 

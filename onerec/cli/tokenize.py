@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onerec.cli import console
 from onerec.cli.config import Settings
 from onerec.cli.stage import StageResult, require, run_stage, write_json
@@ -38,12 +40,13 @@ def make(directory: Path, settings: Settings) -> StageResult:
             folder / "metrics.json",
             {"quantizer": quantizer.report_, "catalog": catalog.collision_report()},
         )
+        spread = float(items.embeddings.var(axis=0, dtype=np.float64).sum())
         return {
             "items": items.n_items,
-            "levels": config.levels,
+            "levels": catalog.levels,
             "codebook_size": size,
             "distinct_ids": catalog.trie.n_leaves,
-            "relative_error": quantizer.report_["relative_mse"],
+            "error_share_of_variance": quantizer.report_["mse"] / spread if spread else 0.0,
         }
 
     return run_stage(

@@ -20,18 +20,14 @@ class Trie:
     address: int
     nbytes: int
     @staticmethod
-    def build(
-        sids: int, n: int, row_stride: int, levels: int, codebook_size: int
-    ) -> Trie: ...
+    def build(sids: int, n: int, row_stride: int, levels: int, codebook_size: int) -> Trie: ...
     @staticmethod
     def load(path: str) -> Trie: ...
     @staticmethod
     def from_bytes(data: bytes) -> Trie: ...
     def save(self, path: str) -> None: ...
     def level_stats(self, level: int) -> tuple[int, int, int, int]: ...
-    def lookup(
-        self, sids: int, n: int, row_stride: int, leaves: int, num_threads: int
-    ) -> None: ...
+    def lookup(self, sids: int, n: int, row_stride: int, leaves: int, num_threads: int) -> None: ...
     def leaf_sids(self, leaves: int, n: int, sids: int) -> None: ...
 
 class BalancedWork(TypedDict):
@@ -106,3 +102,44 @@ def capped_assign(
     num_threads: int,
     labels: int,
 ) -> None: ...
+def beam_step(
+    trie: int,
+    trie_bytes: int,
+    level: int,
+    logits: int,
+    type: int,
+    batch_stride: int,
+    row_stride: int,
+    batch: int,
+    rows: int,
+    scores: int,
+    nodes: int,
+    scoring: int,
+    temperature: float,
+    width: int,
+    out_parents: int,
+    out_tokens: int,
+    out_nodes: int,
+    out_scores: int,
+    out_valid: int,
+    num_threads: int,
+) -> None: ...
+
+class BeamSearch:
+    def __init__(
+        self,
+        trie: Trie,
+        batch: int,
+        width: int,
+        items: int,
+        scoring: int,
+        temperature: float,
+        num_threads: int,
+    ) -> None: ...
+    def reset(self, deny: int, offsets: int) -> None: ...
+    def step(
+        self, logits: int, type: int, batch_stride: int, row_stride: int, rows: int
+    ) -> None: ...
+    def state(self, parents: int, tokens: int, scores: int, valid: int) -> None: ...
+    def items(self, items: int) -> None: ...
+    def sids(self, sids: int) -> None: ...

@@ -8,5 +8,6 @@ namespace onerec::python {
 void BindRuntime(pybind11::module_& m);
 void BindBalancedKMeans(pybind11::module_& m);
 void BindTrie(pybind11::module_& m);
+void BindBeamSearch(pybind11::module_& m);
 
 }  // namespace onerec::python

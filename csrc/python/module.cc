@@ -7,4 +7,5 @@ PYBIND11_MODULE(_C, m) {
   onerec::python::BindRuntime(m);
   onerec::python::BindBalancedKMeans(m);
   onerec::python::BindTrie(m);
+  onerec::python::BindBeamSearch(m);
 }

@@ -1,5 +1,6 @@
 """Operations with one signature on every device; a folder has the fast ways and a reference."""
 
+from onerec.ops.beam_step import BeamStep, beam_step
 from onerec.ops.moe import MoEStats, Routing, moe, moe_experts, moe_route
 from onerec.ops.session_beam import BeamResult, BeamSearch, BeamState
 
@@ -7,8 +8,10 @@ __all__ = [
     "BeamResult",
     "BeamSearch",
     "BeamState",
+    "BeamStep",
     "MoEStats",
     "Routing",
+    "beam_step",
     "moe",
     "moe_experts",
     "moe_route",

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from onerec._native import core
+from onerec.ops.beam_step import LOGIT_TYPES, SCORINGS, check_logits, check_scoring
 from onerec.ops.session_beam.reference import ReferenceSearch
 from onerec.trie import ArrayLike, SidTrie, as_int_array
 
-SCORINGS = ("full_softmax", "legal_softmax", "raw")
+if TYPE_CHECKING:
+    from onerec import _C
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class BeamSearch:
         temperature: T, positive and finite.
         deny: For each request leaf ids never to produce, or None.
         num_threads: Threads of a step; None asks torch. Does not change the result.
-        backend: "auto", "native" or "reference".
+        backend: "native", or "reference" (plain NumPy, slow).
 
     Raises:
         ValueError: An argument out of range; a denied leaf that the trie lacks.
@@ -97,7 +101,7 @@ class BeamSearch:
         temperature: float = 1.0,
         deny: Sequence[ArrayLike | None] | None = None,
         num_threads: int | None = None,
-        backend: str = "auto",
+        backend: str = "native",
     ) -> None:
         for name, value, least in (
             ("batch_size", batch_size, 0),
@@ -106,30 +110,44 @@ class BeamSearch:
         ):
             if value < least:
                 raise ValueError(f"{name}: wanted {least} or more, got {value}")
-        if scoring not in SCORINGS:
-            raise ValueError(f"scoring: wanted one of {SCORINGS}, got {scoring!r}")
-        if not (0.0 < temperature < float("inf")):
-            raise ValueError(f"temperature: wanted a positive finite number, got {temperature}")
+        check_scoring(scoring, temperature)
+        if backend not in ("native", "reference"):
+            raise ValueError(f"backend: wanted 'native' or 'reference', got {backend!r}")
         self.trie = trie
         self.batch_size, self.beam_width = batch_size, beam_width
         self.session_length = session_length
         self.scoring, self.temperature = scoring, float(temperature)
-        self.num_threads = num_threads
         self.backend = backend
+        self._native: _C.BeamSearch | None = None
+        if backend == "native":
+            self._native = core().BeamSearch(
+                trie.native,
+                batch_size,
+                beam_width,
+                session_length,
+                SCORINGS.index(scoring),
+                self.temperature,
+                torch.get_num_threads() if num_threads is None else num_threads,
+            )
         self.reset(deny)
 
     def reset(self, deny: Sequence[ArrayLike | None] | None = None) -> None:
         """Starts anew, with other deny lists; the workspace is kept."""
         lists = _deny_lists(deny, self.batch_size, self.trie.n_leaves)
-        self._search = ReferenceSearch(
-            self.trie.leaf_sids(np.arange(self.trie.n_leaves)),
-            self.batch_size,
-            self.beam_width,
-            self.session_length,
-            self.scoring,
-            self.temperature,
-            lists,
-        )
+        if self._native is not None:
+            leaves = np.concatenate([np.empty(0, np.int64), *lists])
+            offsets = np.cumsum([0, *(len(x) for x in lists)]).astype(np.int64)
+            self._native.reset(leaves.ctypes.data, offsets.ctypes.data)
+        else:
+            self._reference = ReferenceSearch(
+                self.trie.leaf_sids(np.arange(self.trie.n_leaves)),
+                self.batch_size,
+                self.beam_width,
+                self.session_length,
+                self.scoring,
+                self.temperature,
+                lists,
+            )
         self._steps = 0
         self._state: BeamState | None = None
 
@@ -161,45 +179,48 @@ class BeamSearch:
         """
         if self.done:
             raise ValueError(f"step: the session of {self.session_length} items is finished")
-        self._check(logits)
-        parents, tokens, scores, valid = self._search.step(logits.detach().float().numpy())
-        self._steps += 1
-        self._state = BeamState(
-            torch.from_numpy(parents),
-            torch.from_numpy(tokens),
-            torch.from_numpy(scores.astype(np.float32)),
-            torch.tensor(valid, dtype=torch.int32),
-            self.level,
-            self.item,
-            self.done,
-        )
-        return self._state
-
-    def _check(self, logits: torch.Tensor) -> None:
-        if not logits.is_floating_point():
-            raise TypeError(f"logits: wanted floating point, got {logits.dtype}")
-        if logits.device.type != "cpu":
-            raise ValueError(f"logits: wanted them on the CPU, got {logits.device}")
         rows = (self.beam_width, 1) if self._steps == 0 else (self.beam_width,)
         wanted = [(self.batch_size, r, self.trie.codebook_size) for r in rows]
-        if tuple(logits.shape) not in wanted:
-            shapes = " or ".join(str(list(shape)) for shape in wanted)
-            raise ValueError(f"logits: wanted shape {shapes}, got {list(logits.shape)}")
+        logits = check_logits(logits, wanted)
+        if self._native is not None:
+            self._native.step(
+                logits.data_ptr(),
+                LOGIT_TYPES[logits.dtype],
+                logits.stride(0),
+                logits.stride(1),
+                logits.shape[1],
+            )
+            shape = (self.batch_size, self.beam_width)
+            parents = torch.empty(shape, dtype=torch.int64)
+            tokens = torch.empty(shape, dtype=torch.int64)
+            scores = torch.empty(shape, dtype=torch.float32)
+            valid = torch.empty(self.batch_size, dtype=torch.int32)
+            self._native.state(
+                parents.data_ptr(), tokens.data_ptr(), scores.data_ptr(), valid.data_ptr()
+            )
+        else:
+            parents, tokens, scores, valid = self._reference.step(logits.float().numpy())
+        self._steps += 1
+        self._state = BeamState(parents, tokens, scores, valid, self.level, self.item, self.done)
+        return self._state
 
     def result(self) -> BeamResult:
         """The sessions so far; items not yet finished are -1."""
         shape = (self.batch_size, self.beam_width)
-        items = self._search.items()
-        sids = np.full((*items.shape, self.trie.levels), -1, dtype=np.int32)
-        known = items >= 0
-        sids[known] = self.trie.leaf_sids(items[known])
+        items = torch.empty((*shape, self.session_length), dtype=torch.int64)
+        sids = torch.empty((*items.shape, self.trie.levels), dtype=torch.int32)
+        if self._native is not None:
+            self._native.items(items.data_ptr())
+            self._native.sids(sids.data_ptr())
+        else:
+            self._reference.result(items, sids)
         if self._state is None:
             scores = torch.full(shape, float("-inf"))
-            scores[:, :1] = 0.0
+            scores[:, 0] = 0.0
             valid = torch.ones(self.batch_size, dtype=torch.int32)
         else:
             scores, valid = self._state.scores, self._state.valid
-        return BeamResult(torch.from_numpy(sids), torch.from_numpy(items), scores, valid)
+        return BeamResult(sids, items, scores, valid)
 
 
 def _deny_lists(

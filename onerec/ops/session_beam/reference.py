@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from onerec.ops.beam_step.reference import LeafTable, request_step
 
@@ -36,8 +37,8 @@ class ReferenceSearch:
 
     def step(
         self, logits: npt.NDArray[Any]
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64], list[int]]:
-        """Parents and tokens [B, M], scores float64 [B, M], valid counts."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Parents, tokens, scores and valid counts as in `BeamState`."""
         batch, width, _ = self.shape
         parents = np.zeros((batch, width), dtype=np.int64)
         tokens = np.full((batch, width), -1, dtype=np.int64)
@@ -64,12 +65,18 @@ class ReferenceSearch:
         self.level += 1
         if self.level == self.levels:
             self.level, self.item = 0, self.item + 1
-        return parents, tokens, scores, [len(beams) for beams in self.beams]
+        return (
+            torch.from_numpy(parents),
+            torch.from_numpy(tokens),
+            torch.from_numpy(scores).float(),
+            torch.tensor([len(beams) for beams in self.beams], dtype=torch.int32),
+        )
 
-    def items(self) -> npt.NDArray[np.int64]:
-        """Leaf ids [B, M, m]; -1 past the valid rows and for items not yet finished."""
-        items = np.full(self.shape, -1, dtype=np.int64)
+    def result(self, items: torch.Tensor, sids: torch.Tensor) -> None:
+        """Fills items [B, M, m] and sids [B, M, m, L]."""
+        items.fill_(-1)
+        sids.fill_(-1)
         for b, beams in enumerate(self.beams):
             for i, (_, leaves, _) in enumerate(beams):
-                items[b, i, : len(leaves)] = leaves
-        return items
+                items[b, i, : len(leaves)] = torch.tensor(leaves)
+                sids[b, i, : len(leaves)] = torch.from_numpy(self.table.sids[leaves])

@@ -1,0 +1,309 @@
+#include "cpu/beam_search_isa.h"
+
+#include <cstdint>
+
+#include "cpu/lanes.h"
+
+namespace onerec::ONEREC_ISA {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+constexpr float kLargest = 0x1.fffffep127f;
+constexpr int kBlock = 1024;  // logits whose exponentials are summed in float, 64 a lane
+
+struct Float32 {
+  using Type = float;
+  static float Get(const float* p) { return *p; }
+  static Lanes Read(const float* p) { return Load(p); }
+};
+
+struct BFloat16 {
+  using Type = uint16_t;
+  static float Get(const uint16_t* p) {
+    return __builtin_bit_cast(float, static_cast<uint32_t>(*p) << 16);
+  }
+  static Lanes Read(const uint16_t* p) {
+    Lanes out;
+#if defined(ONEREC_ISA_avx512)
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    out.r[0] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+#elif defined(ONEREC_ISA_avx2)
+    for (int i = 0; i < 2; ++i) {
+      const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * i));
+      out.r[i] = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+    }
+#else
+    float values[16];
+    for (int i = 0; i < 16; ++i) values[i] = Get(p + i);
+    out = Load(values);
+#endif
+    return out;
+  }
+};
+
+struct Float16 {
+  using Type = uint16_t;
+  static float Get(const uint16_t* p) {
+    const uint32_t sign = static_cast<uint32_t>(*p & 0x8000) << 16;
+    const uint32_t rest = *p & 0x7FFF;
+    if (rest >= 0x7C00) return __builtin_bit_cast(float, sign | 0x7F800000 | (rest << 13));
+    if (rest < 0x0400) {  // subnormal or zero
+      const float small = static_cast<float>(rest) * 0x1p-24f;
+      return __builtin_bit_cast(float, sign | __builtin_bit_cast(uint32_t, small));
+    }
+    return __builtin_bit_cast(float, sign | ((rest << 13) + 0x38000000));
+  }
+  static Lanes Read(const uint16_t* p) {
+    Lanes out;
+#if defined(ONEREC_ISA_avx512)
+    out.r[0] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif defined(ONEREC_ISA_avx2)
+    for (int i = 0; i < 2; ++i) {
+      out.r[i] = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 8 * i)));
+    }
+#else
+    float values[16];
+    for (int i = 0; i < 16; ++i) values[i] = Get(p + i);
+    out = Load(values);
+#endif
+    return out;
+  }
+};
+
+float Largest(const Lanes& lanes) {
+  float values[16];
+  Store(values, lanes);
+  float top = -kInfinity;
+  for (float value : values) top = value > top ? value : top;
+  return top;
+}
+
+// log sum exp(x / temperature) of a row, read block by block. The sum is kept relative to the
+// largest value so far; each lane's part of a block is a float, added to a double.
+struct LogSumExp {
+  explicit LogSumExp(double t) : temperature(t) {
+    const double c = 1.4426950408889634 / t;
+    scale = c < static_cast<double>(kLargest) ? static_cast<float>(c) : kLargest;
+  }
+
+  // Takes n <= kBlock values; those past a multiple of 16 are read through `tail`.
+  template <class Format>
+  void Take(const typename Format::Type* p, int n) {
+    float tail[16];
+    const int whole = n & ~15;
+    for (int i = whole; i < n; ++i) tail[i - whole] = Format::Get(p + i);
+    for (int i = n; i < whole + 16; ++i) tail[i - whole] = -kInfinity;
+
+    Lanes top = Set(-kInfinity);
+    for (int i = 0; i < whole; i += 16) top = Max(Format::Read(p + i), top);
+    if (n != whole) top = Max(Load(tail), top);
+    Raise(Largest(top));
+    if (largest == -kInfinity) return;
+
+    const Lanes shift = Set(largest), factor = Set(scale);
+    Lanes part = Set(0.0f);
+    if (largest < kLargest) {
+      for (int i = 0; i < whole; i += 16) {
+        part = Add(part, Exp2(Mul(Sub(Format::Read(p + i), shift), factor)));
+      }
+    } else {  // +inf is read as the largest finite value
+      for (int i = 0; i < whole; i += 16) {
+        float values[16];
+        Store(values, Format::Read(p + i));
+        for (float& value : values) value = value > kLargest ? kLargest : value;
+        part = Add(part, Exp2(Mul(Sub(Load(values), shift), factor)));
+      }
+    }
+    if (n != whole) {
+      for (float& value : tail) value = value > kLargest ? kLargest : value;
+      part = Add(part, Exp2(Mul(Sub(Load(tail), shift), factor)));
+    }
+    float parts[16];
+    Store(parts, part);
+    for (int i = 0; i < 16; ++i) sums[i] += static_cast<double>(parts[i]);
+  }
+
+  void Raise(float top) {
+    if (top > kLargest) top = kLargest;
+    if (!(top > largest)) return;
+    if (largest != -kInfinity) {
+      const double down =
+          Exp((static_cast<double>(largest) - static_cast<double>(top)) / temperature);
+      for (double& sum : sums) sum *= down;
+    }
+    largest = top;
+  }
+
+  double Sum() const {
+    double s[8];
+    for (int i = 0; i < 8; ++i) s[i] = sums[i] + sums[i + 8];
+    for (int i = 0; i < 4; ++i) s[i] += s[i + 4];
+    return (s[0] + s[2]) + (s[1] + s[3]);
+  }
+
+  double Value() const {
+    if (largest == -kInfinity) return static_cast<double>(-kInfinity);
+    return static_cast<double>(largest) / temperature + Log(Sum());
+  }
+
+  double temperature;
+  float scale;
+  float largest = -kInfinity;
+  double sums[16] = {};
+};
+
+double ReadThreshold(const Collector& collector) {
+  double value;
+  __atomic_load(collector.threshold, &value, __ATOMIC_RELAXED);
+  return value;
+}
+
+// A float at or below the logit at which score + (logit / T - norm) reaches the threshold; -inf
+// itself is never reached.
+float Floor(double threshold, double score, double norm, double temperature) {
+  const double slack = (__builtin_fabs(threshold) + __builtin_fabs(score) + __builtin_fabs(norm)) *
+                       temperature * 1e-14;
+  const double floor = (threshold - score + norm) * temperature - slack;
+  if (!(floor > -static_cast<double>(kLargest))) return -kLargest;
+  if (floor >= static_cast<double>(kLargest)) return kLargest;
+  const auto value = static_cast<float>(floor);
+  if (static_cast<double>(value) <= floor) return value;
+  uint32_t bits = __builtin_bit_cast(uint32_t, value);  // the next float below
+  bits = value > 0 ? bits - 1 : value < 0 ? bits + 1 : 0x80000001u;
+  return __builtin_bit_cast(float, bits);
+}
+
+// out[i] = logits[tokens[i]]; followed by 16 times -inf.
+template <class Format, class Token>
+void Gather(const typename Format::Type* logits, const Token* tokens, int64_t n, float* out) {
+  int64_t i = 0;
+  for (; i + 4 <= n; i += 4) {
+    const float a = Format::Get(logits + tokens[i]), b = Format::Get(logits + tokens[i + 1]);
+    const float c = Format::Get(logits + tokens[i + 2]), d = Format::Get(logits + tokens[i + 3]);
+    out[i] = a, out[i + 1] = b, out[i + 2] = c, out[i + 3] = d;
+  }
+  for (; i < n; ++i) out[i] = Format::Get(logits + tokens[i]);
+  for (; i < n + 16; ++i) out[i] = -kInfinity;
+}
+
+// The logits of the legal children in order; a banned child has -inf, and so have the values up to
+// a multiple of 16.
+template <class Format>
+const float* Legal(const RowInput& row, float* scratch) {
+  const auto* logits = static_cast<const typename Format::Type*>(row.logits);
+  if (row.degree == row.vocab) {  // every code is legal: the row as it lies
+    const int64_t whole = row.vocab & ~int64_t{15};
+    if (row.type == 0 && whole == row.vocab && row.banned_count[0] + row.banned_count[1] == 0) {
+      return static_cast<const float*>(row.logits);
+    }
+    for (int64_t i = 0; i < whole; i += 16) Store(scratch + i, Format::Read(logits + i));
+    for (int64_t i = whole; i < row.vocab; ++i) scratch[i] = Format::Get(logits + i);
+    for (int64_t i = row.vocab; i < row.vocab + 16; ++i) scratch[i] = -kInfinity;
+  } else if (row.token_bytes == 1) {
+    Gather<Format>(logits, static_cast<const uint8_t*>(row.tokens), row.degree, scratch);
+  } else {
+    Gather<Format>(logits, static_cast<const uint16_t*>(row.tokens), row.degree, scratch);
+  }
+  for (int list = 0; list < 2; ++list) {
+    for (int64_t i = 0; i < row.banned_count[list]; ++i) {
+      scratch[row.banned[list][i] - row.first_edge] = -kInfinity;
+    }
+  }
+  return scratch;
+}
+
+float LargestOf(const float* values, int64_t n) {
+  Lanes top = Set(-kInfinity);
+  for (int64_t i = 0; i < n; i += 16) top = Max(Load(values + i), top);
+  return Largest(top);
+}
+
+// Log sum exp over a whole row, or infinity as soon as the part read so far shows that even the
+// best legal code stays below the threshold.
+template <class Format>
+double FullNorm(const RowInput& row, const float* values, double threshold) {
+  const auto* logits = static_cast<const typename Format::Type*>(row.logits);
+  const double infinity = static_cast<double>(kInfinity);
+  double limit = infinity;  // of the norm
+  if (threshold > -infinity) {
+    float best = LargestOf(values, row.degree);
+    if (best == -kInfinity) return infinity;
+    if (best > kLargest) best = kLargest;
+    limit = row.score + static_cast<double>(best) / row.temperature - threshold + 1e-9;
+  }
+  LogSumExp sum(row.temperature);
+  float seen = -kInfinity;
+  double bound = infinity;  // the limit for the sum relative to `seen`
+  for (int64_t i = 0; i < row.vocab; i += kBlock) {
+    const int64_t left = row.vocab - i;
+    sum.Take<Format>(logits + i, static_cast<int>(left < kBlock ? left : kBlock));
+    if (limit == infinity) continue;
+    if (sum.largest != seen) {
+      seen = sum.largest;
+      const double exponent = limit - static_cast<double>(seen) / row.temperature;
+      bound = exponent < 700.0 ? Exp(exponent) : infinity;
+    }
+    if (sum.Sum() > bound) return infinity;
+  }
+  return sum.Value();
+}
+
+void Push(const RowInput& row, double norm, double threshold, float logit, int64_t slot,
+          Collector& collector) {
+  const double x = logit > kLargest ? static_cast<double>(kLargest) : static_cast<double>(logit);
+  const double score = row.score + (x / row.temperature - norm);
+  if (!(score >= threshold)) return;
+  collector.items[collector.size++] = {score, row.parent, static_cast<uint32_t>(slot)};
+}
+
+template <class Format>
+void Scan(const RowInput& row, float* scratch, Collector& collector) {
+  double threshold = ReadThreshold(collector);
+  if (row.scoring != 2 && row.score < threshold) return;  // a code's log probability is at most 0
+  const float* values = Legal<Format>(row, scratch);
+
+  double norm = 0.0;
+  if (row.scoring == 0) {
+    norm = FullNorm<Format>(row, values, threshold);
+  } else if (row.scoring == 1) {
+    LogSumExp sum(row.temperature);
+    for (int64_t i = 0; i < row.degree; i += kBlock) {
+      const int64_t left = row.degree - i;
+      sum.Take<Float32>(values + i, static_cast<int>(left < kBlock ? left : kBlock));
+    }
+    norm = sum.Value();
+  }
+  if (__builtin_isinf(norm)) return;
+
+  float floor = Floor(threshold, row.score, norm, row.temperature);
+  Lanes floors = Set(floor);
+  for (int64_t i = 0; i < row.degree; i += 16) {
+    uint32_t hits = AtLeast(Load(values + i), floors);
+    if (hits == 0) continue;
+    if (collector.size + 16 > collector.capacity) {
+      Compact(collector);
+      threshold = ReadThreshold(collector);
+      floor = Floor(threshold, row.score, norm, row.temperature);
+      floors = Set(floor);
+      hits = AtLeast(Load(values + i), floors);
+    }
+    for (; hits != 0; hits &= hits - 1) {
+      const int64_t slot = i + __builtin_ctz(hits);
+      Push(row, norm, threshold, values[slot], slot, collector);
+    }
+  }
+}
+
+}  // namespace
+
+void ScanRow(const RowInput& row, float* scratch, Collector& collector) {
+  if (row.type == 0) {
+    Scan<Float32>(row, scratch, collector);
+  } else if (row.type == 1) {
+    Scan<Float16>(row, scratch, collector);
+  } else {
+    Scan<BFloat16>(row, scratch, collector);
+  }
+}
+
+}  // namespace onerec::ONEREC_ISA

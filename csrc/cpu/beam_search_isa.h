@@ -1,0 +1,56 @@
+// What the beam search compiles once per instruction set. Plain data only: an inline function that
+// is emitted here would carry one instruction set into code that runs with another.
+#pragma once
+
+#include <cstdint>
+
+namespace onerec {
+
+struct Candidate {
+  double score;
+  uint32_t parent;
+  uint32_t slot;  // index among the parent's children
+};
+
+// Keeps at least the best `width` of the candidates that it is given.
+struct Collector {
+  Candidate* items;
+  int64_t size;
+  int64_t capacity;  // at least width + kCollectorSlack
+  int64_t width;
+  double* threshold;  // candidates below it cannot be among the best; shared by a request's rows
+};
+inline constexpr int64_t kCollectorSlack = 16;
+
+// Makes room by keeping the best `width`, and raises the threshold.
+void Compact(Collector& collector);
+
+struct RowInput {
+  const void* logits;
+  int type;  // LogitType
+  int64_t vocab;
+  const void* tokens;  // of the children, ascending
+  int token_bytes;
+  int64_t degree;
+  // Children not to be chosen, as edges; the first child is edge first_edge.
+  const int64_t* banned[2];
+  int64_t banned_count[2];
+  int64_t first_edge;
+  double score;
+  uint32_t parent;
+  int scoring;  // Scoring
+  double temperature;
+};
+
+// Scores a beam's legal children and gives the collector those that may be among the best.
+// scratch: vocab + 32 floats. The threshold is read and raised with relaxed atomics.
+#define ONEREC_DECLARE(isa)                                                \
+  namespace isa {                                                          \
+  void ScanRow(const RowInput& row, float* scratch, Collector& collector); \
+  }
+ONEREC_DECLARE(baseline)
+ONEREC_DECLARE(avx2)
+ONEREC_DECLARE(avx512)
+#undef ONEREC_DECLARE
+
+}  // namespace onerec

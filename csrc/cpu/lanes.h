@@ -1,0 +1,199 @@
+// Sixteen floats at once, the same values on every instruction set; for *_isa.cc files only.
+#pragma once
+
+#include <cstdint>
+#ifdef __SSE2__
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false: GCC bug 105593
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+namespace onerec::ONEREC_ISA {
+
+#if defined(ONEREC_ISA_avx512)
+constexpr int kRegisters = 1;
+using Floats = __m512;
+using Ints = __m512i;
+#define ONEREC_F(op) _mm512_##op
+#define ONEREC_CAST_INT(v) _mm512_castps_si512(v)
+#define ONEREC_CAST_FLOAT(v) _mm512_castsi512_ps(v)
+#elif defined(ONEREC_ISA_avx2)
+constexpr int kRegisters = 2;
+using Floats = __m256;
+using Ints = __m256i;
+#define ONEREC_F(op) _mm256_##op
+#define ONEREC_CAST_INT(v) _mm256_castps_si256(v)
+#define ONEREC_CAST_FLOAT(v) _mm256_castsi256_ps(v)
+#elif defined(__SSE2__)
+constexpr int kRegisters = 4;
+using Floats = __m128;
+using Ints = __m128i;
+#define ONEREC_F(op) _mm_##op
+#define ONEREC_CAST_INT(v) _mm_castps_si128(v)
+#define ONEREC_CAST_FLOAT(v) _mm_castsi128_ps(v)
+#else
+constexpr int kRegisters = 16;
+using Floats = float;
+using Ints = uint32_t;
+#endif
+constexpr int kWidth = 16 / kRegisters;
+
+struct Lanes {
+  Floats r[kRegisters];
+};
+
+#define ONEREC_EACH _Pragma("GCC unroll 16") for (int i = 0; i < kRegisters; ++i)
+
+#if defined(__SSE2__)
+inline Lanes Set(float value) {
+  Lanes out;
+  ONEREC_EACH out.r[i] = ONEREC_F(set1_ps)(value);
+  return out;
+}
+inline Lanes Load(const float* p) {
+  Lanes out;
+  ONEREC_EACH out.r[i] = ONEREC_F(loadu_ps)(p + i * kWidth);
+  return out;
+}
+inline void Store(float* p, const Lanes& a) {
+  ONEREC_EACH ONEREC_F(storeu_ps)(p + i * kWidth, a.r[i]);
+}
+#define ONEREC_BINARY(name, op)                          \
+  inline Lanes name(const Lanes& a, const Lanes& b) {    \
+    Lanes out;                                           \
+    ONEREC_EACH out.r[i] = ONEREC_F(op)(a.r[i], b.r[i]); \
+    return out;                                          \
+  }
+ONEREC_BINARY(Add, add_ps)
+ONEREC_BINARY(Sub, sub_ps)
+ONEREC_BINARY(Mul, mul_ps)
+ONEREC_BINARY(Max, max_ps)  // b where either is NaN
+#undef ONEREC_BINARY
+
+// p * 2^n for p in [0.5, 2] and shifted = n + 1.5 * 2^23: n is added to p's exponent.
+inline Lanes Scale(const Lanes& p, const Lanes& shifted) {
+  Lanes out;
+  ONEREC_EACH {
+#if defined(ONEREC_ISA_avx512)
+    const Ints n = _mm512_slli_epi32(ONEREC_CAST_INT(shifted.r[i]), 23);
+    out.r[i] = ONEREC_CAST_FLOAT(_mm512_add_epi32(ONEREC_CAST_INT(p.r[i]), n));
+#else
+    const Ints n = ONEREC_F(slli_epi32)(ONEREC_CAST_INT(shifted.r[i]), 23);
+    out.r[i] = ONEREC_CAST_FLOAT(ONEREC_F(add_epi32)(ONEREC_CAST_INT(p.r[i]), n));
+#endif
+  }
+  return out;
+}
+
+// Bit i tells whether lane i of a is at least lane i of b; NaN is not.
+inline uint32_t AtLeast(const Lanes& a, const Lanes& b) {
+  uint32_t bits = 0;
+  ONEREC_EACH {
+#if defined(ONEREC_ISA_avx512)
+    bits |= static_cast<uint32_t>(_mm512_cmp_ps_mask(a.r[i], b.r[i], _CMP_GE_OQ));
+#elif defined(ONEREC_ISA_avx2)
+    bits |= static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a.r[i], b.r[i], _CMP_GE_OQ)))
+            << (i * kWidth);
+#else
+    bits |= static_cast<uint32_t>(_mm_movemask_ps(_mm_cmpge_ps(a.r[i], b.r[i]))) << (i * kWidth);
+#endif
+  }
+  return bits;
+}
+#else
+inline Lanes Set(float value) {
+  Lanes out;
+  ONEREC_EACH out.r[i] = value;
+  return out;
+}
+inline Lanes Load(const float* p) {
+  Lanes out;
+  ONEREC_EACH out.r[i] = p[i];
+  return out;
+}
+inline void Store(float* p, const Lanes& a) { ONEREC_EACH p[i] = a.r[i]; }
+#define ONEREC_BINARY(name, expression)               \
+  inline Lanes name(const Lanes& a, const Lanes& b) { \
+    Lanes out;                                        \
+    ONEREC_EACH {                                     \
+      const float x = a.r[i], y = b.r[i];             \
+      out.r[i] = expression;                          \
+    }                                                 \
+    return out;                                       \
+  }
+ONEREC_BINARY(Add, x + y)
+ONEREC_BINARY(Sub, x - y)
+ONEREC_BINARY(Mul, x* y)
+ONEREC_BINARY(Max, x > y ? x : y)  // b where either is NaN
+#undef ONEREC_BINARY
+
+// p * 2^n for p in [0.5, 2] and shifted = n + 1.5 * 2^23: n is added to p's exponent.
+inline Lanes Scale(const Lanes& p, const Lanes& shifted) {
+  Lanes out;
+  ONEREC_EACH {
+    const uint32_t bits =
+        __builtin_bit_cast(uint32_t, p.r[i]) + (__builtin_bit_cast(uint32_t, shifted.r[i]) << 23);
+    out.r[i] = __builtin_bit_cast(float, bits);
+  }
+  return out;
+}
+
+// Bit i tells whether lane i of a is at least lane i of b; NaN is not.
+inline uint32_t AtLeast(const Lanes& a, const Lanes& b) {
+  uint32_t bits = 0;
+  ONEREC_EACH bits |= static_cast<uint32_t>(a.r[i] >= b.r[i]) << i;
+  return bits;
+}
+#endif
+
+// 2^y for y <= 0 by a polynomial of degree 5, relative error below 2e-7; 0 for y <= -127 and NaN.
+inline Lanes Exp2(const Lanes& exponent) {
+  const Lanes magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const Lanes y = Max(exponent, Set(-127.0f));
+  const Lanes shifted = Add(y, magic);
+  const Lanes f = Sub(y, Sub(shifted, magic));
+  Lanes p = Set(0x1.5bba14p-10f);
+  p = Add(Mul(p, f), Set(0x1.3cea88p-7f));
+  p = Add(Mul(p, f), Set(0x1.c6b752p-5f));
+  p = Add(Mul(p, f), Set(0x1.ebf9bcp-3f));
+  p = Add(Mul(p, f), Set(0x1.62e42ap-1f));
+  p = Add(Mul(p, f), Set(1.0f));
+  return Scale(p, shifted);
+}
+
+// Natural logarithm of a positive normal double, error below 2 ulp.
+inline double Log(double x) {
+  uint64_t bits = __builtin_bit_cast(uint64_t, x);
+  auto exponent = static_cast<int64_t>(bits >> 52) - 1023;
+  bits = (bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000;
+  double m = __builtin_bit_cast(double, bits);
+  if (m > 1.4142135623730951) {
+    m *= 0.5;
+    ++exponent;
+  }
+  const double f = (m - 1.0) / (m + 1.0);
+  const double g = f * f;
+  constexpr double kOdd[] = {1.0 / 21, 1.0 / 19, 1.0 / 17, 1.0 / 15, 1.0 / 13,
+                             1.0 / 11, 1.0 / 9,  1.0 / 7,  1.0 / 5,  1.0 / 3};
+  double series = 1.0 / 23;
+  for (double term : kOdd) series = series * g + term;
+  const auto e = static_cast<double>(exponent);
+  return e * 0x1.62e42fefa0000p-1 + (e * 0x1.cf79abc9e3b3ap-40 + 2.0 * (f + f * g * series));
+}
+
+// e^x for x <= 700, error below 2 ulp; 0 below -700.
+inline double Exp(double x) {
+  if (!(x > -700.0)) return 0.0;
+  const double shifted = x * 1.4426950408889634 + 6755399441055744.0;
+  const double n = shifted - 6755399441055744.0;
+  const double r = (x - n * 0x1.62e42fefa0000p-1) - n * 0x1.cf79abc9e3b3ap-40;
+  constexpr double kInverse[] = {1.0 / 12, 1.0 / 11, 1.0 / 10, 1.0 / 9, 1.0 / 8, 1.0 / 7,
+                                 1.0 / 6,  1.0 / 5,  1.0 / 4,  1.0 / 3, 1.0 / 2, 1.0};
+  double series = 1.0 + r / 13;
+  for (double inverse : kInverse) series = series * (r * inverse) + 1.0;
+  const uint64_t scale = (__builtin_bit_cast(uint64_t, shifted) + 1023) << 52;
+  return series * __builtin_bit_cast(double, scale);
+}
+
+}  // namespace onerec::ONEREC_ISA

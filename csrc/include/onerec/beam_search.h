@@ -1,0 +1,120 @@
+// Exact beam search over a trie of semantic ids: one step, and whole sessions of items.
+//
+// A beam's score is the sum over its codes of x[code] / T - n(x), where x is the beam's row of
+// logits and n(x) is log sum exp(x / T) over all codes (full softmax), over the legal codes (legal
+// softmax) or 0 (raw). A step keeps the best beams of all legal continuations: score descending,
+// then parent, then code. A NaN logit is read as -inf, and -inf is never chosen; +inf is read as
+// the largest finite float. Scores are double; a sum of exponentials is made in float over 16 lanes
+// in an order that no instruction set or thread count changes, so neither changes a result.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "onerec/export.h"
+#include "onerec/trie.h"
+
+namespace onerec {
+
+enum class Scoring { kFullSoftmax = 0, kLegalSoftmax = 1, kRaw = 2 };
+enum class LogitType { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };
+
+// Row r of request b starts at data + b * batch_stride + r * row_stride, in elements; its
+// codebook_size elements follow one another.
+struct Logits {
+  const void* data = nullptr;
+  LogitType type = LogitType::kFloat32;
+  int64_t batch_stride = 0;
+  int64_t row_stride = 0;
+};
+
+// Memory for the steps; grows when a step needs more than the ones before, and not otherwise.
+// Not to be used by two steps at once.
+class ONEREC_API BeamWorkspace {
+ public:
+  BeamWorkspace();
+  ~BeamWorkspace();
+  BeamWorkspace(const BeamWorkspace&) = delete;
+  BeamWorkspace& operator=(const BeamWorkspace&) = delete;
+  struct Impl;
+  Impl& impl() { return *impl_; }
+
+ private:
+  std::unique_ptr<Impl> impl_;
+};
+
+struct BeamStepInput {
+  int64_t batch = 0;
+  int64_t rows = 0;  // beams before the step
+  int level = 0;     // codes that each of them has
+  Logits logits;
+  const double* scores = nullptr;  // [batch, rows]
+  const int64_t* nodes = nullptr;  // [batch, rows], nodes of depth `level`; -1 is a dead beam
+};
+
+struct BeamStepOutput {
+  int64_t width = 0;           // beams after the step, M
+  int64_t* parents = nullptr;  // [batch, M], row before the step; 0 on dead rows
+  int64_t* tokens = nullptr;   // [batch, M], -1 on dead rows
+  int64_t* nodes =
+      nullptr;  // [batch, M], nodes of depth level + 1 (leaf ids after the last level); -1
+  double* scores = nullptr;  // [batch, M], descending; -inf on dead rows
+  int32_t* valid = nullptr;  // [batch], live beams
+};
+
+// One step for a batch of requests.
+// Throws std::invalid_argument for a size, level, temperature or node out of range.
+ONEREC_API void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
+                         double temperature, const BeamStepOutput& output, BeamWorkspace& workspace,
+                         int num_threads);
+
+struct BeamSearchOptions {
+  int64_t batch = 1;
+  int64_t width = 1;  // beams of a request, M; may exceed the codebook
+  int64_t items = 1;  // items of a session, m
+  Scoring scoring = Scoring::kFullSoftmax;
+  double temperature = 1.0;
+  int num_threads = 1;
+};
+
+// Beams of `batch` requests through sessions of `items` items: after the last level a beam has an
+// item and starts at the root again. A continuation is legal if it leads to an item that is not
+// denied to its request and not yet in its own session, so no beam meets a dead end.
+class ONEREC_API BeamSearch {
+ public:
+  // Throws std::invalid_argument for an option out of range.
+  BeamSearch(std::shared_ptr<const Trie> trie, const BeamSearchOptions& options);
+  ~BeamSearch();
+  BeamSearch(const BeamSearch&) = delete;
+  BeamSearch& operator=(const BeamSearch&) = delete;
+
+  // Starts anew. deny[deny_offsets[b]] .. deny[deny_offsets[b + 1]] are the leaf ids denied to
+  // request b, ascending and distinct; null pointers deny nothing.
+  // Throws std::invalid_argument for a leaf out of range or out of order.
+  void Reset(const int64_t* deny, const int64_t* deny_offsets);
+
+  // Extends every beam by one code; `rows` is the number of rows that the logits have for a
+  // request, M (or 1 at the first step). Allocates nothing. Throws std::invalid_argument for
+  // another number of rows, std::logic_error when Done().
+  void Step(const Logits& logits, int64_t rows);
+
+  // The last step's beams, as in BeamStepOutput; owned by the search, valid until the next call.
+  const int64_t* Parents() const;
+  const int64_t* Tokens() const;
+  const double* Scores() const;
+  const int32_t* Valid() const;
+  // Copies them to the caller's arrays.
+  void State(int64_t* parents, int64_t* tokens, float* scores, int32_t* valid) const;
+
+  int64_t Steps() const;             // codes that each beam has, over all items
+  bool Done() const;                 // every item is finished
+  void Items(int64_t* items) const;  // leaf ids [batch, M, m]; -1 if dead or not finished
+  void Sids(int32_t* sids) const;    // codes [batch, M, m, L]; -1 likewise
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace onerec

@@ -1,0 +1,77 @@
+#include "onerec/beam_search.h"
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "python/bindings.h"
+
+namespace py = pybind11;
+
+namespace onerec::python {
+namespace {
+
+Logits MakeLogits(uintptr_t data, int type, int64_t batch_stride, int64_t row_stride) {
+  return {reinterpret_cast<const void*>(data), static_cast<LogitType>(type), batch_stride,
+          row_stride};
+}
+
+}  // namespace
+
+void BindBeamSearch(py::module_& m) {
+  m.def(
+      "beam_step",
+      [](uintptr_t trie, size_t trie_bytes, int level, uintptr_t logits, int type,
+         int64_t batch_stride, int64_t row_stride, int64_t batch, int64_t rows, uintptr_t scores,
+         uintptr_t nodes, int scoring, double temperature, int64_t width, uintptr_t out_parents,
+         uintptr_t out_tokens, uintptr_t out_nodes, uintptr_t out_scores, uintptr_t out_valid,
+         int num_threads) {
+        thread_local BeamWorkspace workspace;
+        const BeamStepInput input{batch,
+                                  rows,
+                                  level,
+                                  MakeLogits(logits, type, batch_stride, row_stride),
+                                  reinterpret_cast<const double*>(scores),
+                                  reinterpret_cast<const int64_t*>(nodes)};
+        const BeamStepOutput output{width,
+                                    reinterpret_cast<int64_t*>(out_parents),
+                                    reinterpret_cast<int64_t*>(out_tokens),
+                                    reinterpret_cast<int64_t*>(out_nodes),
+                                    reinterpret_cast<double*>(out_scores),
+                                    reinterpret_cast<int32_t*>(out_valid)};
+        BeamStep(ViewTrie(reinterpret_cast<const void*>(trie), trie_bytes), input,
+                 static_cast<Scoring>(scoring), temperature, output, workspace, num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
+  py::class_<BeamSearch>(m, "BeamSearch")
+      .def(py::init([](std::shared_ptr<Trie> trie, int64_t batch, int64_t width, int64_t items,
+                       int scoring, double temperature, int num_threads) {
+        return std::make_unique<BeamSearch>(
+            std::move(trie), BeamSearchOptions{batch, width, items, static_cast<Scoring>(scoring),
+                                               temperature, num_threads});
+      }))
+      .def(
+          "reset",
+          [](BeamSearch& s, uintptr_t deny, uintptr_t offsets) {
+            s.Reset(reinterpret_cast<const int64_t*>(deny),
+                    reinterpret_cast<const int64_t*>(offsets));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "step",
+          [](BeamSearch& s, uintptr_t logits, int type, int64_t batch_stride, int64_t row_stride,
+             int64_t rows) { s.Step(MakeLogits(logits, type, batch_stride, row_stride), rows); },
+          py::call_guard<py::gil_scoped_release>())
+      .def("state",
+           [](const BeamSearch& s, uintptr_t parents, uintptr_t tokens, uintptr_t scores,
+              uintptr_t valid) {
+             s.State(reinterpret_cast<int64_t*>(parents), reinterpret_cast<int64_t*>(tokens),
+                     reinterpret_cast<float*>(scores), reinterpret_cast<int32_t*>(valid));
+           })
+      .def("items",
+           [](const BeamSearch& s, uintptr_t items) { s.Items(reinterpret_cast<int64_t*>(items)); })
+      .def("sids",
+           [](const BeamSearch& s, uintptr_t sids) { s.Sids(reinterpret_cast<int32_t*>(sids)); });
+}
+
+}  // namespace onerec::python

@@ -174,8 +174,8 @@ def _outputs(logits: torch.Tensor, beam_width: int) -> BeamStep:
     return BeamStep(parents, tokens, nodes, scores, logits.new_empty(shape[:1], dtype=torch.int32))
 
 
-_library = torch.library.Library("onerec", "FRAGMENT")
-_library.define(
+_library = torch.library.Library("onerec", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
     "beam_step(Tensor logits, Tensor scores, Tensor nodes, Tensor trie, int level, int beam_width,"
     " int scoring, float temperature, int num_threads)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -216,10 +216,10 @@ def _native_step(
     return tuple(out)
 
 
-_library.impl("beam_step", _native_step, "CPU")
+_library.impl("beam_step", _native_step, "CPU")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("onerec::beam_step", lib=_library)
+@torch.library.register_fake("onerec::beam_step", lib=_library)  # type: ignore[untyped-decorator]
 def _fake_step(
     logits: torch.Tensor,
     scores: torch.Tensor,

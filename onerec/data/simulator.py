@@ -38,12 +38,12 @@ Ints = npt.NDArray[np.int64]
 _LENGTH_SHARES = (0.0, 0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95, 1.0)
 _LENGTHS = (5.0, 10.5, 13.2, 27.9, 76.4, 161.6, 259.2, 308.7, 480.0)
 # Polynomials in x = log(length / 76 s), fitted as the module's docstring says.
-_SKIP_LOGIT = (0.355, -0.081, 0.135)
-_FULL_LOGIT = (-2.675, -1.098, -0.032)
-_SKIP_LOG_MEDIAN, _SKIP_SIGMA = 0.858, 0.66
+_SKIP_LOGIT = (0.48, -0.039, 0.180)
+_FULL_LOGIT = (-3.07, -1.000, -0.032)
+_SKIP_LOG_MEDIAN, _SKIP_SIGMA = 0.90, 0.66
 _PART_TOP = 0.95
-_PART_ALPHA = (-0.300, -0.135)
-_PART_BETA = (0.064, 0.287, 0.249)
+_PART_ALPHA = (-0.40, -0.160)
+_PART_BETA = (0.045, 0.242, 0.262)
 _AGAIN_LOGIT = (-0.9, -1.3)
 _AGAIN_MEAN = (-1.08, -0.27)
 # Feedback rates by share watched (KuaiRand-Pure, tab 1), interpolated between these points.
@@ -84,7 +84,10 @@ class SimulatorConfig:
         explore: Share of shown videos that the logging policy draws evenly.
         popular: Share that it draws by popularity; the rest are the best of `candidates` draws
             by a noisy affinity.
-        candidates: Draws behind a personal slot.
+        candidates: Draws behind a personal slot, half by popularity and half even.
+        policy_noise: Noise of the policy's guess of the affinity, in standard deviations of it.
+        popularity_spread: Standard deviation of the log of an item's popularity that its
+            quality does not explain.
         fatigue: Whether interest falls with the similarity to the last items of the session.
         repetition: Whether it falls for a creator or an item that the session had before.
         leaving: Whether users may leave a session before its end.
@@ -112,9 +115,11 @@ class SimulatorConfig:
     affinity_weight: float = 1.5
     quality_weight: float = 1.3
     activity_weight: float = 2.7
-    explore: float = 0.15
-    popular: float = 0.35
-    candidates: int = 8
+    explore: float = 0.1
+    popular: float = 0.25
+    candidates: int = 32
+    policy_noise: float = 0.5
+    popularity_spread: float = 0.6
     fatigue: bool = True
     repetition: bool = True
     leaving: bool = True
@@ -374,35 +379,53 @@ class World:
         return np.array(taken, dtype=np.int64)
 
     def shown(self, users: Ints, rng: np.random.Generator) -> Ints:
-        """What the logging policy shows in one request of each user: item indices, -1 padded.
+        """What the logging policy shows in successive requests: item indices, -1 padded.
 
-        Not uniform: by popularity, by a noisy affinity, and evenly, slot by slot. A slot whose
-        draw the request already has stays empty and is closed up.
+        Not uniform: slot by slot by popularity, by a noisy affinity, or evenly. Nobody is shown
+        an item twice: a draw that the user had before, in this or an earlier of the requests,
+        is passed over, and a request may so fall short of its size.
+
+        Args:
+            users: User rows [S], not decreasing, one a request; a user's requests in the order
+                of time.
+            rng: Of the draws.
 
         Returns:
             int64 [S, 10].
         """
         config = self.config
-        n = len(users)
-        source = rng.random((n, _MOST))
-        items = rng.integers(0, config.n_items, (n, _MOST))
+        slots = (len(users), _MOST + 5)
+        source = rng.random(slots)
+        items = rng.integers(0, config.n_items, slots)
         popular = source < 1.0 - config.explore
         items[popular] = self._popular(int(popular.sum()), rng)
         personal = source < 1.0 - config.explore - config.popular
-        rows = np.nonzero(personal)[0]
-        draws = self._popular(len(rows) * config.candidates, rng).reshape(len(rows), -1)
+        who = users[np.nonzero(personal)[0]]
+        draws = self._popular(len(who) * config.candidates, rng).reshape(len(who), -1)
         even = rng.random(draws.shape) < 0.5
         draws[even] = rng.integers(0, config.n_items, int(even.sum()))
-        guess = self.affinity(users[rows][:, None], draws)
-        guess += rng.standard_normal(draws.shape)
-        items[personal] = draws[np.arange(len(rows)), guess.argmax(axis=1)]
-        again = np.tril(items[:, :, None] == items[:, None, :], -1).any(axis=2)
-        size = rng.integers(config.min_shown, config.max_shown + 1, n)
-        # The stable sort moves repeated draws behind the others without changing their order.
-        order = np.argsort(again, axis=1, kind="stable")
-        items = np.take_along_axis(items, order, axis=1)
-        fresh = (~again).sum(axis=1)
-        return np.where(np.arange(_MOST) < np.minimum(size, fresh)[:, None], items, -1)
+        guess = self._guess(who, draws)
+        guess += np.float32(config.policy_noise) * rng.standard_normal(draws.shape, np.float32)
+        items[personal] = draws[np.arange(len(who)), guess.argmax(axis=1)]
+        # Slots that would not be shown for want of room must not count as had, so the first
+        # pass looks inside the requests and the second across them.
+        size = rng.integers(config.min_shown, config.max_shown + 1, len(users))
+        items = _close_up(np.where(_repeated(users, items, across=False), -1, items), size)
+        return _close_up(np.where(_repeated(users, items, across=True), -1, items), size)
+
+    def _guess(self, users: Ints, items: Ints) -> npt.NDArray[np.float32]:
+        """Affinities of the items [S, c] of sorted user rows [S], in single precision."""
+        mean, spread = self.arrays["affinity_scale"]
+        user_vectors = (self.arrays["user_vectors"] / spread).astype(np.float32)
+        item_vectors = self.arrays["item_vectors"].astype(np.float32)
+        out = np.empty(items.shape, dtype=np.float32)
+        block = max(1, (1 << 24) // len(item_vectors))
+        distinct, row = np.unique(users, return_inverse=True)
+        for begin in range(0, len(distinct), block):
+            of_users = user_vectors[distinct[begin : begin + block]] @ item_vectors.T
+            low, high = np.searchsorted(row, [begin, begin + block])
+            out[low:high] = of_users[row[low:high, None] - begin, items[low:high]]
+        return out - np.float32(mean / spread)
 
     def _popular(self, n: int, rng: np.random.Generator) -> Ints:
         table = self._item["popular"]
@@ -483,7 +506,7 @@ class World:
         wanted = rng.integers(0, span, len(users))
         wanted = wanted[np.lexsort((wanted, users))]  # users are in order already
         before = np.cumsum(total) - total
-        apart = users * np.int64(1 << 48)
+        apart = (users - users[0]) * np.int64(1 << 42)  # no user's times reach the next user's
         start = np.maximum.accumulate(wanted - before + apart) + before - apart
         stamp = config.start_ms + start[:, None] + offset
         request = np.broadcast_to((first_request + np.arange(len(users)))[:, None], items.shape)
@@ -643,6 +666,23 @@ KUAIRAND: dict[str, float] = {
 }
 
 
+def _repeated(users: Ints, items: Ints, *, across: bool) -> npt.NDArray[np.bool_]:
+    """Which slots hold an item that the same user (or request) had in an earlier slot."""
+    group = users if across else np.arange(len(users))
+    key = (group[:, None] * (items.max() + 2) + items + 1).ravel()
+    _, first = np.unique(key, return_index=True)
+    again = np.ones(items.size, dtype=bool)
+    again[first] = False
+    return again.reshape(items.shape) & (items >= 0)
+
+
+def _close_up(items: Ints, size: Ints) -> Ints:
+    """Moves empty slots (-1) to the end and keeps at most `size` items a row, in [S, 10]."""
+    order = np.argsort(items < 0, axis=1, kind="stable")
+    items = np.take_along_axis(items, order, axis=1)[:, :_MOST]
+    return np.where(np.arange(_MOST) < size[:, None], items, -1)
+
+
 def _between(values: Floats, group: npt.NDArray[Any]) -> float:
     """Share of variance between groups, by the one-way random-effects moment estimator."""
     _, group = np.unique(group, return_inverse=True)
@@ -681,7 +721,9 @@ def simulate(config: SimulatorConfig) -> World:
     quality = rng.standard_normal(config.n_items)
     shares = rng.permutation((np.arange(config.n_items) + 0.5) / config.n_items)
     seconds = np.interp(shares, _LENGTH_SHARES, _LENGTHS).round(1)
-    popularity = np.exp(0.5 * quality + 1.0 * rng.standard_normal(config.n_items))
+    popularity = np.exp(
+        0.35 * quality + config.popularity_spread * rng.standard_normal(config.n_items)
+    )
 
     # A user likes a few topics much and most a little; the rest of the taste is personal.
     liking = rng.gamma(0.15, 1.0, (config.n_users, config.n_topics))

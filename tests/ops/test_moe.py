@@ -283,6 +283,7 @@ CALLS: list[tuple[str, Callable[[], object]]] = [
     ("backend", lambda: moe_route(*weights(3)[:2], top_k=1, backend="fast")),
     ("activation", lambda: moe(*weights(3), top_k=1, activation="tanh")),
     ("grouped", lambda: moe(*weights(3), top_k=1, backend="grouped")),
+    ("CUDA", lambda: moe(*weights(3), top_k=1, backend="triton")),
     ("multiple of 16", lambda: moe(*weights(3, **NARROW), top_k=1, backend="grouped")),
     ("selection_bias", lambda: moe(*weights(3), top_k=1, selection_bias=torch.zeros(5))),
     ("mask", lambda: moe(*weights(3), top_k=1, mask=torch.ones(3))),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from onerec.ops.moe import reference
+from onerec.ops.moe import reference, triton_route
 from onerec.ops.moe.grouped import GATED, PLAIN, grouped_experts, grouped_mm_fits
 
 __all__ = ["MoEStats", "Routing", "moe", "moe_experts", "moe_route"]
@@ -94,11 +94,7 @@ def moe(
         normalize=normalize,
         selection_bias=selection_bias,
         mask=mask,
-        backend="reference"
-        if backend == "reference"
-        else "triton"
-        if backend == "triton"
-        else "torch",
+        backend=backend if backend in ("reference", "triton") else "torch",
     )
     y = moe_experts(
         x,
@@ -125,7 +121,8 @@ def moe_route(
     """The choice of experts alone; arguments as for `moe`.
 
     Args:
-        backend: "reference", "torch", "triton" (CUDA), or "auto", which is "torch".
+        backend: "reference", "torch", "triton" (one kernel, CUDA, not float64), or "auto", which is
+            "torch": the kernel is compiled and interpreted in tests, but no GPU has run it yet.
 
     Raises:
         ValueError: As for `moe`.
@@ -151,6 +148,8 @@ def moe_route(
                 x, router, top_k=top_k, normalize=normalize, selection_bias=selection_bias
             )
             probabilities = logits.softmax(dim=-1)
+        elif backend == "triton":
+            return _triton_route(x, router, top_k, normalize, selection_bias, mask)
         else:
             dtype = torch.promote_types(x.dtype, torch.float32)
             logits = x.to(dtype) @ router.to(dtype).T
@@ -163,6 +162,29 @@ def moe_route(
             if normalize:
                 gates = gates / gates.sum(dim=-1, keepdim=True)
         return _finish(logits, probabilities, ids, gates, mask)
+
+
+def _triton_route(
+    x: Tensor,
+    router: Tensor,
+    top_k: int,
+    normalize: bool,
+    selection_bias: Tensor | None,
+    mask: Tensor | None,
+) -> Routing:
+    if not x.is_cuda or x.dtype == torch.float64:
+        raise ValueError(
+            f"backend 'triton' needs CUDA tensors, not float64; got {x.dtype} on {x.device}"
+        )
+    ids, gates, counts, mass, z_sum, entropy_sum = triton_route.route(
+        x.float() @ router.float().T,
+        top_k=top_k,
+        normalize=normalize,
+        selection_bias=selection_bias,
+        mask=mask,
+    )
+    total = max(len(x), 1) if mask is None else mask.sum().clamp(min=1)
+    return Routing(ids, gates, MoEStats(counts, mass / total, z_sum / total, entropy_sum / total))
 
 
 def _top_k(scores: Tensor, top_k: int) -> Tensor:

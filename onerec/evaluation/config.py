@@ -35,7 +35,7 @@ class EvaluationConfig:
     unmasked: bool = True
     popular_top: float = 0.1
     buckets: tuple[int, ...] = (0, 5, 20)
-    batch_size: int = 128
+    batch_size: int = 64
     resamples: int = 1000
     confidence: float = 0.95
     latency_requests: int = 100

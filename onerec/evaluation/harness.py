@@ -435,11 +435,13 @@ def _examples(
     config: EvaluationConfig,
     split: str,
 ) -> list[dict[str, Any]]:
-    """A few sessions for people to read."""
-    count = min(config.sample_sessions, len(samples))
-    if count == 0:
+    """A few sessions of different users for people to read."""
+    rng = np.random.default_rng(config.seed)
+    order = rng.permutation(len(samples))
+    one_a_user = order[np.unique(samples.user_row[order], return_index=True)[1]]
+    rows = rng.permutation(one_a_user)[: config.sample_sessions]
+    if not len(rows):
         return []
-    rows = np.random.default_rng(config.seed).choice(len(samples), size=count, replace=False)
     histories = [samples.history(int(row)) for row in rows]
     made = recommender.recommend(
         ranker.ids(histories), beam_width=config.beam_width, exclude_history=True

@@ -40,6 +40,16 @@ TAG_COLOURS = (
     "#997700",
     "#77aadd",
     "#44bb99",
+    "#e377c2",
+    "#6a51a3",
+    "#b3de69",
+    "#8c564b",
+    "#1b9e77",
+    "#fdb462",
+    "#bc80bd",
+    "#33508a",
+    "#d95f5f",
+    "#7f7f3f",
 )
 OTHER_TAG, NO_TAG = "#9aa1a9", "#dfe3e8"
 
@@ -335,7 +345,7 @@ def training(records: list[dict[str, Any]], uniform: float | None) -> str:
         for ax in (left, right):
             ax.set_xlabel("step")
             ax.set_ylabel("nats")
-            ax.set_ylim(bottom=0)
+            ax.set_ylim(0, 1.03 * ax.get_ylim()[1])
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _thousands(ax.xaxis)
 
@@ -396,11 +406,12 @@ def _points(ax: Axes, rows: Sequence[Sequence[Measure]], names: Sequence[str]) -
     offsets = {
         s: 0.62 * (i - (len(systems) - 1) / 2) / max(len(systems), 1) for i, s in enumerate(systems)
     }
+    alone = all(len(row) == 1 for row in rows)
     for line, row in enumerate(rows):
         for m in row:
             low = m.value if m.low is None else m.low
             high = m.value if m.high is None else m.high
-            y = line + offsets[m.system]
+            y = line if alone else line + offsets[m.system]
             colour = SYSTEM_COLOURS.get(m.system, "#1f242a")
             ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
             ax.plot(m.value, y, "o", color=colour, ms=4.5, label=m.system if line == 0 else None)
@@ -409,7 +420,19 @@ def _points(ax: Axes, rows: Sequence[Sequence[Measure]], names: Sequence[str]) -
     ax.set_xlim(left=0)
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16 / max(1, len(names) / 4)), ncols=5)
+    if not alone:
+        _legend_above(ax, len(systems))
+
+
+def _legend_above(ax: Axes, columns: int) -> None:
+    """A legend over the axes, where it covers no data."""
+    ax.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=columns,
+        borderaxespad=0.2,
+        handlelength=1.4,
+    )
 
 
 def systems(
@@ -445,6 +468,6 @@ def latency(times_ms: npt.NDArray[np.float64], p50: float, p99: float) -> str:
         ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_xlabel("milliseconds a request")
         ax.set_ylabel("requests")
-        ax.legend(loc="upper right")
+        _legend_above(ax, 2)
 
     return _svg("latency", (9.2, 2.6), draw)

@@ -32,12 +32,12 @@ LABELS = {
     "session_duplicates": "repeats within a session",
     "legality": "ids in the catalogue, constrained",
     "unconstrained_legality": "ids in the catalogue, unconstrained",
-    "session_coverage": "coverage of the catalogue, sessions",
-    "session_popular_share": "exposures of of the most popular items, sessions",
-    "session_gini": "Gini of exposures, sessions",
-    "session_entropy_bits": "entropy of exposures (bits), sessions",
+    "session_coverage": "coverage of the catalogue",
+    "session_popular_share": "share that goes to the most popular items",
+    "session_gini": "Gini of exposures",
+    "session_entropy_bits": "entropy of exposures (bits)",
     "coverage": "coverage of the catalogue",
-    "popular_share": "exposures of of the most popular items",
+    "popular_share": "share that goes to the most popular items",
     "gini": "Gini of exposures",
     "entropy_bits": "entropy of exposures (bits)",
     "recall": "Recall",
@@ -428,9 +428,11 @@ def _buckets(result: EvalResult, metric: str, split: str) -> dict[str, Any] | No
 def sessions(run: Path) -> dict[str, Any]:
     result = _evaluation(run)
     splits = result.protocol["splits"]
-    names = ["session_hit", "session_recall", "session_length", "session_duplicates", "legality"]
-    names += ["unconstrained_legality", "session_coverage", "session_popular_share"]
-    rows = _rows(result.measures, names, SYSTEMS, splits, "masked")
+    compared = ["session_hit", "session_recall"]
+    rows = _rows(result.measures, compared, SYSTEMS, splits, "masked")
+    own = ["session_length", "session_duplicates", "legality", "unconstrained_legality"]
+    own += ["session_coverage", "session_popular_share", "session_gini", "session_entropy_bits"]
+    own_rows = _rows(result.measures, own, ("model",), splits, "masked")
     last = splits[-1]
     watch = [
         m
@@ -461,6 +463,7 @@ def sessions(run: Path) -> dict[str, Any]:
     offered = any(m.metric == "unconstrained_legality" for m in result.measures)
     return {
         "rows": rows,
+        "own_rows": own_rows,
         "splits": splits,
         "figure": figure,
         "gaps": gaps,

@@ -214,6 +214,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "beam_width": 20,
             "resamples": 1000,
             "confidence": 0.95,
+            "popular_top": 0.1,
             "seed": 3,
             "notes": ["A hit is the item itself."],
         },
@@ -306,7 +307,6 @@ def test_the_numbers_are_there(html: str) -> None:
         "98,765",
         "2022-04-26 16:00 UTC",
         "a seeded sample of 4,000",
-        "n/a",
         "text 3",
         "item 2",  # an item without a text
         "last 2 of 20",

@@ -1,10 +1,31 @@
-"""Logs in, sessions out: schema, readers, session building, the simulator."""
+"""Logs in, sessions out: schema, readers, session building, the simulator.
 
-from onerec.data.readers import open_log
-from onerec.data.session_set import Samples, SessionSet
-from onerec.data.sessions import SessionConfig, build_sessions
-from onerec.data.simulator import SimulatorConfig, World, simulate
-from onerec.data.source import LogSource
+Names are imported on first use, so that the settings alone wait for neither pyarrow nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from onerec.data.config import SessionConfig, SimulatorConfig
+
+if TYPE_CHECKING:
+    from onerec.data.readers import open_log
+    from onerec.data.session_set import Samples, SessionSet
+    from onerec.data.sessions import build_sessions
+    from onerec.data.simulator import World, simulate
+    from onerec.data.source import LogSource
+
+_HOMES = {
+    "LogSource": "onerec.data.source",
+    "Samples": "onerec.data.session_set",
+    "SessionSet": "onerec.data.session_set",
+    "World": "onerec.data.simulator",
+    "build_sessions": "onerec.data.sessions",
+    "open_log": "onerec.data.readers",
+    "simulate": "onerec.data.simulator",
+}
 
 __all__ = [
     "LogSource",
@@ -17,3 +38,11 @@ __all__ = [
     "open_log",
     "simulate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

@@ -7,15 +7,17 @@ the user really watched enough of them, watched long enough in all, or interacte
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from onerec.data.config import SessionConfig
 from onerec.data.schema import bad
 from onerec.data.session_set import SPLITS, SessionSet, list_values
 from onerec.data.source import LogSource, Rule, SplitRule
@@ -26,104 +28,12 @@ from onerec.files import atomic_directory
 _TRAIN, _VALID, _TEST = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class SessionConfig:
-    """How sessions are built.
-
-    Args:
-        rule: What makes a session: "request" (rows of one request_id), "session" (of one
-            session_id), "gap" (rows with no pause over `gap_minutes`), "next" (the user's next
-            `length` good exposures), or "auto": the first of these that the log allows.
-        length: m, the most target items of a session.
-        stride: With "next", how many good exposures later the next training window begins;
-            windows of valid and test never overlap.
-        gap_minutes: With "gap", the longest pause inside a session.
-        really_watched_seconds: Without a long_view column, an exposure counts as really watched
-            when it was watched to the end or for this long (KuaiRand's long view).
-        interactions: Which flags count as an interaction.
-        min_watched: Criterion: really watched exposures of a session.
-        min_watch_seconds: Criterion: total watch time of a session. The paper gives no value.
-        min_interactions: Criterion: exposures of a session with an interaction.
-        require: Whether "any" or "all" of the criteria that the log has columns for must hold.
-            They do not apply to "next", whose windows hold good exposures only.
-        target: With "request", "session" and "gap", whether the target holds the "positive"
-            exposures (really watched or interacted with, and not hated) or all "shown" ones.
-        min_history: Sessions with fewer earlier positive exposures are dropped.
-        split: "time", "last" (a user's last session is test, the last but one valid, if there
-            are three), "column" (the log's own), or "auto": the log's default.
-        valid_from: With "time", where valid begins: ISO time (UTC unless it says otherwise) or
-            milliseconds.
-        test_from: Where test begins.
-        valid_fraction: Without `valid_from`, the share of positive exposures between the two
-            cuts.
-        test_fraction: Without `test_from`, the share of positive exposures after the test cut.
-        unknown_items: Whether rows whose item is not in the items table are refused ("refuse")
-            or dropped and counted ("drop").
-        embeddings: One of the log's vector files by name, "cooccurrence", or "auto": the first
-            of the log's, else co-occurrence.
-        embedding_dim: Of co-occurrence vectors.
-        cooccurrence_window: Largest distance of a co-occurring pair.
-        seed: Of co-occurrence and of filled vectors.
-    """
-
-    rule: Literal["auto", "request", "session", "gap", "next"] = "auto"
-    length: int = 5
-    stride: int = 1
-    gap_minutes: float = 30.0
-    really_watched_seconds: float = 18.0
-    interactions: tuple[str, ...] = ("like", "follow", "share", "comment")
-    min_watched: int = 5
-    min_watch_seconds: float = 60.0
-    min_interactions: int = 1
-    require: Literal["any", "all"] = "any"
-    target: Literal["positive", "shown"] = "positive"
-    min_history: int = 1
-    split: Literal["auto", "time", "last", "column"] = "auto"
-    valid_from: str | int | None = None
-    test_from: str | int | None = None
-    valid_fraction: float = 0.1
-    test_fraction: float = 0.1
-    unknown_items: Literal["refuse", "drop"] = "refuse"
-    embeddings: str = "auto"
-    embedding_dim: int = 64
-    cooccurrence_window: int = 5
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("length", "stride", "embedding_dim", "cooccurrence_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: wanted 1 or more, got {getattr(self, name)}")
-        for name in (
-            "gap_minutes",
-            "really_watched_seconds",
-            "min_watched",
-            "min_watch_seconds",
-            "min_interactions",
-            "min_history",
-        ):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")
-        for name, allowed in (
-            ("rule", ("auto", "request", "session", "gap", "next")),
-            ("require", ("any", "all")),
-            ("target", ("positive", "shown")),
-            ("split", ("auto", "time", "last", "column")),
-            ("unknown_items", ("refuse", "drop")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name}: wanted one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
-        if (self.valid_from is None) != (self.test_from is None):
-            raise ValueError("valid_from, test_from: give both or neither")
-        for name in ("valid_fraction", "test_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}: wanted a share in (0, 1), got {getattr(self, name)}")
-        if self.valid_fraction + self.test_fraction >= 1:
-            raise ValueError("valid_fraction + test_fraction: wanted less than 1")
-
-
-def build_sessions(log: LogSource, config: SessionConfig, out_dir: str | Path) -> SessionSet:
+def build_sessions(
+    log: LogSource,
+    config: SessionConfig,
+    out_dir: str | Path,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> SessionSet:
     """Builds sessions, sequences, item counts and item vectors, and writes them to `out_dir`.
 
     The folder appears whole or not at all: items.parquet, sequences.parquet, sessions.parquet,
@@ -133,12 +43,23 @@ def build_sessions(log: LogSource, config: SessionConfig, out_dir: str | Path) -
     positive exposures before the valid cut alone, and a session that reaches over a cut is
     dropped. Equal timestamps keep the order of the log's rows.
 
+    Args:
+        log: An open log.
+        config: What a session is.
+        out_dir: The folder to write; an earlier one is replaced.
+        progress: Called as progress(steps done, steps, what comes now).
+
     Raises:
         DataError: Items of the log are unknown, or a split is left without sessions.
         ValueError: The config asks for what the log does not have.
     """
     import ibis
 
+    def tell(done: int, what: str) -> None:
+        if progress is not None:
+            progress(done, 5, what)
+
+    tell(0, "reading exposures")
     backend = log.connection.backend
     rule, reason = _rule(log, config)
     split = log.default_split if config.split == "auto" else config.split
@@ -159,6 +80,9 @@ def build_sessions(log: LogSource, config: SessionConfig, out_dir: str | Path) -
     )
     users = _exposures(log, config, items, steps)
     exposures = backend.table("onerec_exposures")
+    if split == "column":
+        _check_order(log, exposures)
+    funnel["users"], funnel["items"] = int(users.count().execute()), log.items.num_rows
     positives = exposures.filter(exposures.positive)
     steps.append(_step("positive exposures", "exposures", positives.count().execute()))
 
@@ -169,6 +93,7 @@ def build_sessions(log: LogSource, config: SessionConfig, out_dir: str | Path) -
     if cuts is not None:
         funnel["split"] |= {"valid_from": cuts[0], "test_from": cuts[1]}
 
+    tell(1, "forming sessions")
     candidates = (
         _windows(positives, config, split, cuts)
         if rule == "next"
@@ -195,6 +120,7 @@ def build_sessions(log: LogSource, config: SessionConfig, out_dir: str | Path) -
             told = "; ".join(f"{step['count']:,} {step['step']}" for step in steps)
             raise DataError(f"{log.path}: no {name} session is left ({told})")
 
+    tell(2, "writing sequences")
     with atomic_directory(out_dir) as folder:
         sequences = (
             users.left_join(
@@ -219,6 +145,7 @@ def build_sessions(log: LogSource, config: SessionConfig, out_dir: str | Path) -
             .order_by("user_row")
         )
         backend.to_parquet(sequences, folder / "sequences.parquet", compression="zstd")
+        tell(3, "writing sessions")
         backend.to_parquet(kept, folder / "sessions.parquet", compression="zstd")
 
         train = _train_positives(positives, candidates, rule, split, cuts, config)
@@ -231,11 +158,13 @@ def build_sessions(log: LogSource, config: SessionConfig, out_dir: str | Path) -
             folder / "items.parquet",
             compression="zstd",
         )
+        tell(4, "item vectors")
         vectors, funnel["embeddings"] = _vectors(log, config, train)
         np.save(folder / "embeddings.npy", vectors)
         (folder / "funnel.json").write_text(json.dumps(funnel, indent=2, ensure_ascii=False))
         for table in ("items", "users", "exposures", "candidates", "train"):
             log.connection.drop(f"onerec_{table}")
+    tell(5, "done")
     return SessionSet.load(out_dir)
 
 
@@ -361,6 +290,23 @@ def _exposures(
             chosen[name] = t[name]
     log.connection.keep("onerec_exposures", t.select(**chosen))
     return users
+
+
+def _check_order(log: LogSource, exposures: Any) -> None:
+    """Refuses a split column that goes back in time: its histories would hold the future."""
+    before = exposures.period.lag().over(
+        group_by=exposures.user_row, order_by=[exposures.timestamp, exposures.row]
+    )
+    rows = exposures.mutate(before=before)
+    at = rows.filter(rows.period < rows.before).row.min().to_pyarrow().as_py()
+    if at is not None:
+        raise bad(
+            log.interactions_path,
+            "wanted each user's rows in the order train, valid, test by time, got an earlier "
+            "split after a later one",
+            column="split",
+            row=at,
+        )
 
 
 def _milliseconds(name: str, value: str | int) -> int:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from onerec.data.config import MOST_SHOWN, SimulatorConfig
 from onerec.data.schema import bad
 from onerec.data.world_texts import TOPICS, titles
 from onerec.files import atomic_write
@@ -55,114 +56,25 @@ _RATES = {
     "share": (0.0001, 0.0001, 0.0004, 0.0008, 0.0013, 0.002, 0.0013, 0.0029, 0.0062),
     "hate": (0.0007,) * 9,
 }
-_MOST = 10  # the longest request
 _SKIP, _PART, _FULL = 0, 1, 2
 
 
-@dataclass(frozen=True)
-class SimulatorConfig:
-    """The size and the switches of a simulated world.
-
-    Args:
-        n_users: Users.
-        n_items: Items.
-        n_creators: Creators; each keeps mostly to one topic.
-        n_topics: Topics, at most 24.
-        days: Length of the log.
-        requests_per_user: Mean number of requests a user sends; it varies between users
-            (gamma, shape 3).
-        min_shown: Fewest videos of a request.
-        max_shown: Most videos of a request, at most 10.
-        latent_dim: Of interests and items.
-        unseen_dim: How many of these the item vectors given to the tokenizer leave out.
-        embedding_dim: Of the item vectors given to the tokenizer: the seen part, rotated, with
-            dimensions that mean nothing and noise.
-        embedding_noise: Noise of the item vectors, as a share of their spread.
-        affinity_weight: Effect of a standard deviation of affinity on the watch logits.
-        quality_weight: The same of item quality.
-        activity_weight: The same of the user's general patience with videos.
-        explore: Share of shown videos that the logging policy draws evenly.
-        popular: Share that it draws by popularity; the rest are the best of `candidates` draws
-            by a noisy affinity.
-        candidates: Draws behind a personal slot, half by popularity and half even.
-        policy_noise: Noise of the policy's guess of the affinity, in standard deviations of it.
-        popularity_spread: Standard deviation of the log of an item's popularity that its
-            quality does not explain.
-        fatigue: Whether interest falls with the similarity to the last items of the session.
-        repetition: Whether it falls for a creator or an item that the session had before.
-        leaving: Whether users may leave a session before its end.
-        fatigue_weight: Loss in logits at full similarity.
-        creator_weight: Loss for a creator again.
-        item_weight: Loss for an item again.
-        leave_logit: Logit of leaving after an item, before the user's own part, fatigue and
-            what the user did with the item.
-        start_ms: When the log begins, ms UTC (default 2024-01-01).
-        seed: Of everything; equal configs give equal worlds and logs.
-    """
-
-    n_users: int = 2000
-    n_items: int = 3000
-    n_creators: int = 300
-    n_topics: int = 24
-    days: int = 14
-    requests_per_user: float = 28.0
-    min_shown: int = 5
-    max_shown: int = 10
-    latent_dim: int = 16
-    unseen_dim: int = 4
-    embedding_dim: int = 64
-    embedding_noise: float = 0.3
-    affinity_weight: float = 1.5
-    quality_weight: float = 1.3
-    activity_weight: float = 2.7
-    explore: float = 0.1
-    popular: float = 0.25
-    candidates: int = 32
-    policy_noise: float = 0.5
-    popularity_spread: float = 0.6
-    fatigue: bool = True
-    repetition: bool = True
-    leaving: bool = True
-    fatigue_weight: float = 0.8
-    creator_weight: float = 0.5
-    item_weight: float = 2.0
-    leave_logit: float = -3.6
-    start_ms: int = 1704067200000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in (
-            "n_users",
-            "n_items",
-            "n_creators",
-            "n_topics",
-            "days",
-            "min_shown",
-            "latent_dim",
-            "embedding_dim",
-            "candidates",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: wanted 1 or more, got {getattr(self, name)}")
-        if self.n_topics > len(TOPICS):
-            raise ValueError(f"n_topics: wanted at most {len(TOPICS)}, got {self.n_topics}")
-        if not self.min_shown <= self.max_shown <= _MOST:
-            raise ValueError(
-                f"max_shown: wanted min_shown ({self.min_shown}) to {_MOST}, got {self.max_shown}"
+_LOG_SCHEMA = pa.schema(
+    {
+        **{
+            name: pa.int64()
+            for name in (
+                "user_id",
+                "item_id",
+                "timestamp",
+                "request_id",
+                "watch_time_ms",
+                "duration_ms",
             )
-        if self.n_items < self.max_shown:
-            raise ValueError(f"n_items: wanted at least max_shown, got {self.n_items}")
-        if not 0 <= self.unseen_dim < self.latent_dim:
-            raise ValueError(f"unseen_dim: wanted 0..latent_dim - 1, got {self.unseen_dim}")
-        if self.embedding_dim < self.latent_dim:
-            raise ValueError(
-                f"embedding_dim: wanted at least latent_dim ({self.latent_dim}), "
-                f"got {self.embedding_dim}"
-            )
-        if self.requests_per_user <= 0:
-            raise ValueError(f"requests_per_user: wanted more than 0, got {self.requests_per_user}")
-        if self.explore < 0 or self.popular < 0 or self.explore + self.popular > 1:
-            raise ValueError("explore, popular: wanted shares that add up to at most 1")
+        },
+        **{name: pa.int8() for name in ("long_view", *_RATES)},
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -394,7 +306,7 @@ class World:
             int64 [S, 10].
         """
         config = self.config
-        slots = (len(users), _MOST + 5)
+        slots = (len(users), MOST_SHOWN + 5)
         source = rng.random(slots)
         items = rng.integers(0, config.n_items, slots)
         popular = source < 1.0 - config.explore
@@ -524,19 +436,32 @@ class World:
                 "duration_ms": length_ms[what],
                 "long_view": long_view.astype(np.int8),
                 **{name: drawn[name][seen].astype(np.int8) for name in _RATES},
-            }
+            },
+            schema=_LOG_SCHEMA,
         )
 
-    def write(self, folder: str | Path) -> Path:
-        """Writes interactions.parquet, items.parquet, embeddings.npy and world.npz."""
+    def write(
+        self, folder: str | Path, progress: Callable[[int, int, str], None] | None = None
+    ) -> Path:
+        """Writes interactions.parquet, items.parquet, embeddings.npy and world.npz.
+
+        Args:
+            folder: Made when it is missing.
+            progress: Called as progress(requests done, requests, what).
+
+        Returns:
+            The folder.
+        """
         folder = Path(folder)
-        with atomic_write(folder / "interactions.parquet") as path:
-            writer = None
+        requests = int(self.arrays["user_requests"].sum())
+        with (
+            atomic_write(folder / "interactions.parquet") as path,
+            pq.ParquetWriter(path, _LOG_SCHEMA, compression="zstd") as writer,
+        ):
             for table in self.log():
-                writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
                 writer.write_table(table)
-            assert writer is not None
-            writer.close()
+                if progress is not None:
+                    progress(table["request_id"][-1].as_py() + 1, requests, "requests simulated")
         names = list(TOPICS)
         seconds = self.arrays["item_seconds"]
         items = pa.table(
@@ -679,8 +604,8 @@ def _repeated(users: Ints, items: Ints, *, across: bool) -> npt.NDArray[np.bool_
 def _close_up(items: Ints, size: Ints) -> Ints:
     """Moves empty slots (-1) to the end and keeps at most `size` items a row, in [S, 10]."""
     order = np.argsort(items < 0, axis=1, kind="stable")
-    items = np.take_along_axis(items, order, axis=1)[:, :_MOST]
-    return np.where(np.arange(_MOST) < size[:, None], items, -1)
+    items = np.take_along_axis(items, order, axis=1)[:, :MOST_SHOWN]
+    return np.where(np.arange(MOST_SHOWN) < size[:, None], items, -1)
 
 
 def _between(values: Floats, group: npt.NDArray[Any]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -79,8 +80,23 @@ def test_consumer_outside_the_tree_builds_and_runs(
     build = tmp_path / "build"
     run(cmake, "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
     run(cmake, "--build", build)
-    output = run(build / "consumer")
+    output = run(build / "consumer")  # ends with 1 if a result is wrong
     assert re.search(rf"^onerec {re.escape(__version__)} on (baseline|avx2|avx512)$", output, re.M)
+    assert len(re.findall(r"^session \d+ \d+: -\d+\.\d{3}$", output, re.M)) == 5
+
+
+def test_readme_example_compiles_and_searches(prefix: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no c++")
+    (code,) = re.findall(r"```cpp\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    (tmp_path / "main.cc").write_text(code)
+    (library,) = prefix.glob("lib*/libonerec_core.so")
+    flags = ["-std=c++17", f"-I{prefix}/include", f"-L{library.parent}", "-lonerec_core"]
+    program = tmp_path / "main"
+    run(compiler, tmp_path / "main.cc", *flags, f"-Wl,-rpath,{library.parent}", "-o", program)
+    # Equal logits: six codes at -log 16 each, and the first two ids.
+    assert run(program) == f"0 1: {-6 * math.log(16):.3f}\n"
 
 
 def test_another_minor_version_is_refused(cmake: str, prefix: Path, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ class OneRecConfig:
         levels: L, codes an item. Paper: 3.
         session_length: m, items of a generated session. Paper: 5.
         history_length: n, items of history that the encoder reads, the latest ones. Paper: 256.
+        history_tokens: "codes" gives the encoder n * L tokens, a code each (the paper); "items" n
+            tokens, each the sum of an item's code embeddings, at a third of the work for L = 3.
         d_model: Width. Open; presets follow arXiv 2506.13695, table 1.
         n_heads: Attention heads; divides `d_model`. Open.
         encoder_layers: Open; the report has as many as `decoder_layers`.
@@ -79,6 +81,7 @@ class OneRecConfig:
     levels: int = 3
     session_length: int = 5
     history_length: int = 256
+    history_tokens: str = "codes"
     d_model: int = 1024
     n_heads: int = 8
     encoder_layers: int = 4
@@ -113,6 +116,10 @@ class OneRecConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.history_tokens not in ("codes", "items"):
+            raise ValueError(
+                f"history_tokens must be 'codes' or 'items', got {self.history_tokens!r}"
+            )
         if self.d_model % self.n_heads:
             raise ValueError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}")
         if self.n_experts < 0:

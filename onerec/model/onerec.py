@@ -167,7 +167,8 @@ class DecoderLayer(nn.Module):
 class OneRec(Pretrained):
     """Encoder-decoder that writes a session of items, code by code (arXiv 2502.18965, section 3.2).
 
-    The encoder reads a learned start token and the n * L codes of the history. The decoder reads
+    The encoder reads a learned start token and the n * L codes of the history (or n items, see
+    `OneRecConfig.history_tokens`). The decoder reads
     [BOS, s1, .., sL] once an item and predicts each code from all before it, never a BOS. A level
     has its own code table and its own softmax over K codes.
 
@@ -304,7 +305,10 @@ class OneRec(Pretrained):
     # Encoder
 
     def _encode(self, history: Tensor) -> tuple[Tensor, Tensor]:
-        """Encoder output [B, 1 + S L, d] and the mask of real tokens, bool [B, 1, 1, 1 + S L]."""
+        """Encoder output [B, T, d] and the mask of real tokens, bool [B, 1, 1, T].
+
+        T is 1 + S L with a token a code, 1 + S with a token an item.
+        """
         self._check("history", history, self.config.history_length)
         x, real = self._embed_history(history)
         mask = real[:, None, None, :]
@@ -318,9 +322,13 @@ class OneRec(Pretrained):
         x = self.codes(history.clamp(min=0) + self._offsets(history.device))
         # Positions count from the latest item, which is 0 for everybody.
         back = real.sum(dim=1, keepdim=True) - 1 - torch.arange(items, device=history.device)
-        x = (x + self.age(back.clamp(min=0)).unsqueeze(2)).flatten(1, 2)
+        age = self.age(back.clamp(min=0))
+        if self.config.history_tokens == "items":
+            x = x.sum(dim=2) + age
+        else:
+            x = (x + age.unsqueeze(2)).flatten(1, 2)
+            real = real.repeat_interleave(levels, dim=1, output_size=items * levels)
         x = torch.cat([self.start.to(x.dtype).expand(batch, 1, -1), x], dim=1)
-        real = real.repeat_interleave(levels, dim=1, output_size=items * levels)
         return self.dropout(x), F.pad(real, (1, 0), value=True)
 
     def _offsets(self, device: torch.device) -> Tensor:

@@ -56,6 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "relu": {"activation": "relu"},
     "four-levels": {"levels": 4, "session_length": 2},
     "one-level": {"levels": 1, "n_experts": 0},
+    "item-history": {"history_tokens": "items"},
 }
 variants = pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS.keys())
 
@@ -96,7 +97,10 @@ def forward_by_hand(model: OneRec, history: Tensor, target: Tensor) -> Tensor:
     items = [row for row in history if row[0] >= 0]
     for place, item in enumerate(items):
         age = weights["age.weight"][len(items) - 1 - place]
-        rows += [code(level, value) + age for level, value in enumerate(item)]
+        codes = [code(level, value) for level, value in enumerate(item)]
+        if config.history_tokens == "items":
+            codes = [torch.stack(codes).sum(0)]
+        rows += [x + age for x in codes]
     x = torch.stack(rows)
     for n in range(config.encoder_layers):
         at = f"encoder.{n}"
@@ -130,8 +134,9 @@ def forward_by_hand(model: OneRec, history: Tensor, target: Tensor) -> Tensor:
     return torch.stack(found).view(len(target), config.levels)
 
 
-def test_loss_is_equation_4_computed_by_hand() -> None:
-    model = build()
+@pytest.mark.parametrize("history_tokens", ["codes", "items"])
+def test_loss_is_equation_4_computed_by_hand(history_tokens: str) -> None:
+    model = build(history_tokens=history_tokens)
     history, target = batch(model.config)
     output = model(history, target)
     found = []

@@ -167,6 +167,7 @@ def semantic_ids(run: Path) -> dict[str, Any]:
     metrics = _json(run, "tokenize/metrics.json")
     codes, _ = _codes(run)
     size = _codebook_size(run, codes)
+    errors = metrics.get("quantizer", {}).get("mse_per_level", [])
     levels = []
     for level in range(codes.shape[1]):
         used = np.bincount(codes[:, level], minlength=size)
@@ -180,6 +181,7 @@ def semantic_ids(run: Path) -> dict[str, Any]:
                 "max": int(used.max()),
                 "entropy": bits,
                 "evenness": bits / np.log2(size),
+                "error": errors[level] if level < len(errors) else None,
             }
         )
     per_id = np.unique(codes, axis=0, return_counts=True)[1]

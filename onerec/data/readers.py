@@ -108,11 +108,11 @@ def _kuairand(folder: Path, connection: Connection) -> LogSource:
     )
     table = _checked(connection, path, columns)
     names = {ours: theirs for ours, theirs in _NAMES_KUAIRAND.items() if theirs in table.columns}
-    rows = int(table.count().execute())
+    rows = int(table.count().to_pyarrow().as_py())
     # An exact repeat of a whole row is a logging artefact (also counted by others on this log).
     every = [name for name in table.columns if name != "file_row_number"]
     table = table.group_by(every).aggregate(row=table.file_row_number.min())
-    distinct = int(table.count().execute())
+    distinct = int(table.count().to_pyarrow().as_py())
     interactions = _canonical(table, names, table.row)
     if "duration_ms" in interactions.columns:
         interactions = interactions.mutate(duration_ms=interactions.duration_ms.nullif(0))
@@ -152,7 +152,7 @@ def _kuairand(folder: Path, connection: Connection) -> LogSource:
             long_view=history.long_view[history.at].cast("int8"),
             like=history.is_like[history.at].cast("int8"),
         )
-        found["earlier exposures"] = int(earlier.count().execute())
+        found["earlier exposures"] = int(earlier.count().to_pyarrow().as_py())
         for name in interactions.columns:
             if name not in earlier.columns:
                 earlier = earlier.mutate(**{name: ibis.null(interactions[name].type())})
@@ -259,7 +259,10 @@ def _amazon(folder: Path, connection: Connection) -> LogSource:
         items=table_items,
         vectors=vectors,
         time="position",
-        found={"interactions": int(table.count().execute()), "items": table_items.num_rows},
+        found={
+            "interactions": int(table.count().to_pyarrow().as_py()),
+            "items": table_items.num_rows,
+        },
         default_rule=("next", "the log has an order but no times"),
         default_split="column",
     )
@@ -307,7 +310,10 @@ def _parquet(folder: Path, connection: Connection) -> LogSource:
         items=table_items,
         vectors=vectors,
         time="ms",
-        found={"interactions": int(table.count().execute()), "items": table_items.num_rows},
+        found={
+            "interactions": int(table.count().to_pyarrow().as_py()),
+            "items": table_items.num_rows,
+        },
         default_split="column" if "split" in names else "time",
     )
 
@@ -319,19 +325,19 @@ def _reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (
-        duckdb.IOException,
-        duckdb.InvalidInputException,
-        duckdb.SerializationException,
-    ) as error:
+    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+        raise
+    except duckdb.Error as error:
         raise bad(path, f"the file is damaged: {error}") from error
 
 
 def _checked(connection: Connection, path: Path, columns: tuple[Column, ...]) -> Any:
+    """An Ibis table over a checked file, without the columns that hold nothing."""
     schema, _ = read_footer(path)
     check_columns(path, schema, columns)
     with _reading(path):
         table = connection.read_parquet(path)
+        table = table.drop([field.name for field in schema if pa.types.is_null(field.type)])
         check_values(path, table, columns, "file_row_number")
     return table
 

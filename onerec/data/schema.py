@@ -127,6 +127,8 @@ def read_footer(path: Path) -> tuple[pa.Schema, int]:
 def check_columns(path: Path, schema: pa.Schema, columns: tuple[Column, ...]) -> None:
     """Checks that a file has the required columns and that known columns have a right type.
 
+    An optional column without any value may have Arrow's null type.
+
     Raises:
         DataError: A column is missing or holds another type.
     """
@@ -140,6 +142,8 @@ def check_columns(path: Path, schema: pa.Schema, columns: tuple[Column, ...]) ->
                 )
             continue
         type_ = schema.field(column.name).type
+        if pa.types.is_null(type_) and not column.required:
+            continue
         if not _fits(column.kind, type_):
             raise bad(path, f"wanted {_WANTED[column.kind]}, got {type_}", column=column.name)
 

@@ -206,6 +206,18 @@ class SessionSet:
                     f"wanted 0..{size - 1}, got {values.min()}..{values.max()}",
                     column=column,
                 )
+        lengths = pc.list_value_length(loaded.sequences["items"]).to_numpy()
+        start = loaded.sessions["start"].to_numpy()
+        limit = lengths[loaded.sessions["user_row"].to_numpy()]
+        wrong = (start < 0) | (start > limit)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise bad(
+                folder / "sessions.parquet",
+                f"wanted 0..{limit[row]} (the user's sequence), got {start[row]}",
+                column="start",
+                row=row,
+            )
         return loaded
 
     @property

@@ -82,9 +82,9 @@ def build_sessions(
     exposures = backend.table("onerec_exposures")
     if split == "column":
         _check_order(log, exposures)
-    funnel["users"], funnel["items"] = int(users.count().execute()), log.items.num_rows
+    funnel["users"], funnel["items"] = int(users.count().to_pyarrow().as_py()), log.items.num_rows
     positives = exposures.filter(exposures.positive)
-    steps.append(_step("positive exposures", "exposures", positives.count().execute()))
+    steps.append(_step("positive exposures", "exposures", positives.count().to_pyarrow().as_py()))
 
     cuts = None
     if split == "time":
@@ -244,7 +244,7 @@ def _exposures(
 ) -> Any:
     """Makes the table onerec_exposures (rows with indices and feedback); returns the users."""
     t = log.interactions
-    total = int(t.count().execute())
+    total = int(t.count().to_pyarrow().as_py())
     steps.append(_step("rows in the log", "exposures", total))
     if t.item_id.type().is_string() != items.item_id.type().is_string():
         raise bad(

@@ -306,7 +306,7 @@ class World:
             int64 [S, 10].
         """
         config = self.config
-        slots = (len(users), MOST_SHOWN + 5)
+        slots = (len(users), MOST_SHOWN + 8)
         source = rng.random(slots)
         items = rng.integers(0, config.n_items, slots)
         popular = source < 1.0 - config.explore
@@ -319,11 +319,18 @@ class World:
         guess = self._guess(who, draws)
         guess += np.float32(config.policy_noise) * rng.standard_normal(draws.shape, np.float32)
         items[personal] = draws[np.arange(len(who)), guess.argmax(axis=1)]
-        # Slots that would not be shown for want of room must not count as had, so the first
-        # pass looks inside the requests and the second across them.
         size = rng.integers(config.min_shown, config.max_shown + 1, len(users))
-        items = _close_up(np.where(_repeated(users, items, across=False), -1, items), size)
-        return _close_up(np.where(_repeated(users, items, across=True), -1, items), size)
+        items = np.where(_repeated(np.arange(len(users)), items), -1, items)
+        for _ in range(4):  # what an earlier request had is replaced from the slots in reserve
+            items = np.take_along_axis(items, np.argsort(items < 0, axis=1, kind="stable"), axis=1)
+            room = np.arange(items.shape[1]) < size[:, None]
+            again = _repeated(users, np.where(room, items, -1))
+            items = np.where(again, -1, items)
+            if not again.any():
+                break
+        items = np.where(room, items, -1)
+        items = np.take_along_axis(items, np.argsort(items < 0, axis=1, kind="stable"), axis=1)
+        return items[:, :MOST_SHOWN]
 
     def _guess(self, users: Ints, items: Ints) -> npt.NDArray[np.float32]:
         """Affinities of the items [S, c] of sorted user rows [S], in single precision."""
@@ -497,7 +504,7 @@ class World:
         if not path.is_file():
             raise bad(path, "there is no such file")
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 arrays = {name: data[name] for name in data.files}
             config = SimulatorConfig(**json.loads(str(arrays.pop("config"))))
             texts = arrays.pop("texts").tolist()
@@ -591,21 +598,13 @@ KUAIRAND: dict[str, float] = {
 }
 
 
-def _repeated(users: Ints, items: Ints, *, across: bool) -> npt.NDArray[np.bool_]:
-    """Which slots hold an item that the same user (or request) had in an earlier slot."""
-    group = users if across else np.arange(len(users))
+def _repeated(group: Ints, items: Ints) -> npt.NDArray[np.bool_]:
+    """Which slots [S, m] hold an item that an earlier slot of the same group has; -1 is empty."""
     key = (group[:, None] * (items.max() + 2) + items + 1).ravel()
     _, first = np.unique(key, return_index=True)
     again = np.ones(items.size, dtype=bool)
     again[first] = False
     return again.reshape(items.shape) & (items >= 0)
-
-
-def _close_up(items: Ints, size: Ints) -> Ints:
-    """Moves empty slots (-1) to the end and keeps at most `size` items a row, in [S, 10]."""
-    order = np.argsort(items < 0, axis=1, kind="stable")
-    items = np.take_along_axis(items, order, axis=1)[:, :MOST_SHOWN]
-    return np.where(np.arange(MOST_SHOWN) < size[:, None], items, -1)
 
 
 def _between(values: Floats, group: npt.NDArray[Any]) -> float:
@@ -642,7 +641,7 @@ def simulate(config: SimulatorConfig) -> World:
         + creators[creator]
         + 0.6 * rng.standard_normal((config.n_items, d)) / math.sqrt(d)
     )
-    items[:, seen:] *= 1.5
+    items[:, seen:] *= 2.0
     quality = rng.standard_normal(config.n_items)
     shares = rng.permutation((np.arange(config.n_items) + 0.5) / config.n_items)
     seconds = np.interp(shares, _LENGTH_SHARES, _LENGTHS).round(1)
@@ -654,6 +653,7 @@ def simulate(config: SimulatorConfig) -> World:
     liking = rng.gamma(0.15, 1.0, (config.n_users, config.n_topics))
     liking /= np.linalg.norm(liking, axis=1, keepdims=True)
     users = liking @ topics + 0.5 * rng.standard_normal((config.n_users, d)) / math.sqrt(d)
+    users[:, seen:] *= 2.0
     like = np.exp(2.27 * rng.standard_normal(config.n_users))
     requests = rng.poisson(rng.gamma(3.0, config.requests_per_user / 3.0, config.n_users))
 

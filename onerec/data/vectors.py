@@ -50,8 +50,10 @@ class VectorFile:
         if self.column is not None:
             return self._load_column(self.column)
         try:
-            data = np.load(self.path, allow_pickle=False)
-            arrays = {key: data[key] for key in data} if self.path.suffix == ".npz" else {}
+            # An open file of ours is closed even where NumPy fails on a damaged archive.
+            with self.path.open("rb") as file:
+                data = np.load(file, allow_pickle=False)
+                arrays = {key: data[key] for key in data} if self.path.suffix == ".npz" else {}
         except Exception as error:  # zipfile and zlib errors among them
             raise bad(self.path, f"not a whole {self.path.suffix} file: {error}") from error
         if self.path.suffix == ".npz":
@@ -221,7 +223,7 @@ def cooccurrence_vectors(
     )
     start = np.random.default_rng(seed).standard_normal((n_items, min(n_items, dim + 16)))
     basis = torch.linalg.qr(torch.sparse.mm(matrix, torch.from_numpy(start)))[0]
-    for _ in range(6):
+    for _ in range(8):
         basis = torch.linalg.qr(torch.sparse.mm(matrix, basis))[0]
     small = basis.T @ torch.sparse.mm(matrix, basis)
     eigenvalues, rotation = torch.linalg.eigh(0.5 * (small + small.T))

@@ -1,0 +1,554 @@
+"""Session building against a plain-Python reference, and what must never leak."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from onerec.data import SessionConfig, SessionSet, SimulatorConfig, build_sessions, open_log
+from onerec.data import simulate as make_world
+from onerec.errors import DataError
+
+N_ITEMS = 7
+COLUMNS = (
+    "user_id",
+    "item_id",
+    "timestamp",
+    "request_id",
+    "session_id",
+    "watch_time_ms",
+    "duration_ms",
+    "like",
+    "hate",
+    "split",
+)
+
+
+def write_log(folder: Path, rows: list[dict[str, Any]], drop: tuple[str, ...] = ()) -> Path:
+    """A log of these rows, an items table of 7 items and 2-d vectors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [name for name in COLUMNS if name in rows[0] and name not in drop]
+    table = pa.table({name: [row[name] for row in rows] for name in names})
+    pq.write_table(table, folder / "interactions.parquet")
+    ids = list(range(100, 100 + N_ITEMS))
+    pq.write_table(
+        pa.table({"item_id": ids, "text": [f"t{i}" for i in ids]}), folder / "items.parquet"
+    )
+    np.save(folder / "embeddings.npy", np.arange(2 * N_ITEMS, dtype=np.float32).reshape(-1, 2))
+    return folder
+
+
+def build(folder: Path, config: SessionConfig) -> SessionSet:
+    with open_log(folder, threads=1) as log:
+        return build_sessions(log, config, folder / "out")
+
+
+def distinct(values: list[int]) -> list[int]:
+    return list(dict.fromkeys(values))
+
+
+def reference(
+    rows: list[dict[str, Any]], config: SessionConfig, rule: str, split: str
+) -> tuple[list[tuple[Any, ...]], Counter[int]]:
+    """The sessions that must come out, and the train counts, by plain loops."""
+    rows = [dict(row, row=n) for n, row in enumerate(rows)]
+    by_user: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in sorted(rows, key=lambda r: (r["user_id"], r["timestamp"], r["row"])):
+        enough = min(row["duration_ms"] or 18_000, 18_000)
+        row["watched"] = row["watch_time_ms"] is not None and row["watch_time_ms"] >= enough
+        row["positive"] = (row["watched"] or row["like"] == 1) and row["hate"] != 1
+        by_user[row["user_id"]].append(row)
+    cuts = (config.valid_from, config.test_from)
+
+    def timed(timestamp: int) -> str:
+        return "train" if timestamp < cuts[0] else "valid" if timestamp < cuts[1] else "test"
+
+    sessions, counts = [], Counter()
+    for user, mine in by_user.items():
+        good = [row for row in mine if row["positive"]]
+        for at, row in enumerate(good):
+            left = len(good) - 1 - at
+            row["period"] = (
+                timed(row["timestamp"])
+                if split == "time"
+                else {0: "test", 1: "valid"}.get(left, "train")
+                if len(good) >= 3
+                else "train"
+            )
+        found = []
+        if rule == "next":
+            for period in ("train", "valid", "test"):
+                at_of = [at for at, row in enumerate(good) if row["period"] == period]
+                stride = config.stride if period == "train" else config.length
+                for first in range(0, len(at_of), stride):
+                    part = [good[at] for at in at_of[first : first + config.length]]
+                    found.append((part, part, at_of[first], period))
+        else:
+            groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+            key, last = 0, None
+            for row in mine:
+                if last is not None and row["timestamp"] - last > config.gap_minutes * 60_000:
+                    key += 1
+                last = row["timestamp"]
+                groups[key if rule == "gap" else row[f"{rule}_id"]].append(row)
+            for part in groups.values():
+                begin, end = part[0]["timestamp"], part[-1]["timestamp"]
+                tests = [
+                    sum(r["watched"] for r in part) >= config.min_watched,
+                    sum(r["watch_time_ms"] or 0 for r in part) >= config.min_watch_seconds * 1000,
+                    sum(r["like"] == 1 for r in part) >= config.min_interactions,
+                ]
+                if not (any if config.require == "any" else all)(tests):
+                    continue
+                if split == "time" and timed(begin) != timed(end):
+                    continue
+                start = sum(row["timestamp"] < begin for row in good)
+                wanted = part if config.target == "shown" else [r for r in part if r["positive"]]
+                found.append((wanted, part, start, timed(begin) if split == "time" else None))
+        found = [f for f in found if f[0] and f[2] >= config.min_history]
+        limit = None
+        if split == "last" and rule != "next":
+            found.sort(key=lambda f: (f[1][0]["timestamp"], -f[1][0][f"{rule}_id"]))
+            periods = ["train"] * len(found)
+            if len(found) >= 3:
+                periods[-2:] = ["valid", "test"]
+                limit = found[-2][1][0]["timestamp"]
+                last_cut = found[-1][1][0]["timestamp"]
+            found = [
+                (*f[:3], period)
+                for f, period in zip(found, periods, strict=True)
+                if limit is None
+                or period == "test"
+                or f[1][-1]["timestamp"] < (limit if period == "train" else last_cut)
+            ]
+        for wanted, part, start, period in found:
+            watches = [r["watch_time_ms"] for r in part if r["watch_time_ms"] is not None]
+            sessions.append(
+                (
+                    user,
+                    start,
+                    period,
+                    part[0]["timestamp"],
+                    tuple(distinct([r["item_id"] - 100 for r in wanted])[: config.length]),
+                    sum(watches) if watches else None,
+                    sum(r["watched"] for r in part),
+                    sum(r["like"] == 1 for r in part),
+                )
+            )
+        for row in good:
+            seen = (
+                row["period"] == "train"
+                if rule == "next" or split == "time"
+                else limit is None or row["timestamp"] < limit
+            )
+            counts[row["item_id"] - 100] += seen
+    return sorted(sessions, key=str), counts
+
+
+def flat(found: SessionSet) -> list[tuple[Any, ...]]:
+    users = found.sequences["user_id"].to_pylist()
+    return sorted(
+        (
+            (
+                users[row["user_row"]],
+                row["start"],
+                row["split"],
+                row["timestamp"],
+                tuple(row["target"]),
+                row["watch_time_ms"],
+                row["watched"],
+                row["interactions"],
+            )
+            for row in found.sessions.to_pylist()
+        ),
+        key=str,
+    )
+
+
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "user_id": st.integers(0, 5),
+            "item_id": st.integers(100, 99 + N_ITEMS),
+            "timestamp": st.integers(0, 30).map(lambda minute: minute * 60_000),
+            "request_id": st.integers(0, 6),
+            "session_id": st.integers(0, 6),
+            "watch_time_ms": st.none() | st.integers(0, 30_000),
+            "duration_ms": st.sampled_from([None, 0, 5_000, 60_000]),
+            "like": st.sampled_from([0, 0, 1, None]),
+            "hate": st.sampled_from([0, 0, 0, 1]),
+        }
+    ),
+    min_size=20,
+    max_size=120,
+)
+CONFIGS = st.fixed_dictionaries(
+    {
+        "length": st.integers(1, 4),
+        "stride": st.integers(1, 3),
+        "gap_minutes": st.sampled_from([0.5, 1, 2]),
+        "min_watched": st.integers(1, 3),
+        "min_watch_seconds": st.sampled_from([0, 10, 30]),
+        "min_interactions": st.integers(0, 2),
+        "require": st.sampled_from(["any", "all"]),
+        "target": st.sampled_from(["positive", "shown"]),
+        "min_history": st.integers(0, 2),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("rule", "split"),
+    [
+        ("request", "time"),
+        ("session", "time"),
+        ("gap", "time"),
+        ("next", "time"),
+        ("next", "last"),
+        ("request", "last"),
+    ],
+)
+@settings(
+    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rows=ROWS, fields=CONFIGS)
+def test_equals_the_reference(
+    tmp_path: Path, rule: str, split: str, rows: list[dict[str, Any]], fields: dict[str, Any]
+) -> None:
+    config = SessionConfig(
+        rule=rule,  # type: ignore[arg-type]
+        split=split,  # type: ignore[arg-type]
+        valid_from=12 * 60_000,
+        test_from=20 * 60_000,
+        **fields,
+    )
+    folder = write_log(tmp_path / "log", rows)
+    wanted, counts = reference(rows, config, rule, split)
+    if {session[2] for session in wanted} != {"train", "valid", "test"}:
+        with pytest.raises(DataError, match=r"no (train|valid|test) session is left"):
+            build(folder, config)
+        return
+    found = build(folder, config)
+    assert flat(found) == wanted
+    assert found.items["train_count"].to_pylist() == [counts[i] for i in range(N_ITEMS)]
+
+
+def simple_rows(n_users: int = 6, length: int = 12) -> list[dict[str, Any]]:
+    return [
+        {
+            "user_id": f"u{user}",
+            "item_id": 100 + (user + step) % N_ITEMS,
+            "timestamp": (user + step * 10) * 60_000,
+            "request_id": step // 3,
+        }
+        for user in range(n_users)
+        for step in range(length)
+    ]
+
+
+def test_equal_timestamps_keep_the_order_of_the_rows(tmp_path: Path) -> None:
+    rows = [
+        {"user_id": 0, "item_id": 100 + item, "timestamp": step // 3}
+        for step, item in enumerate([3, 1, 2, 6, 5, 4, 0, 2, 1])
+    ]
+    config = SessionConfig(rule="next", length=2, valid_from=1, test_from=2)
+    found = build(write_log(tmp_path, rows), config)
+    assert found.sequences["items"].to_pylist() == [[3, 1, 2, 6, 5, 4, 0, 2, 1]]
+    train = found.samples("train")
+    assert [train.history(i).tolist() for i in range(len(train))] == [[3], [3, 1]]
+    assert [train.target(i).tolist() for i in range(len(train))] == [[1, 2], [2]]
+
+
+def test_a_grouped_history_leaves_out_equal_timestamps(tmp_path: Path) -> None:
+    rows = [
+        {"user_id": 0, "item_id": 100, "timestamp": 0, "request_id": 0},
+        {"user_id": 0, "item_id": 101, "timestamp": 5, "request_id": 1},
+        {"user_id": 0, "item_id": 102, "timestamp": 5, "request_id": 2},
+        {"user_id": 0, "item_id": 103, "timestamp": 10, "request_id": 3},
+        {"user_id": 0, "item_id": 104, "timestamp": 20, "request_id": 4},
+    ]
+    config = SessionConfig(min_watched=1, valid_from=10, test_from=20)
+    train = build(write_log(tmp_path, rows), config).samples("train")
+    assert sorted(train.target(i).tolist() for i in range(len(train))) == [[1], [2]]
+    assert [train.history(i).tolist() for i in range(len(train))] == [[0], [0]]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    make_world(SimulatorConfig(n_users=80, n_items=300, n_creators=30, requests_per_user=12)).write(
+        folder
+    )
+    return folder
+
+
+@pytest.mark.parametrize("rule", ["request", "gap", "next"])
+def test_nothing_of_the_future_is_in_a_history_or_in_train(
+    world: Path, tmp_path: Path, rule: Any
+) -> None:
+    with open_log(world) as log:
+        found = build_sessions(log, SessionConfig(rule=rule), tmp_path)
+    valid_from, test_from = (found.funnel["split"][name] for name in ("valid_from", "test_from"))
+    sequences = found.sequences.to_pylist()
+    seen = Counter()
+    for row in found.sessions.to_pylist():
+        of_user = sequences[row["user_row"]]
+        assert of_user["timestamps"] == sorted(of_user["timestamps"])
+        history = of_user["timestamps"][: row["start"]]
+        assert len(history) == row["start"] >= 1
+        assert history[-1] < row["timestamp"]
+        rest = of_user["timestamps"][row["start"] :]
+        target_end = rest[len(row["target"]) - 1]
+        period = {"train": (0, valid_from), "valid": (valid_from, test_from)}.get(
+            row["split"], (test_from, 1 << 62)
+        )
+        assert period[0] <= row["timestamp"] <= target_end < period[1]
+        seen[row["split"]] += 1
+    assert seen == found.funnel["sessions"]
+    counts = Counter(
+        item
+        for row in sequences
+        for item, at in zip(row["items"], row["timestamps"], strict=True)
+        if at < valid_from
+    )
+    assert found.items["train_count"].to_pylist() == [counts[i] for i in range(300)]
+
+
+def test_cooccurrence_and_counts_do_not_see_valid_and_test(world: Path, tmp_path: Path) -> None:
+    """Other rows after the valid cut change neither the vectors nor the train counts."""
+    table = pq.read_table(world / "interactions.parquet")
+    stamps = table["timestamp"].to_numpy()
+    cuts = [int(np.quantile(stamps, q)) for q in (0.7, 0.85)]
+    items = table["item_id"].to_numpy().copy()
+    later = stamps >= cuts[0]
+    items[later] = np.random.default_rng(0).permutation(items[later])
+    other = tmp_path / "other"
+    other.mkdir()
+    changed = table.set_column(1, "item_id", pa.array(items))
+    pq.write_table(changed, other / "interactions.parquet")
+    pq.write_table(pq.read_table(world / "items.parquet"), other / "items.parquet")
+    config = SessionConfig(
+        embeddings="cooccurrence", embedding_dim=8, valid_from=cuts[0], test_from=cuts[1]
+    )
+    built = []
+    for folder, name in ((world, "a"), (other, "b")):
+        with open_log(folder) as log:
+            built.append(build_sessions(log, config, tmp_path / name))
+    assert built[0].funnel["embeddings"]["source"] == "cooccurrence"
+    np.testing.assert_array_equal(built[0].embeddings, built[1].embeddings)
+    assert built[0].items["train_count"].equals(built[1].items["train_count"])
+    assert not built[0].sequences["items"].equals(built[1].sequences["items"])
+
+
+def test_the_result_does_not_depend_on_threads_or_runs(world: Path, tmp_path: Path) -> None:
+    files = []
+    for threads in (1, 2):
+        with open_log(world, threads=threads) as log:
+            build_sessions(log, SessionConfig(), tmp_path / str(threads))
+        files.append(
+            {
+                name: pq.read_table(tmp_path / str(threads) / f"{name}.parquet")
+                for name in ("items", "sequences", "sessions")
+            }
+        )
+    assert all(files[0][name].equals(files[1][name]) for name in files[0])
+
+
+def test_round_trip_and_funnel(world: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    with open_log(world) as log:
+        found = build_sessions(
+            log, SessionConfig(), tmp_path, progress=lambda *step: told.append(step)
+        )
+    again = SessionSet.load(tmp_path)
+    for name in ("items", "sequences", "sessions"):
+        assert getattr(found, name).equals(getattr(again, name))
+    np.testing.assert_array_equal(found.embeddings, np.load(world / "embeddings.npy"))
+    assert json.loads((tmp_path / "funnel.json").read_text()) == again.funnel == found.funnel
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "embeddings.npy",
+        "funnel.json",
+        "items.parquet",
+        "sequences.parquet",
+        "sessions.parquet",
+    ]
+    steps = [step["count"] for step in found.funnel["steps"]]
+    assert steps[0] == pq.read_metadata(world / "interactions.parquet").num_rows
+    assert steps[-1] == found.sessions.num_rows == sum(found.funnel["sessions"].values())
+    assert found.funnel["rule"] == "request"
+    assert told[0][:2] == (0, 5)
+    assert told[-1][:2] == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("gap", "rule"), [(10, "gap"), (9, "next")], ids=["dense log", "sparse log"]
+)
+def test_auto_takes_gaps_only_where_they_make_sessions(
+    tmp_path: Path, gap: float, rule: str
+) -> None:
+    folder = write_log(tmp_path, simple_rows(), drop=("request_id",))
+    config = SessionConfig(gap_minutes=gap, length=2, stride=2, min_history=0, split="last")
+    if rule == "gap":
+        # One run a user: too few for leave-last-out, but the rule is chosen and told.
+        with pytest.raises(DataError, match="6 runs without a long pause"):
+            build(folder, config)
+        return
+    found = build(folder, config)
+    assert found.funnel["rule"] == "next"
+    assert "only 0% of the rows" in found.funnel["rule_reason"]
+
+
+def test_unknown_items_are_refused_or_dropped_and_counted(tmp_path: Path) -> None:
+    rows = simple_rows()
+    rows[17]["item_id"] = 999
+    rows[40]["item_id"] = 998
+    folder = write_log(tmp_path, rows)
+    config = SessionConfig(rule="next", length=2)
+    with pytest.raises(
+        DataError, match=r"interactions\.parquet, column 'item_id', row 17: item 999 .*2 such rows"
+    ):
+        build(folder, config)
+    found = build(folder, SessionConfig(rule="next", length=2, unknown_items="drop"))
+    assert [s["count"] for s in found.funnel["steps"]][:2] == [72, 70]
+    assert len(found.sequences["items"].combine_chunks().values) == 70
+
+
+def test_item_ids_of_another_type_than_the_items_table(tmp_path: Path) -> None:
+    rows = simple_rows()
+    for row in rows:
+        row["item_id"] = str(row["item_id"])
+    with pytest.raises(DataError, match=r"column 'item_id': wanted the type of the items table"):
+        build(write_log(tmp_path, rows), SessionConfig())
+
+
+def test_a_split_column_is_taken_as_it_is(tmp_path: Path) -> None:
+    rows = simple_rows(3, 6)
+    for n, row in enumerate(rows):
+        row["split"] = ("train", "train", "train", "train", "valid", "test")[n % 6]
+    found = build(write_log(tmp_path, rows), SessionConfig(rule="next", length=2))
+    assert found.funnel["split"]["rule"] == "column"
+    assert found.funnel["sessions"] == {"train": 9, "valid": 3, "test": 3}
+    assert found.samples("test").history(0).tolist() == [0, 1, 2, 3, 4]
+    assert found.samples("test").target(0).tolist() == [5]
+    rows[1]["split"], rows[4]["split"] = "valid", "train"
+    with pytest.raises(DataError, match=r"column 'split', row 2: .*train, valid, test by time"):
+        build(write_log(tmp_path, rows), SessionConfig(rule="next", length=2))
+
+
+def test_a_failed_build_leaves_the_earlier_result_whole(tmp_path: Path) -> None:
+    folder = write_log(tmp_path, simple_rows())
+    before = build(folder, SessionConfig(rule="next", length=2))
+    np.save(folder / "embeddings.npy", np.full((N_ITEMS, 2), np.nan, dtype=np.float32))
+    with pytest.raises(DataError, match="NaN"):
+        build(folder, SessionConfig(rule="next", length=2))
+    assert SessionSet.load(folder / "out").sessions.equals(before.sessions)
+    assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"length": 0}, "length: wanted 1 or more, got 0"),
+        ({"min_watched": -1}, "min_watched: wanted 0 or more"),
+        ({"rule": "day"}, "rule: wanted one of .* got 'day'"),
+        ({"valid_from": "2024-01-01"}, "give both or neither"),
+        ({"valid_fraction": 0.6, "test_fraction": 0.5}, "wanted less than 1"),
+        ({"test_fraction": 1.0}, "test_fraction: wanted a share"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_config_refuses(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SessionConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rule": "session"}, "needs a column session_id"),
+        ({"split": "column"}, "wanted a log with a column split"),
+        ({"embeddings": "bert"}, "wanted one of auto, cooccurrence, embeddings, got 'bert'"),
+        ({"valid_from": "noon", "test_from": "2024-01-01"}, "wanted an ISO time"),
+        ({"valid_from": 5, "test_from": 5}, "wanted the first before the second"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_config_that_the_log_cannot_serve(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    folder = write_log(tmp_path, simple_rows())
+    with pytest.raises(ValueError, match=message):
+        build(folder, SessionConfig(**({"rule": "next", "length": 2} | fields)))
+
+
+def test_iso_cut_times_are_utc(tmp_path: Path) -> None:
+    config = SessionConfig(
+        rule="next", length=2, valid_from="1970-01-01T01:00", test_from="1970-01-01T03:30+02:00"
+    )
+    found = build(write_log(tmp_path, simple_rows()), config)
+    assert found.funnel["split"]["valid_from"] == 3_600_000
+    assert found.funnel["split"]["test_from"] == 5_400_000
+
+
+@pytest.mark.data
+def test_kuairand_pure(data_dir: Path, tmp_path: Path) -> None:
+    folder = data_dir / "kuairand_pure"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    with open_log(folder) as log:
+        assert log.found == {
+            "full rows": 91_812,
+            "exact repeats dropped": 2_972,
+            "earlier exposures": 817_187,
+            "items": 7_583,
+        }
+        found = build_sessions(log, SessionConfig(), tmp_path)
+    assert found.funnel["rule"] == "next"
+    assert found.funnel["steps"][0]["count"] == 91_812 + 817_187
+    history = pq.read_table(folder / "train_history.parquet")
+    long_view = np.concatenate([np.asarray(v) for v in history["long_view"].to_pylist()])
+    like = np.concatenate([np.asarray(v) for v in history["is_like"].to_pylist()])
+    full = pq.read_table(folder / "interactions.parquet").to_pandas().drop_duplicates()
+    flags = ["long_view", "is_like", "is_follow", "is_forward", "is_comment"]
+    positive = (full[flags].sum(axis=1) > 0) & (full["is_hate"] == 0)
+    expected = int(((long_view + like) > 0).sum() + positive.sum())
+    assert found.funnel["steps"][2]["count"] == expected
+    assert found.embeddings.shape == (7_583, 64)
+    assert found.funnel["embeddings"]["source"] == "graph64"
+    assert found.funnel["embeddings"]["filled"] == 759
+    assert found.items["text"][0].as_py() == "tag 39 · author 7349781 · 87 s"
+    assert min(found.funnel["sessions"].values()) > 5_000
+
+
+@pytest.mark.data
+def test_amazon_beauty(data_dir: Path, tmp_path: Path) -> None:
+    folder = data_dir / "amazon2014_beauty"
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    with open_log(folder) as log:
+        assert log.time == "position"
+        found = build_sessions(log, SessionConfig(), tmp_path)
+    # Every user has one test and one valid item, and n - 3 windows with a history in train.
+    assert found.funnel["sessions"] == {
+        "train": 198_502 - 3 * 22_363,
+        "valid": 22_363,
+        "test": 22_363,
+    }
+    log_rows = pq.read_table(folder / "interactions.parquet").to_pandas()
+    train = log_rows[log_rows["split"].astype(str) == "train"]
+    counts = train.groupby("item_id").size().reindex(range(1, 12_102), fill_value=0)
+    assert found.items["train_count"].to_pylist() == counts.tolist()
+    last = log_rows.sort_values(["user_id", "position"]).groupby("user_id")["item_id"].last()
+    test = found.samples("test")
+    assert (test.targets(np.arange(len(test)), 1)[:, 0] + 1 == last.to_numpy()).all()
+    assert found.embeddings.shape == (12_101, 384)
+    assert found.funnel["embeddings"]["filled"] == 0

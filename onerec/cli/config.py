@@ -245,8 +245,6 @@ def parse_command(
     given = parser.given(argv).as_dict()
     for key in ("json", "debug"):
         given.setdefault(key, False)
-    if "out" not in given:
-        parser.error("--out DIR is needed")
     out = Path(given.pop("out"))
     merged: dict[str, Any] = {}
     files = [out / "config.yaml"] if stored and (out / "config.yaml").is_file() else []

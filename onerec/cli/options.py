@@ -26,7 +26,10 @@ class Parser(ArgumentParser):
             usage: What stands behind `onerec VERB` in the usage line.
         """
         super().__init__(
-            prog=f"onerec {verb}", description=description, usage=f"onerec {verb} {usage}"
+            prog=f"onerec {verb}",
+            description=description,
+            usage=f"onerec {verb} {usage}",
+            allow_abbrev=False,
         )
         self.add_argument("--json", action="store_true", help="results as JSON on stdout")
         self.add_argument("--debug", action="store_true", help="show tracebacks")
@@ -37,7 +40,9 @@ class Parser(ArgumentParser):
             options = [option for action in self._actions for option in action.option_strings]
             if near := difflib.get_close_matches(unknown[1], options, n=1):
                 message += f" (did you mean {near[0]}?)"
-        message = " ".join(message.split())
+        message = " ".join(message.split()).replace(
+            "the following arguments are required: out", "--out DIR is needed"
+        )
         if self.source:
             message = f"{self.source}: {message}"
         print(f"{self.prog}: {message}\nsee `{self.prog} --help`", file=sys.stderr)

@@ -183,16 +183,20 @@ def test_bench_prints_medians(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "benchmarks").mkdir()
+    times = {"median_s": 2e-6, "p20_s": 1e-6, "p80_s": 3e-6, "rates": {"GB/s": 7.0}}
     (tmp_path / "benchmarks" / "bench_add.py").write_text(
         "def test_add(benchmark):\n"
-        "    benchmark.extra_info['items'] = 7\n"
-        "    assert benchmark(lambda: 1 + 1) == 2\n"
+        f"    benchmark.extra_info.update(facts={{'rows': 5}}, providers={{'ours': {times}}})\n"
+        "    assert benchmark.pedantic(lambda: 1 + 1) == 2\n"
     )
     monkeypatch.setattr(onerec, "__file__", str(tmp_path / "onerec" / "__init__.py"))
     assert main(["bench", "add", "--json"]) == 0
     (row,) = json.loads(capfd.readouterr().out)["benchmarks"]
-    assert (row["suite"], row["name"], row["items"]) == ("add", "add", 7)
-    assert 0 < row["q1_s"] <= row["median_s"] <= row["q3_s"]
+    assert (row["suite"], row["name"]) == ("add", "add")
+    assert row["providers"]["ours"] == times
+    assert main(["bench", "add"]) == 0
+    shown = capfd.readouterr().out
+    assert all(text in shown for text in ("2 us", "1 us .. 3 us", "7 GB/s", "rows 5"))
     with pytest.raises(SystemExit):
         main(["bench", "subtract"])
     assert "one of: add" in capfd.readouterr().err

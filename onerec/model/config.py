@@ -9,13 +9,15 @@ from typing import Any, Literal
 _PRESETS: dict[str, dict[str, Any]] = {
     # A model for a CPU: the decoder has experts all the same.
     "tiny": {
-        "d_model": 128,
+        "history_length": 50,
+        "history_tokens": "items",
+        "d_model": 64,
         "n_heads": 4,
         "encoder_layers": 2,
         "decoder_layers": 2,
-        "d_ff": 512,
+        "d_ff": 256,
         "n_experts": 8,
-        "expert_d_ff": 512,
+        "expert_d_ff": 128,
     },
     # arXiv 2506.13695, table 1: 0.121B, dense.
     "0.1b": {

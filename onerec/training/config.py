@@ -46,11 +46,11 @@ class TrainConfig:
         tensorboard: Also write TensorBoard events (needs the extra `onerec[tensorboard]`).
     """
 
-    epochs: float = 10.0
+    epochs: float = 6.0
     steps: int | None = None
-    max_steps: int | None = None
-    batch_size: int = 256
-    lr: float = 1e-3
+    max_steps: int | None = 2500
+    batch_size: int = 128
+    lr: float = 3e-3
     warmup: float = 0.05
     min_lr: float = 0.0
     weight_decay: float = 0.05

@@ -348,3 +348,15 @@ def test_mistakes(catalog: Catalog) -> None:
         recommender.recommend(["item-10"])
     with pytest.raises(TypeError, match="integers"):
         recommender.recommend([["item-10"]])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_on_gpu(catalog: Catalog, dtype: torch.dtype | None) -> None:
+    histories = histories_of_all_lengths()
+    options: dict[str, Any] = {"beam_width": 80, "num_sessions": 5}
+    want = Recommender(build(init_std=0.2), catalog).recommend(histories, **options)
+    there = Recommender(build(init_std=0.2), catalog, device="cuda", dtype=dtype)
+    for got, expected in zip(there.recommend(histories, **options), want, strict=True):
+        tolerance = 1e-3 if dtype is None else 0.3
+        np.testing.assert_allclose(got.scores, expected.scores, rtol=0, atol=tolerance)

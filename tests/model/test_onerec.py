@@ -465,3 +465,20 @@ def test_sessions_of_any_length_up_to_the_models() -> None:
         cut = model.session_logits(history, target[:, :shorter])
         torch.testing.assert_close(cut[0], whole[0, :shorter])
         assert longer > shorter
+
+
+@pytest.mark.gpu
+def test_on_gpu_equals_cpu() -> None:
+    model = build(d_model=32).float()
+    history, target = batch(model.config)
+    want = model(history, target)
+    want.loss.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    model.cuda()
+    got = model(history.cuda(), target.cuda())
+    got.loss.backward()
+    torch.testing.assert_close(got.loss.cpu(), want.loss, rtol=1e-4, atol=0)
+    assert got.router.counts.cpu().equal(want.router.counts)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad.cpu(), grads[name], rtol=1e-2, atol=1e-4)

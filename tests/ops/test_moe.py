@@ -121,6 +121,29 @@ def test_smaller_types_stay_near_double(backend: str, dtype: torch.dtype, normal
         close(got, expected.to(got.dtype), dtype)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [0, 1, 33, 1000])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_on_gpu_equals_reference(activation: str, tokens: int) -> None:
+    given = weights(
+        tokens, width=64, hidden=96, experts=24, activation=activation, dtype=torch.bfloat16
+    )
+    given = tuple(t.detach().cuda().requires_grad_() for t in given)
+    x, router, w13, w2 = given
+    mask = torch.arange(tokens, device="cuda") % 5 != 3
+    routing = moe_route(x, router, top_k=2, mask=mask)
+    gates = routing.gates.detach().requires_grad_()
+    upstream = torch.randn(tokens, 64, device="cuda", dtype=torch.bfloat16)
+    results = []
+    for backend in ("reference", "auto", "torch", "grouped", "grouped"):
+        y = moe_experts(x, routing.ids, gates, w13, w2, activation=activation, backend=backend)
+        results.append((y, *torch.autograd.grad(y, (x, gates, w13, w2), upstream)))
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            close(got, want, torch.bfloat16)
+    assert all(a.equal(b) for a, b in zip(*results[-2:], strict=True))
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("normalize", [False, True])
 def test_gradcheck(activation: str, normalize: bool) -> None:
@@ -261,6 +284,17 @@ def test_any_routing(tokens: int, experts: int, seed: int, data: st.DataObject) 
     results = [moe(x, router, w13, w2, top_k=top_k, backend=b) for b in ("reference", "torch")]
     close(results[0][0], results[1][0], torch.float64)
     assert results[0][1].counts.equal(results[1][1].counts)
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_no_tokens(backend: str) -> None:
+    given = weights(0, dtype=torch.float32)
+    y, stats = moe(*given, top_k=2, backend=backend)
+    assert y.shape == (0, 16)
+    assert stats.counts.tolist() == [0] * 6
+    grads = torch.autograd.grad(y.sum(), given)
+    assert [g.shape for g in grads] == [t.shape for t in given]
+    assert not any(g.any() for g in grads)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -42,7 +42,8 @@ def grouped_experts(
         fused: Multiply by `F.grouped_mm`, which needs no copy of the counts to the host, instead of
             expert by expert with `torch.mm`.
     """
-    function = _Fused if fused else _Segmented
+    # grouped_mm is not asked to multiply nothing; no rows cost no copy either.
+    function = _Fused if fused and len(ids) else _Segmented
     out: Tensor = function.apply(x, ids, gates, w13, w2, activation)  # type: ignore[no-untyped-call]
     return out
 

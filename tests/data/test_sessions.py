@@ -218,7 +218,7 @@ CONFIGS = st.fixed_dictionaries(
     ],
 )
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(rows=ROWS, fields=CONFIGS)
 def test_equals_the_reference(

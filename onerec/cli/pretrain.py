@@ -1,24 +1,40 @@
 """`onerec pretrain`: the stage `pretrain`, next-token training of the generator.
 
 The unfinished stage keeps its checkpoints, so that the same command after a kill goes on from the
-newest one and ends with the same weights.
+newest one and ends with the same weights. On many devices: `torchrun -m onerec pretrain --out DIR`;
+the first process makes the stage and the others take part in the training.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from onerec.cli import console
-from onerec.cli.config import Settings
+from onerec.cli.config import Settings, parse_command
 from onerec.cli.inputs import load_data
-from onerec.cli.stage import StageResult, require, run_stage
+from onerec.cli.stage import StageResult, join_stage, require, run_stage
 from onerec.cli.verb import stage_verb
+
+SECTIONS = ("model", "train")
 
 
 def make(directory: Path, settings: Settings) -> StageResult:
     """Makes `directory/pretrain` from `directory/sessions` and `directory/tokenize`."""
+    return run_stage(
+        directory,
+        "pretrain",
+        **_described(directory, settings),
+        say=console.say,
+        resumable=True,
+        scratch=["checkpoints"],
+    )
+
+
+def _described(directory: Path, settings: Settings) -> dict[str, Any]:
+    """The stage's configuration, inputs, code and build."""
     sessions, tokens = require(directory, "sessions"), require(directory, "tokenize")
     from onerec.training.config import FREE_ON_RESUME
 
@@ -53,25 +69,30 @@ def make(directory: Path, settings: Settings) -> StageResult:
             "resumed_from": result.resumed_from,
         }
 
-    return run_stage(
-        directory,
-        "pretrain",
-        config={"model": settings.model, "train": fixed},
-        inputs={"sessions": sessions.fingerprint, "tokenize": tokens.fingerprint},
-        code=["model", "training", "ops", "cli/pretrain.py"],
-        build=build,
-        say=console.say,
-        resumable=True,
-        scratch=["checkpoints"],
-    )
+    return {
+        "config": {"model": settings.model, "train": fixed},
+        "inputs": {"sessions": sessions.fingerprint, "tokenize": tokens.fingerprint},
+        "code": ["model", "training", "ops", "cli/pretrain.py"],
+        "build": build,
+    }
+
+
+def _rank() -> int:
+    """This process among those of `torchrun` or `accelerate launch`; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def main(argv: list[str]) -> None:
+    if _rank():
+        command = parse_command("pretrain", "", argv, SECTIONS)
+        described = _described(command.out, command.settings)
+        join_stage(command.out, "pretrain", **described)
+        return
     stage_verb(
         "pretrain",
         "Trains the generator to write the next session, in OUT/pretrain. The same command after "
         "a kill goes on from the newest checkpoint.",
         argv,
-        ["model", "train"],
+        SECTIONS,
         make,
     )

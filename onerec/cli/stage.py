@@ -179,16 +179,7 @@ def run_stage(
     """
     folder, partial = directory / name, directory / f".{name}.partial"
     recover_directory(folder)
-    config = json.loads(json.dumps(config))
-    wanted = StageRecord(
-        stage=name,
-        fingerprint="",
-        version=onerec.__version__,
-        code=code_digest(code),
-        config=dict(config),
-        inputs=dict(inputs),
-    )
-    wanted.fingerprint = digest([name, wanted.config, wanted.inputs, wanted.code])
+    wanted = _wanted(name, config, inputs, code)
     found = read_record(folder)
     if found is None and folder.exists():
         if not (folder / "stage.json").exists() and any(folder.iterdir()):
@@ -232,6 +223,60 @@ def run_stage(
         raise
     say(f"{name}: done in {wanted.seconds:.1f} s")
     return StageResult(wanted, skipped=False)
+
+
+def join_stage(
+    directory: Path,
+    name: str,
+    *,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    code: Sequence[str],
+    build: Callable[[Path], dict[str, Any]],
+    patience: float = 600.0,
+) -> None:
+    """Takes part in a build that another process of the same launch runs with `run_stage`.
+
+    Args:
+        directory: The run's directory, which that process has locked.
+        name: Folder of the stage.
+        config: As that process has it.
+        inputs: As that process has them.
+        code: As that process has it.
+        build: Is given the unfinished folder once that process has opened it.
+        patience: Seconds to wait for it.
+
+    Raises:
+        OneRecError: The other process has not begun in time.
+    """
+    folder, partial = directory / name, directory / f".{name}.partial"
+    wanted = _wanted(name, config, inputs, code)
+    found = read_record(folder)
+    if found and found.fingerprint == wanted.fingerprint and not damage(folder, found):
+        return
+    started = partial / "started.json"
+    deadline = time.monotonic() + patience
+    while not (started.is_file() and started.read_text() == wanted.fingerprint):
+        if time.monotonic() > deadline:
+            raise OneRecError(f"{partial}: the first process has not begun for {patience:.0f} s")
+        time.sleep(0.05)
+    build(partial)
+
+
+def _wanted(
+    name: str, config: Mapping[str, Any], inputs: Mapping[str, str], code: Sequence[str]
+) -> StageRecord:
+    """The record of a stage that is still to be made."""
+    plain = json.loads(json.dumps(config))
+    hashed = code_digest(code)
+    return StageRecord(
+        stage=name,
+        fingerprint=digest([name, plain, dict(inputs), hashed]),
+        version=onerec.__version__,
+        code=hashed,
+        config=plain,
+        inputs=dict(inputs),
+    )
 
 
 def _difference(found: StageRecord, wanted: StageRecord) -> str:

@@ -35,7 +35,7 @@ def popen() -> Callable[..., subprocess.Popen[str]]:
     def begin(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         # One thread: sums are equal bit by bit, and tests do not fight over the cores.
         return subprocess.Popen(
-            [sys.executable, "-m", "onerec.cli.main", *map(str, arguments)],
+            [sys.executable, "-m", "onerec", *map(str, arguments)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -58,7 +58,7 @@ class RecommendConfig:
     """What is written for every user.
 
     Attributes:
-        users: The first so many users of the log; all when null.
+        users: The first so many users of the log; all when null. The preset "tiny" takes 2000.
         num_sessions: Sessions for each user, best first.
         beam_width: Beams of the search.
         exclude_history: Never recommend what the user has already taken.
@@ -101,6 +101,8 @@ SECTIONS: dict[str, tuple[str, str, frozenset[str]]] = {
     "recommend": ("onerec.cli.config", "RecommendConfig", frozenset()),
 }
 PRESETS = ("tiny", "0.1b", "1b")
+# What a preset's machine does in minutes; the other presets measure and serve everybody.
+_USERS = {"tiny": {"evaluate.max_users": 2000, "recommend.users": 2000}}
 
 
 def section_class(section: str) -> Any:
@@ -158,6 +160,8 @@ def add_sections(parser: Parser, sections: Sequence[str], preset: str) -> None:
         cls = section_class(section)
         parser.add_class_arguments(cls, section, skip=set(SECTIONS[section][2]))
         parser.hide(section)
+    bounds = _USERS.get(preset, {})
+    parser.set_defaults({k: v for k, v in bounds.items() if k.split(".")[0] in sections})
     if "model" in sections:
         config = section_class("model").preset(preset)
         parser.set_defaults(
@@ -195,7 +199,7 @@ def _add_top(parser: Parser, data: bool) -> None:
         "--preset",
         type=Literal["tiny", "0.1b", "1b"],
         default="tiny",
-        help="size of the model and defaults of --model.*",
+        help="size of the model (--model.*); tiny also bounds the users measured and served",
     )
 
 

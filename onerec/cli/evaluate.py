@@ -102,7 +102,7 @@ def _cell(measured: list[float | None] | None, difference: bool) -> str:
 def show(folder: Path, summary: dict[str, Any]) -> None:
     """Prints the table and where the rest is."""
     console.stdout().print(metric_table(summary))
-    console.stdout().print(f"all measures  {escape(str(folder / 'evaluation.json'))}")
+    console.stdout().print(f"all measures     {escape(str(folder / 'evaluation.json'))}")
 
 
 def main(argv: list[str]) -> None:

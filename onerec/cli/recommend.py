@@ -123,7 +123,12 @@ def _write(folder: Path, data: SessionSet, recommender: Any, settings: Settings)
             rows_written += len(rows)
             report(begin + len(user_ids), n_users, "")
     write_json(folder / EXAMPLES, examples)
-    return {"users": n_users, "rows": rows_written, "users_without_items": short, "file": FILE}
+    return {
+        "users": n_users,
+        "users_of_log": data.sequences.num_rows,
+        "rows": rows_written,
+        "users_without_items": short,
+    }
 
 
 def examples_table(examples: list[dict[str, Any]]) -> Table:
@@ -147,7 +152,12 @@ def show(folder: Path, summary: dict[str, Any]) -> None:
     """Prints the examples and where the file is."""
     examples = json.loads((folder / EXAMPLES).read_text())
     console.stdout().print(examples_table(examples))
-    console.stdout().print(f"{summary['rows']:,} rows  {escape(str(folder / FILE))}")
+    users, everybody = summary["users"], summary["users_of_log"]
+    hint = "" if users == everybody else " (--recommend.users null for all)"
+    console.stdout().print(
+        f"recommendations  {escape(str(folder / FILE))}: {summary['rows']:,} rows for {users:,} "
+        f"of {everybody:,} users{hint}"
+    )
 
 
 def main(argv: list[str]) -> None:

@@ -73,5 +73,5 @@ def main(argv: list[str]) -> None:
         return
     for name, module in (("evaluate", evaluate), ("recommend", recommend)):
         module.show(command.out / name, results[name].record.summary)
-    console.stdout().print(f"report  {escape(str(report_path))}")
+    console.stdout().print(f"report           {escape(str(report_path))}")
     console.say(f"run: {seconds:.0f} s")

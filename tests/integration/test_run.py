@@ -51,10 +51,12 @@ def test_summary_tells_every_stage(finished: Finished) -> None:
 
 
 def test_metrics_have_baselines_and_intervals(finished: Finished) -> None:
-    evaluate = finished[1]["stages"]["evaluate"]
+    measures = finished[1]["stages"]["evaluate"]["measures"]
     for system in ("model", "popularity", "random"):
-        value, low, high = evaluate["recall@10"][system]
+        value, low, high = measures["recall@10"][system]
         assert 0 <= low <= value <= high <= 1
+    lead, low, high = measures["recall@10"]["model - popularity"]
+    assert low <= lead <= high
 
 
 def test_recommendations_are_legal(finished: Finished) -> None:
@@ -245,4 +247,4 @@ def test_real_logs(name: str, data_dir: Path, settings: Path, tmp_path: Path, st
     assert stages["sessions"]["items"] == {"kuairand_pure": 7583, "amazon2014_beauty": 12101}[name]
     assert stages["recommend"]["users"] == 50
     assert stages["recommend"]["users_without_items"] == 0
-    assert stages["evaluate"]["recall@10"]["model"][0] >= 0
+    assert stages["evaluate"]["measures"]["recall@10"]["model"][0] >= 0

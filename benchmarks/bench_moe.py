@@ -104,6 +104,9 @@ def training(calls: dict[str, Callable[[], Tensor]], leaves: list[Tensor]) -> di
 @pytest.mark.parametrize(("size", "tokens"), [("tiny", 2048), ("small", 128)])
 def test_training_step(compare: Any, size: str, tokens: int, dtype: torch.dtype) -> None:
     calls, leaves, facts = providers(size, tokens, dtype, "cpu")
+    if size == "small":
+        # The loop's backward writes a gradient of all experts' weights once an expert: seconds.
+        del calls["loop"]
     compare(
         training(calls, leaves),
         check=near,

@@ -48,7 +48,7 @@ class TrainConfig:
 
     epochs: float = 6.0
     steps: int | None = None
-    max_steps: int | None = 2500
+    max_steps: int | None = 1500
     batch_size: int = 128
     lr: float = 3e-3
     warmup: float = 0.05

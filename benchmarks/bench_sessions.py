@@ -27,7 +27,9 @@ def simulate(folder: Path, rows: int, seed: int) -> None:
 
     # A request shows 6.5 rows on average, a user sends 28 of them.
     users = max(1, round(rows / (6.5 * 28)))
-    make(SimulatorConfig(n_users=users, n_items=20_000, n_creators=2_000, seed=seed)).write(folder)
+    make(
+        SimulatorConfig(n_users=users, n_items=20_000, n_creators=2_000, candidates=8, seed=seed)
+    ).write(folder)
 
 
 def build(folder: Path, out: Path, rule: str, threads: int, memory: str, pipe: Any) -> None:

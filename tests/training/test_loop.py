@@ -274,9 +274,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path):
     before = weights(tmp_path)
     with pytest.raises(OneRecError, match=r"belongs to another run \(config.lr: 0.001 there, 0.01"):
         job.run(tmp_path, steps=10, lr=1e-2)
-    config = TrainConfig(
-        steps=10, batch_size=16, log_every=7, eval_every=12, checkpoint_every=10, num_threads=1
-    )
+    config = TrainConfig(steps=10, batch_size=16, lr=1e-3, eval_every=12, num_threads=1)
     with pytest.raises(OneRecError, match=r"another run \(train: "):
         pretrain(
             job.make_model(),

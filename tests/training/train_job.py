@@ -80,6 +80,7 @@ def run(
     settings: dict[str, Any] = {
         "steps": 40,
         "batch_size": 16,
+        "lr": 1e-3,
         "log_every": 7,
         "eval_every": 12,
         "checkpoint_every": 10,

@@ -40,7 +40,7 @@ $(VENV)/.extra-%: pyproject.toml constraints.txt | $(VENV)/.torch
 
 # A short training, so that the whole takes minutes; `onerec run --out DIR` alone trains longer.
 demo: $(VENV)/.installed
-	$(BIN)/onerec run --out demo --train.max_steps 500 --evaluate.max_users 1000
+	$(BIN)/onerec run --out demo --train.max_steps 500 --evaluate.max_users 500
 
 test: $(VENV)/.installed $(VENV)/.extra-dev
 	$(BIN)/python -m pytest -q

@@ -14,7 +14,9 @@ def squared_distances(x: ArrayLike, centers: ArrayLike) -> NDArray[np.float64]:
 
 def priced_argmin(x: ArrayLike, centers: ArrayLike, prices: ArrayLike) -> NDArray[np.int64]:
     """argmin_k |x_i - c_k|^2 + price_k, the first of equals; int64 [N]."""
-    return (squared_distances(x, centers) + np.asarray(prices, np.float64)).argmin(1)
+    total = squared_distances(x, centers) + np.asarray(prices, np.float64)
+    labels: NDArray[np.int64] = total.argmin(1)
+    return labels
 
 
 def dual_value(x: ArrayLike, centers: ArrayLike, prices: ArrayLike) -> float:

@@ -38,7 +38,7 @@ class SessionConfig:
             milliseconds.
         test_from: Where test begins.
         valid_fraction: Without `valid_from`, the share of positive exposures between the two
-            cuts.
+            cuts, unless the log has cuts of its own (KuaiRand-Pure, see docs/data.md).
         test_fraction: Without `test_from`, the share of positive exposures after the test cut.
         unknown_items: Whether rows whose item is not in the items table are refused ("refuse")
             or dropped and counted ("drop").

@@ -24,6 +24,7 @@ from onerec.data.schema import (
 )
 from onerec.data.source import Connection, LogSource
 from onerec.data.vectors import VectorFile
+from onerec.errors import OneRecError
 
 LAYOUTS = ("auto", "kuairand", "amazon", "parquet")
 
@@ -325,7 +326,9 @@ def _reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (duckdb.OutOfMemoryException, duckdb.InterruptException):
+    except duckdb.OutOfMemoryException as error:
+        raise OneRecError(f"{path}: memory_limit is too small to read it: {error}") from error
+    except duckdb.InterruptException:
         raise
     except duckdb.Error as error:
         raise bad(path, f"the file is damaged: {error}") from error

@@ -22,7 +22,7 @@ from onerec.data.schema import bad
 from onerec.data.session_set import SPLITS, SessionSet, list_values
 from onerec.data.source import LogSource, Rule, SplitRule
 from onerec.data.vectors import FILL_RULE, align, cooccurrence_vectors, fill
-from onerec.errors import DataError
+from onerec.errors import DataError, OneRecError
 from onerec.files import atomic_directory
 
 _TRAIN, _VALID, _TEST = 0, 1, 2
@@ -51,8 +51,28 @@ def build_sessions(
 
     Raises:
         DataError: Items of the log are unknown, or a split is left without sessions.
+        OneRecError: Memory or disk ran out.
         ValueError: The config asks for what the log does not have.
     """
+    import duckdb
+
+    try:
+        _build(log, config, Path(out_dir), progress)
+    except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+        raise OneRecError(
+            f"{log.path}: the database ran out of memory or disk while building sessions "
+            f"(open_log's memory_limit; free space in the temporary folder and at {out_dir}): "
+            f"{error}"
+        ) from error
+    return SessionSet.load(out_dir)
+
+
+def _build(
+    log: LogSource,
+    config: SessionConfig,
+    out_dir: Path,
+    progress: Callable[[int, int, str], None] | None,
+) -> None:
     import ibis
 
     def tell(done: int, what: str) -> None:
@@ -165,7 +185,6 @@ def build_sessions(
         for table in ("items", "users", "exposures", "candidates", "train"):
             log.connection.drop(f"onerec_{table}")
     tell(5, "done")
-    return SessionSet.load(out_dir)
 
 
 def _step(name: str, unit: str, count: Any) -> dict[str, Any]:

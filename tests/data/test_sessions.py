@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from onerec.data import SessionConfig, SessionSet, SimulatorConfig, build_sessions, open_log
 from onerec.data import simulate as make_world
-from onerec.errors import DataError
+from onerec.errors import DataError, OneRecError
 
 N_ITEMS = 7
 COLUMNS = (
@@ -488,6 +488,53 @@ def test_config_that_the_log_cannot_serve(
     folder = write_log(tmp_path, simple_rows())
     with pytest.raises(ValueError, match=message):
         build(folder, SessionConfig(**({"rule": "next", "length": 2} | fields)))
+
+
+def test_string_ids_all_the_way(tmp_path: Path) -> None:
+    rows = simple_rows()
+    names = [f"item-{i}" for i in range(N_ITEMS)]
+    for row in rows:
+        row["item_id"] = names[row["item_id"] - 100]
+    folder = write_log(tmp_path, rows)
+    pq.write_table(pa.table({"item_id": names}), folder / "items.parquet")
+    (folder / "embeddings.npy").unlink()
+    vectors = np.arange(2 * N_ITEMS, dtype=np.float32).reshape(-1, 2)
+    np.savez(folder / "embeddings.npz", item_ids=np.array(names[::-1]), vectors=vectors)
+    found = build(folder, SessionConfig(rule="next", length=2))
+    assert found.items["item_id"].to_pylist() == names
+    assert found.items["text"].to_pylist() == [f"item {name}" for name in names]
+    np.testing.assert_array_equal(found.embeddings, vectors[::-1])
+    assert found.sequences["items"][0].as_py() == [step % N_ITEMS for step in range(12)]
+
+
+def test_no_memory_is_told_in_one_message(world: Path, tmp_path: Path) -> None:
+    with open_log(world, threads=1) as log:
+        log.connection.backend.raw_sql("SET max_temp_directory_size = '0KB'")
+        log.connection.backend.raw_sql("SET memory_limit = '1MB'")
+        with pytest.raises(OneRecError, match="ran out of memory or disk"):
+            build_sessions(log, SessionConfig(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_gaps_need_times(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "user_id": [0] * 4,
+            "item_id": [0, 1, 2, 3],
+            "position": [0, 1, 2, 3],
+            "split": ["train", "train", "valid", "test"],
+        }
+    )
+    pq.write_table(table, tmp_path / "interactions.parquet")
+    pq.write_table(pa.table({"item_id": [0, 1, 2, 3]}), tmp_path / "items.parquet")
+    with open_log(tmp_path) as log:
+        assert log.kind == "amazon"
+        with pytest.raises(ValueError, match="'gap' needs the time of every row"):
+            build_sessions(log, SessionConfig(rule="gap"), tmp_path / "out")
+        with pytest.raises(ValueError, match="'time' needs timestamps"):
+            build_sessions(log, SessionConfig(split="time"), tmp_path / "out")
+        found = build_sessions(log, SessionConfig(), tmp_path / "out")
+    assert found.funnel["sessions"] == {"train": 1, "valid": 1, "test": 1}
 
 
 def test_iso_cut_times_are_utc(tmp_path: Path) -> None:

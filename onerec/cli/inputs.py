@@ -33,9 +33,13 @@ def load_data(directory: Path) -> tuple[SessionSet, Catalog]:
         )
     differ = np.flatnonzero(wanted != catalog.item_ids)
     if len(differ):
-        row = differ[0]
+        row = int(differ[0])
+        ours, theirs = (
+            wanted[row : row + 1].tolist()[0],
+            catalog.item_ids[row : row + 1].tolist()[0],
+        )
         raise DataError(
-            f"{path}, column 'item_id', row {row}: wanted item {wanted[row]!r} of the sessions, "
-            f"got {catalog.item_ids[row]!r}"
+            f"{path}, column 'item_id', row {row}: wanted item {ours!r} of the sessions, "
+            f"got {theirs!r}"
         )
     return data, catalog

@@ -122,9 +122,9 @@ def main(argv: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 130
-        print(f"onerec {verb}: {describe(error)}", file=sys.stderr)
-        if not debug and not isinstance(error, OneRecError | OSError | ValueError):
-            print("(--debug shows where)", file=sys.stderr)
+        ours = debug or isinstance(error, OneRecError | OSError | ValueError)
+        hint = "" if ours else " (--debug shows where)"
+        print(f"onerec {verb}: {describe(error)}{hint}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGINT, previous)

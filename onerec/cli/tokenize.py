@@ -12,6 +12,7 @@ from onerec.cli import console
 from onerec.cli.config import Settings
 from onerec.cli.stage import StageResult, require, run_stage, write_json
 from onerec.cli.verb import stage_verb
+from onerec.errors import OneRecError
 
 
 def make(directory: Path, settings: Settings) -> StageResult:
@@ -25,6 +26,12 @@ def make(directory: Path, settings: Settings) -> StageResult:
 
         items = SessionSet.load(directory / "sessions")
         size = config.size_for(items.n_items)
+        if config.distinct in ("cap", "distinct") and size**config.levels < items.n_items:
+            raise OneRecError(
+                f"{size} codes at {config.levels} levels are {size**config.levels:,} semantic ids, "
+                f"too few for {items.n_items:,} distinct ones: raise --tokenize.codebook_size or "
+                "--tokenize.levels"
+            )
         quantizer = ResidualQuantizer(
             config.levels,
             size,

@@ -123,7 +123,7 @@ def test_unexpected_error_has_no_traceback_without_debug(
 
     monkeypatch.setattr(env, "collect", fail)
     assert main(["env"]) == 1
-    assert capsys.readouterr().err == "onerec env: KeyError: 'lost'\n(--debug shows where)\n"
+    assert capsys.readouterr().err == "onerec env: KeyError: 'lost' (--debug shows where)\n"
     assert main(["env", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
 

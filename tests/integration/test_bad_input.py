@@ -125,6 +125,15 @@ def test_bad_log(
     assert contents(run_copy) == before, "an earlier result was touched"
 
 
+def test_too_few_codes(
+    run_copy: Path, contents: Contents, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = contents(run_copy)
+    assert main(["tokenize", "--out", str(run_copy), "--tokenize.codebook_size", "4"]) == 1
+    assert "16 semantic ids, too few for 120" in capfd.readouterr().err.strip().splitlines()[-1]
+    assert contents(run_copy) == before, "an earlier result was touched"
+
+
 @pytest.mark.parametrize(
     "name",
     [

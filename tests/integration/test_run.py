@@ -168,7 +168,7 @@ def test_terminal_shows_texts_beside_histories(
 def long_settings(settings: Path, tmp_path: Path) -> Path:
     """Enough steps that a signal comes in the middle."""
     path = tmp_path / "long.yaml"
-    path.write_text(settings.read_text().replace("steps: 40", "steps: 150"))
+    path.write_text(settings.read_text().replace("steps: 40", "steps: 300"))
     return path
 
 
@@ -180,7 +180,7 @@ def stopped_in_training(
         shutil.copytree(finished[0] / stage, out / stage)
     process = popen("pretrain", "--out", out, "--config", settings)
     deadline = time.monotonic() + 120
-    while not list(out.glob(".pretrain.partial/checkpoints/step_[2-9]*")):
+    while len(list(out.glob(".pretrain.partial/checkpoints/step_*"))) < 2:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -210,7 +210,7 @@ def test_stopped_training_goes_on_to_the_same_weights(
         assert code == -signal.SIGKILL
     resumed = start("pretrain", "--out", out, "--json")
     assert resumed.returncode == 0, resumed.stderr
-    assert json.loads(resumed.stdout)["summary"]["resumed_from"] >= 20
+    assert json.loads(resumed.stdout)["summary"]["resumed_from"] >= 10
 
     for stage in ("world", "sessions", "tokenize"):
         shutil.copytree(finished[0] / stage, whole / stage)
@@ -239,7 +239,7 @@ def test_two_runs_on_one_directory(
 def test_real_logs(name: str, data_dir: Path, settings: Path, tmp_path: Path, start: Start) -> None:
     ended = start(
         "run", "--data", data_dir / name, "--out", tmp_path / "out", "--config", settings,
-        "--tokenize.codebook_size", "64", "--json",
+        "--tokenize.levels", "3", "--tokenize.codebook_size", "32", "--json",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     stages = json.loads(ended.stdout)["stages"]

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from onerec._version import __version__
 from onerec.errors import DataError
 from onerec.files import atomic_write
 
@@ -46,9 +45,9 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
         """
         folder = Path(save_directory)
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        about = {"format": "pt", "model_type": self.model_type, "onerec": __version__}
         with atomic_write(folder / WEIGHTS) as temporary:
-            save_file(state, temporary, metadata=about)
+            # One entry only: several are written in no fixed order, and equal weights then differ.
+            save_file(state, temporary, metadata={"format": "pt"})
         config = {"model_type": self.model_type, **dataclasses.asdict(self.config)}
         with atomic_write(folder / CONFIG) as temporary:
             temporary.write_text(json.dumps(config, indent=2) + "\n")

@@ -42,8 +42,9 @@ class SessionConfig:
         test_fraction: Without `test_from`, the share of positive exposures after the test cut.
         unknown_items: Whether rows whose item is not in the items table are refused ("refuse")
             or dropped and counted ("drop").
-        embeddings: One of the log's vector files by name, "cooccurrence", or "auto": the first
-            of the log's, else co-occurrence.
+        embeddings: One of the log's vector files by name, "cooccurrence", several of these
+            joined by "+" (side by side, each centred and scaled to equal mean square), or
+            "auto": the first of the log's, else co-occurrence.
         embedding_dim: Of co-occurrence vectors.
         cooccurrence_window: Largest distance of a co-occurring pair.
         seed: Of co-occurrence and of filled vectors.

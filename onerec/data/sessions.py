@@ -6,7 +6,9 @@ the user really watched enough of them, watched long enough in all, or interacte
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -127,11 +130,7 @@ def _build(
     else:
         funnel["criteria"] = {
             "require": config.require,
-            "tested": [
-                name
-                for name in ("watched", "watch time", "interactions")
-                if name in _criteria(log.interactions.columns, config)
-            ],
+            "tested": list(_criteria(log.interactions.columns, config)),
         }
     funnel["steps"] = steps
     funnel["sessions"] = counts
@@ -456,10 +455,11 @@ def _groups(
     target = groups.target.fill_null(empty)
     groups = groups.mutate(target=target)
     target = groups.target.filter(lambda item, at: groups.target.index(item) == at)
-    tests = list(_criteria(columns, config, groups).values())
-    good = tests[0]
-    for test in tests[1:]:
-        good = good | test if config.require == "any" else good & test
+    tests = [
+        groups[column].fill_null(0) >= least
+        for column, least in _criteria(columns, config).values()
+    ]
+    good = functools.reduce(operator.or_ if config.require == "any" else operator.and_, tests)
     groups = groups.mutate(
         target=target[: config.length], good=good, straddles=groups.first_period != groups.period
     ).drop("first_period")
@@ -491,21 +491,13 @@ def _groups(
     return groups.mutate(straddles=over.fill_null(False)).drop("end", "usable", "back")
 
 
-def _criteria(columns: Any, config: SessionConfig, groups: Any = None) -> dict[str, Any]:
-    """The criteria that the log has columns for, as expressions over `groups` when given."""
-    tests: dict[str, Any] = {
-        "watched": None if groups is None else groups.watched >= config.min_watched
-    }
+def _criteria(columns: Any, config: SessionConfig) -> dict[str, tuple[str, int]]:
+    """The criteria that the log has columns for: name -> (column of a session, least value)."""
+    tests = {"watched": ("watched", config.min_watched)}
     if "watch_time_ms" in columns:
-        tests["watch time"] = (
-            None
-            if groups is None
-            else (groups.watch_time_ms >= round(config.min_watch_seconds * 1000)).fill_null(False)
-        )
+        tests["watch time"] = ("watch_time_ms", round(config.min_watch_seconds * 1000))
     if any(name in columns for name in config.interactions):
-        tests["interactions"] = (
-            None if groups is None else groups.interactions >= config.min_interactions
-        )
+        tests["interactions"] = ("interactions", config.min_interactions)
     return tests
 
 
@@ -596,46 +588,62 @@ def _keep(
 
 def _vectors(
     log: LogSource, config: SessionConfig, train: Any
-) -> tuple[np.ndarray[Any, np.dtype[np.float32]], dict[str, Any]]:
+) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
     """Item vectors [N, d] and what the funnel says of them."""
     tags = [tags[0] if tags else None for tags in log.items["tags"].to_pylist()]
     name = config.embeddings
     if name == "auto":
         name = next(iter(log.vectors), "cooccurrence")
-    if name == "cooccurrence":
-        sequences = (
-            train.group_by("user_row")
-            .aggregate(items=train.item_index.collect(order_by=[train.timestamp, train.row]))
-            .order_by("user_row")
-            .to_pyarrow()
-        )
-        values, offsets = list_values(sequences["items"])
-        vectors, known = cooccurrence_vectors(
-            values,
-            offsets,
-            log.items.num_rows,
-            dim=config.embedding_dim,
-            window=config.cooccurrence_window,
-            seed=config.seed,
-        )
-        if not known.any():
-            raise DataError(f"{log.path}: no two items co-occur in a user's train sequence")
-        vectors = fill(vectors, known, tags, config.seed)
-        filled = int((~known).sum())
-        about = "co-occurrence in train sequences (PPMI, truncated SVD)"
-    elif name in log.vectors:
-        file = log.vectors[name]
-        vectors, filled = align(file, log.items["item_id"].to_numpy(), tags, config.seed)
-        about = file.about
-    else:
-        raise ValueError(
-            f"embeddings: wanted one of {', '.join(['auto', 'cooccurrence', *log.vectors])}, "
-            f"got {name!r}"
-        )
+    parts, about = [], []
+    filled = np.zeros(log.items.num_rows, dtype=np.bool_)
+    for part in name.split("+"):
+        if part == "cooccurrence":
+            vectors, known = _cooccurrence(log, config, train)
+            vectors = fill(vectors, known, tags, config.seed)
+            about.append("co-occurrence in train sequences (PPMI, truncated SVD)")
+        elif part in log.vectors:
+            file = log.vectors[part]
+            vectors, known = align(file, log.items["item_id"].to_numpy(), tags, config.seed)
+            about.append(file.about)
+        else:
+            names = ", ".join(["auto", "cooccurrence", *log.vectors])
+            raise ValueError(
+                f"embeddings: wanted one of {names}, or several joined by '+', got {name!r}"
+            )
+        filled |= ~known
+        parts.append(vectors)
+    if len(parts) > 1:
+        # Centred and of equal mean square, so that no part outweighs the others.
+        centred = [part - part.mean(axis=0) for part in parts]
+        parts = [part / np.sqrt((part**2).sum(axis=1).mean()) for part in centred]
+    vectors = np.concatenate(parts, axis=1)
     return vectors, {
         "source": name,
-        "about": about,
+        "about": " + ".join(about),
         "dim": vectors.shape[1],
-        "filled": filled,
-        "fill_rule": FILL_RULE if filled else None,
+        "filled": int(filled.sum()),
+        "fill_rule": FILL_RULE if filled.any() else None,
     }
+
+
+def _cooccurrence(
+    log: LogSource, config: SessionConfig, train: Any
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    sequences = (
+        train.group_by("user_row")
+        .aggregate(items=train.item_index.collect(order_by=[train.timestamp, train.row]))
+        .order_by("user_row")
+        .to_pyarrow()
+    )
+    values, offsets = list_values(sequences["items"])
+    vectors, known = cooccurrence_vectors(
+        values,
+        offsets,
+        log.items.num_rows,
+        dim=config.embedding_dim,
+        window=config.cooccurrence_window,
+        seed=config.seed,
+    )
+    if not known.any():
+        raise DataError(f"{log.path}: no two items co-occur in a user's train sequence")
+    return vectors, known

@@ -119,7 +119,7 @@ FILL_RULE = (
 
 def align(
     file: VectorFile, item_ids: npt.NDArray[Any], tags: Sequence[str | None], seed: int
-) -> tuple[Floats, int]:
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
     """The vectors of a file in the order of the items, missing ones filled by `FILL_RULE`.
 
     Args:
@@ -129,7 +129,7 @@ def align(
         seed: Of the noise.
 
     Returns:
-        float32 [N, d] and how many were filled.
+        float32 [N, d], and bool [N]: which items the file has a vector for.
 
     Raises:
         DataError: The file is bad, or no item of the log is in it.
@@ -142,7 +142,7 @@ def align(
         raise bad(file.path, f"no item of the log has a vector here (first id {ids[0]})")
     out = np.zeros((len(item_ids), vectors.shape[1]), dtype=np.float32)
     out[known] = vectors[rows[known]]
-    return fill(out, known, tags, seed), int((~known).sum())
+    return fill(out, known, tags, seed), known
 
 
 def fill(

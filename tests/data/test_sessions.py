@@ -349,6 +349,25 @@ def test_cooccurrence_and_counts_do_not_see_valid_and_test(world: Path, tmp_path
     assert not built[0].sequences["items"].equals(built[1].sequences["items"])
 
 
+def test_vectors_side_by_side(world: Path, tmp_path: Path) -> None:
+    def vectors(name: str) -> np.ndarray[Any, Any]:
+        with open_log(world) as log:
+            found = build_sessions(log, SessionConfig(embeddings=name), tmp_path / "out")
+        assert found.funnel["embeddings"]["source"] == name
+        return found.embeddings
+
+    given, near = vectors("embeddings"), vectors("cooccurrence")
+    both = vectors("embeddings+cooccurrence")
+    assert both.shape == (300, 128)
+    for part, whole in ((both[:, :64], given), (both[:, 64:], near)):
+        np.testing.assert_allclose(part.mean(axis=0), 0, atol=1e-6)
+        np.testing.assert_allclose((part**2).sum(axis=1).mean(), 1, rtol=1e-5)
+        centred = whole - whole.mean(axis=0)
+        np.testing.assert_allclose(
+            part, centred / np.sqrt((centred**2).sum(axis=1).mean()), atol=1e-6
+        )
+
+
 def test_the_result_does_not_depend_on_threads_or_runs(world: Path, tmp_path: Path) -> None:
     files = []
     for threads in (1, 2):
@@ -476,7 +495,10 @@ def test_config_refuses(fields: dict[str, Any], message: str) -> None:
     [
         ({"rule": "session"}, "needs a column session_id"),
         ({"split": "column"}, "wanted a log with a column split"),
-        ({"embeddings": "bert"}, "wanted one of auto, cooccurrence, embeddings, got 'bert'"),
+        (
+            {"embeddings": "bert"},
+            "auto, cooccurrence, embeddings, or several joined by '\\+', got 'bert'",
+        ),
         ({"valid_from": "noon", "test_from": "2024-01-01"}, "wanted an ISO time"),
         ({"valid_from": 5, "test_from": 5}, "wanted the first before the second"),
     ],

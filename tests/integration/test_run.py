@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -248,3 +250,24 @@ def test_real_logs(name: str, data_dir: Path, settings: Path, tmp_path: Path, st
     assert stages["recommend"]["users"] == 50
     assert stages["recommend"]["users_without_items"] == 0
     assert stages["evaluate"]["measures"]["recall@10"]["model"][0] >= 0
+
+
+def test_two_processes_make_one_stage(finished: Finished, settings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for stage in ("world", "sessions", "tokenize"):
+        shutil.copytree(finished[0] / stage, out / stage)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [*launch, "-m", "onerec", "pretrain", "--out", out, "--config", settings, "--json"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    together = json.loads(ended.stdout)
+    alone = json.loads((finished[0] / "pretrain" / "stage.json").read_text())
+    assert together["fingerprint"] == alone["fingerprint"]
+    assert together["summary"]["valid_loss"] == pytest.approx(
+        alone["summary"]["valid_loss"], rel=1e-3
+    )

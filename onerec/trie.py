@@ -141,14 +141,46 @@ class SidTrie:
         return torch.frombuffer(buffer, dtype=torch.uint8)
 
     def lookup(self, sids: ArrayLike, *, num_threads: int | None = None) -> npt.NDArray[np.int64]:
-        """Leaf ids int64 [n] of semantic ids [n, L]; -1 where an id is not in the trie."""
+        """Leaf ids int64 [n] of semantic ids [n, L]; -1 where an id is not in the trie.
+
+        Raises:
+            TypeError: `sids` are not integers.
+            ValueError: They do not have L codes.
+        """
         array = as_int_array("sids", sids, np.int32, 2)
         if array.shape[1] != self.levels:
             raise ValueError(f"sids: wanted [n, {self.levels}], got shape {array.shape}")
-        leaves = np.empty(len(array), dtype=np.int64)
-        threads = torch.get_num_threads() if num_threads is None else num_threads
-        self._native.lookup(array.ctypes.data, len(array), self.levels, leaves.ctypes.data, threads)
-        return leaves
+        return self._lookup(array, torch.get_num_threads() if num_threads is None else num_threads)
+
+    def _lookup(self, array: npt.NDArray[np.int32], num_threads: int) -> npt.NDArray[np.int64]:
+        nodes = np.empty(len(array), dtype=np.int64)
+        depth = array.shape[1]
+        self._native.lookup(
+            array.ctypes.data, len(array), depth, depth, nodes.ctypes.data, num_threads
+        )
+        return nodes
+
+    def bitmask(self, prefixes: ArrayLike) -> torch.Tensor:
+        """Legal next codes, for engines that apply a mask of their own.
+
+        Args:
+            prefixes: Integers [n, d], d codes each, 0 <= d < L.
+
+        Returns:
+            int32 [n, ceil(K / 32)]: code c of row i is legal if bit c % 32 of word c // 32 is set.
+            No bit is set where no semantic id begins with the prefix.
+
+        Raises:
+            TypeError: `prefixes` are not integers.
+            ValueError: They have L codes or more.
+        """
+        array = as_int_array("prefixes", prefixes, np.int32, 2)
+        if array.shape[1] >= self.levels:
+            raise ValueError(f"prefixes: wanted fewer than {self.levels} codes, got {array.shape}")
+        nodes = self._lookup(array, 1)
+        words = torch.empty((len(array), (self.codebook_size + 31) // 32), dtype=torch.int32)
+        self._native.bitmask(nodes.ctypes.data, len(nodes), array.shape[1], words.data_ptr())
+        return words
 
     def leaf_sids(self, leaves: ArrayLike) -> npt.NDArray[np.int32]:
         """Semantic ids int32 [n, L] of leaf ids [n].

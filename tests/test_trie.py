@@ -242,3 +242,17 @@ def test_hostile_content_with_right_hashes_never_crashes(
     assert (sids >= 0).all()
     assert (sids < trie.codebook_size).all()
     np.testing.assert_array_equal(trie.lookup(sids), leaves)
+
+
+def test_bitmask_tells_what_may_follow() -> None:
+    sids = random_sids(60, 3, 40)
+    trie = SidTrie.build(sids, 40)
+    for depth in range(3):
+        prefixes = np.concatenate([sids[:20, :depth], np.full((1, depth), 39)])
+        words = trie.bitmask(prefixes)
+        assert words.shape == (21, 2)
+        for prefix, row in zip(prefixes.tolist(), words.tolist(), strict=True):
+            legal = {sid[depth] for sid in sids.tolist() if sid[:depth] == prefix}
+            assert {c for c in range(40) if row[c // 32] >> (c % 32) & 1} == legal
+    with pytest.raises(ValueError, match="prefixes: wanted fewer than 3 codes"):
+        trie.bitmask(sids)

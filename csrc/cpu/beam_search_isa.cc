@@ -9,7 +9,7 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLargest = 0x1.fffffep127f;
-constexpr int kBlock = 1024;  // logits whose exponentials are summed in float, 64 a lane
+constexpr int kBlock = 2048;  // logits whose exponentials are summed in float, 64 a chain
 
 struct Float32 {
   using Type = float;
@@ -94,20 +94,34 @@ struct LogSumExp {
     for (int i = whole; i < n; ++i) tail[i - whole] = Format::Get(p + i);
     for (int i = n; i < whole + 16; ++i) tail[i - whole] = -kInfinity;
 
-    Lanes top = Set(-kInfinity);
-    for (int i = 0; i < whole; i += 16) top = Max(Format::Read(p + i), top);
+    // Two chains of operations side by side; an odd sixteen at the end joins the first.
+    Lanes top = Set(-kInfinity), top_b = top;
+    int i = 0;
+    for (; i + 32 <= whole; i += 32) {
+      top = Max(Format::Read(p + i), top);
+      top_b = Max(Format::Read(p + i + 16), top_b);
+    }
+    if (i < whole) top = Max(Format::Read(p + i), top);
     if (n != whole) top = Max(Load(tail), top);
+    top = Max(top, top_b);
     Raise(Largest(top));
     if (largest == -kInfinity) return;
 
     const Lanes shift = Set(largest), factor = Set(scale);
     Lanes part = Set(0.0f);
     if (largest < kLargest) {
-      for (int i = 0; i < whole; i += 16) {
+      Lanes part_b = part;
+      i = 0;
+      for (; i + 32 <= whole; i += 32) {
+        __builtin_prefetch(p + i + kBlock);  // the next block, or row, comes in meanwhile
+        __builtin_prefetch(p + i + kBlock + 16);
         part = Add(part, Exp2(Mul(Sub(Format::Read(p + i), shift), factor)));
+        part_b = Add(part_b, Exp2(Mul(Sub(Format::Read(p + i + 16), shift), factor)));
       }
+      if (i < whole) part = Add(part, Exp2(Mul(Sub(Format::Read(p + i), shift), factor)));
+      part = Add(part, part_b);
     } else {  // +inf is read as the largest finite value
-      for (int i = 0; i < whole; i += 16) {
+      for (i = 0; i < whole; i += 16) {
         float values[16];
         Store(values, Format::Read(p + i));
         for (float& value : values) value = value > kLargest ? kLargest : value;
@@ -120,7 +134,7 @@ struct LogSumExp {
     }
     float parts[16];
     Store(parts, part);
-    for (int i = 0; i < 16; ++i) sums[i] += static_cast<double>(parts[i]);
+    for (i = 0; i < 16; ++i) sums[i] += static_cast<double>(parts[i]);
   }
 
   void Raise(float top) {
@@ -176,14 +190,11 @@ float Floor(double threshold, double score, double norm, double temperature) {
 // out[i] = logits[tokens[i]]; followed by 16 times -inf.
 template <class Format, class Token>
 void Gather(const typename Format::Type* logits, const Token* tokens, int64_t n, float* out) {
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    const float a = Format::Get(logits + tokens[i]), b = Format::Get(logits + tokens[i + 1]);
-    const float c = Format::Get(logits + tokens[i + 2]), d = Format::Get(logits + tokens[i + 3]);
-    out[i] = a, out[i + 1] = b, out[i + 2] = c, out[i + 3] = d;
+  for (int64_t i = 0; i < n; ++i) {
+    out[i] = Format::Get(logits + tokens[i]);
+    asm volatile("");  // vectorised, this loop takes several times as long
   }
-  for (; i < n; ++i) out[i] = Format::Get(logits + tokens[i]);
-  for (; i < n + 16; ++i) out[i] = -kInfinity;
+  for (int64_t i = n; i < n + 16; ++i) out[i] = -kInfinity;
 }
 
 // The logits of the legal children in order; a banned child has -inf, and so have the values up to

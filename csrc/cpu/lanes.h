@@ -39,6 +39,9 @@ using Ints = uint32_t;
 #endif
 constexpr int kWidth = 16 / kRegisters;
 
+// GCC leaves out-of-line calls in the middle of loops otherwise.
+#define ONEREC_INLINE inline __attribute__((always_inline))
+
 struct Lanes {
   Floats r[kRegisters];
 };
@@ -46,24 +49,24 @@ struct Lanes {
 #define ONEREC_EACH _Pragma("GCC unroll 16") for (int i = 0; i < kRegisters; ++i)
 
 #if defined(__SSE2__)
-inline Lanes Set(float value) {
+ONEREC_INLINE Lanes Set(float value) {
   Lanes out;
   ONEREC_EACH out.r[i] = ONEREC_F(set1_ps)(value);
   return out;
 }
-inline Lanes Load(const float* p) {
+ONEREC_INLINE Lanes Load(const float* p) {
   Lanes out;
   ONEREC_EACH out.r[i] = ONEREC_F(loadu_ps)(p + i * kWidth);
   return out;
 }
-inline void Store(float* p, const Lanes& a) {
+ONEREC_INLINE void Store(float* p, const Lanes& a) {
   ONEREC_EACH ONEREC_F(storeu_ps)(p + i * kWidth, a.r[i]);
 }
-#define ONEREC_BINARY(name, op)                          \
-  inline Lanes name(const Lanes& a, const Lanes& b) {    \
-    Lanes out;                                           \
-    ONEREC_EACH out.r[i] = ONEREC_F(op)(a.r[i], b.r[i]); \
-    return out;                                          \
+#define ONEREC_BINARY(name, op)                              \
+  ONEREC_INLINE Lanes name(const Lanes& a, const Lanes& b) { \
+    Lanes out;                                               \
+    ONEREC_EACH out.r[i] = ONEREC_F(op)(a.r[i], b.r[i]);     \
+    return out;                                              \
   }
 ONEREC_BINARY(Add, add_ps)
 ONEREC_BINARY(Sub, sub_ps)
@@ -72,7 +75,7 @@ ONEREC_BINARY(Max, max_ps)  // b where either is NaN
 #undef ONEREC_BINARY
 
 // p * 2^n for p in [0.5, 2] and shifted = n + 1.5 * 2^23: n is added to p's exponent.
-inline Lanes Scale(const Lanes& p, const Lanes& shifted) {
+ONEREC_INLINE Lanes Scale(const Lanes& p, const Lanes& shifted) {
   Lanes out;
   ONEREC_EACH {
 #if defined(ONEREC_ISA_avx512)
@@ -87,7 +90,7 @@ inline Lanes Scale(const Lanes& p, const Lanes& shifted) {
 }
 
 // Bit i tells whether lane i of a is at least lane i of b; NaN is not.
-inline uint32_t AtLeast(const Lanes& a, const Lanes& b) {
+ONEREC_INLINE uint32_t AtLeast(const Lanes& a, const Lanes& b) {
   uint32_t bits = 0;
   ONEREC_EACH {
 #if defined(ONEREC_ISA_avx512)
@@ -102,25 +105,25 @@ inline uint32_t AtLeast(const Lanes& a, const Lanes& b) {
   return bits;
 }
 #else
-inline Lanes Set(float value) {
+ONEREC_INLINE Lanes Set(float value) {
   Lanes out;
   ONEREC_EACH out.r[i] = value;
   return out;
 }
-inline Lanes Load(const float* p) {
+ONEREC_INLINE Lanes Load(const float* p) {
   Lanes out;
   ONEREC_EACH out.r[i] = p[i];
   return out;
 }
-inline void Store(float* p, const Lanes& a) { ONEREC_EACH p[i] = a.r[i]; }
-#define ONEREC_BINARY(name, expression)               \
-  inline Lanes name(const Lanes& a, const Lanes& b) { \
-    Lanes out;                                        \
-    ONEREC_EACH {                                     \
-      const float x = a.r[i], y = b.r[i];             \
-      out.r[i] = expression;                          \
-    }                                                 \
-    return out;                                       \
+ONEREC_INLINE void Store(float* p, const Lanes& a) { ONEREC_EACH p[i] = a.r[i]; }
+#define ONEREC_BINARY(name, expression)                      \
+  ONEREC_INLINE Lanes name(const Lanes& a, const Lanes& b) { \
+    Lanes out;                                               \
+    ONEREC_EACH {                                            \
+      const float x = a.r[i], y = b.r[i];                    \
+      out.r[i] = expression;                                 \
+    }                                                        \
+    return out;                                              \
   }
 ONEREC_BINARY(Add, x + y)
 ONEREC_BINARY(Sub, x - y)
@@ -129,7 +132,7 @@ ONEREC_BINARY(Max, x > y ? x : y)  // b where either is NaN
 #undef ONEREC_BINARY
 
 // p * 2^n for p in [0.5, 2] and shifted = n + 1.5 * 2^23: n is added to p's exponent.
-inline Lanes Scale(const Lanes& p, const Lanes& shifted) {
+ONEREC_INLINE Lanes Scale(const Lanes& p, const Lanes& shifted) {
   Lanes out;
   ONEREC_EACH {
     const uint32_t bits =
@@ -140,7 +143,7 @@ inline Lanes Scale(const Lanes& p, const Lanes& shifted) {
 }
 
 // Bit i tells whether lane i of a is at least lane i of b; NaN is not.
-inline uint32_t AtLeast(const Lanes& a, const Lanes& b) {
+ONEREC_INLINE uint32_t AtLeast(const Lanes& a, const Lanes& b) {
   uint32_t bits = 0;
   ONEREC_EACH bits |= static_cast<uint32_t>(a.r[i] >= b.r[i]) << i;
   return bits;
@@ -148,22 +151,22 @@ inline uint32_t AtLeast(const Lanes& a, const Lanes& b) {
 #endif
 
 // 2^y for y <= 0 by a polynomial of degree 5, relative error below 2e-7; 0 for y <= -127 and NaN.
-inline Lanes Exp2(const Lanes& exponent) {
+ONEREC_INLINE Lanes Exp2(const Lanes& exponent) {
   const Lanes magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
   const Lanes y = Max(exponent, Set(-127.0f));
   const Lanes shifted = Add(y, magic);
   const Lanes f = Sub(y, Sub(shifted, magic));
-  Lanes p = Set(0x1.5bba14p-10f);
-  p = Add(Mul(p, f), Set(0x1.3cea88p-7f));
-  p = Add(Mul(p, f), Set(0x1.c6b752p-5f));
-  p = Add(Mul(p, f), Set(0x1.ebf9bcp-3f));
-  p = Add(Mul(p, f), Set(0x1.62e42ap-1f));
-  p = Add(Mul(p, f), Set(1.0f));
+  // In pairs, so that the chain of dependent operations is short.
+  const Lanes g = Mul(f, f);
+  const Lanes high = Add(Mul(Set(0x1.5bba14p-10f), f), Set(0x1.3cea88p-7f));
+  const Lanes middle = Add(Mul(Set(0x1.c6b752p-5f), f), Set(0x1.ebf9bcp-3f));
+  const Lanes low = Add(Mul(Set(0x1.62e42ap-1f), f), Set(1.0f));
+  const Lanes p = Add(Mul(Add(Mul(high, g), middle), g), low);
   return Scale(p, shifted);
 }
 
 // Natural logarithm of a positive normal double, error below 2 ulp.
-inline double Log(double x) {
+ONEREC_INLINE double Log(double x) {
   uint64_t bits = __builtin_bit_cast(uint64_t, x);
   auto exponent = static_cast<int64_t>(bits >> 52) - 1023;
   bits = (bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000;
@@ -183,7 +186,7 @@ inline double Log(double x) {
 }
 
 // e^x for x <= 700, error below 2 ulp; 0 below -700.
-inline double Exp(double x) {
+ONEREC_INLINE double Exp(double x) {
   if (!(x > -700.0)) return 0.0;
   const double shifted = x * 1.4426950408889634 + 6755399441055744.0;
   const double n = shifted - 6755399441055744.0;

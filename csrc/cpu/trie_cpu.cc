@@ -334,9 +334,9 @@ std::pair<void*, size_t> BuildBytes(const int32_t* sids, int64_t n, int64_t row_
 // --- searching ---
 
 template <class Pointer, class Token>
-int64_t Find(const TrieView& view, const int32_t* sid) {
+int64_t Find(const TrieView& view, const int32_t* sid, int depth) {
   int64_t node = 0;
-  for (int l = 0; l < view.levels; ++l) {
+  for (int l = 0; l < depth; ++l) {
     const auto* pointers = static_cast<const Pointer*>(view.pointers[l]);
     const auto* tokens = static_cast<const Token*>(view.tokens[l]);
     if (sid[l] < 0 || sid[l] >= view.codebook_size) return -1;
@@ -350,13 +350,22 @@ int64_t Find(const TrieView& view, const int32_t* sid) {
   return node;
 }
 
-int64_t Find(const TrieView& view, const int32_t* sid) {
+int64_t Find(const TrieView& view, const int32_t* sid, int depth) {
+  // The empty trie has a root, which no semantic id goes through.
+  if (view.Leaves() == 0) return -1;
   if (view.pointer_bytes == 4) {
-    return view.token_bytes == 1 ? Find<uint32_t, uint8_t>(view, sid)
-                                 : Find<uint32_t, uint16_t>(view, sid);
+    return view.token_bytes == 1 ? Find<uint32_t, uint8_t>(view, sid, depth)
+                                 : Find<uint32_t, uint16_t>(view, sid, depth);
   }
-  return view.token_bytes == 1 ? Find<uint64_t, uint8_t>(view, sid)
-                               : Find<uint64_t, uint16_t>(view, sid);
+  return view.token_bytes == 1 ? Find<uint64_t, uint8_t>(view, sid, depth)
+                               : Find<uint64_t, uint16_t>(view, sid, depth);
+}
+
+void CheckDepth(int depth, int most) {
+  if (depth < 0 || depth > most) {
+    throw std::invalid_argument("depth: wanted 0.." + std::to_string(most) + ", got " +
+                                std::to_string(depth));
+  }
 }
 
 // The node of `level` whose edges contain `edge`.
@@ -519,13 +528,35 @@ TrieLevelStats Trie::LevelStats(int level) const {
   return stats;
 }
 
-void Trie::Lookup(const int32_t* sids, int64_t n, int64_t row_stride, int64_t* leaves,
+void Trie::Lookup(const int32_t* prefixes, int64_t n, int64_t row_stride, int depth, int64_t* nodes,
                   int num_threads) const {
+  CheckDepth(depth, view_.levels);
   constexpr int64_t kChunk = 4096;
   ParallelFor((n + kChunk - 1) / kChunk, num_threads, [&](int64_t chunk) {
     const int64_t end = std::min(n, (chunk + 1) * kChunk);
-    for (int64_t i = chunk * kChunk; i < end; ++i) leaves[i] = Find(view_, sids + i * row_stride);
+    for (int64_t i = chunk * kChunk; i < end; ++i) {
+      nodes[i] = Find(view_, prefixes + i * row_stride, depth);
+    }
   });
+}
+
+void Trie::Bitmask(const int64_t* nodes, int64_t n, int depth, uint32_t* words) const {
+  CheckDepth(depth, view_.levels - 1);
+  const int64_t row_words = (view_.codebook_size + 31) / 32;
+  std::fill_n(words, n * row_words, 0);
+  for (int64_t i = 0; i < n; ++i) {
+    if (nodes[i] == -1) continue;
+    if (nodes[i] < 0 || nodes[i] >= view_.nodes[depth]) {
+      throw std::invalid_argument("nodes: wanted -1 or less than " +
+                                  std::to_string(view_.nodes[depth]) + ", got " +
+                                  std::to_string(nodes[i]));
+    }
+    const int64_t last = view_.FirstEdge(depth, nodes[i] + 1);
+    for (int64_t edge = view_.FirstEdge(depth, nodes[i]); edge < last; ++edge) {
+      const int token = view_.Token(depth, edge);
+      words[i * row_words + token / 32] |= uint32_t{1} << (token % 32);
+    }
+  }
 }
 
 void Trie::LeafSids(const int64_t* leaves, int64_t n, int32_t* sids) const {

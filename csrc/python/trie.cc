@@ -52,10 +52,17 @@ void BindTrie(py::module_& m) {
            })
       .def(
           "lookup",
-          [](const Trie& t, uintptr_t sids, int64_t n, int64_t row_stride, uintptr_t leaves,
-             int num_threads) {
-            t.Lookup(reinterpret_cast<const int32_t*>(sids), n, row_stride,
-                     reinterpret_cast<int64_t*>(leaves), num_threads);
+          [](const Trie& t, uintptr_t prefixes, int64_t n, int64_t row_stride, int depth,
+             uintptr_t nodes, int num_threads) {
+            t.Lookup(reinterpret_cast<const int32_t*>(prefixes), n, row_stride, depth,
+                     reinterpret_cast<int64_t*>(nodes), num_threads);
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "bitmask",
+          [](const Trie& t, uintptr_t nodes, int64_t n, int depth, uintptr_t words) {
+            t.Bitmask(reinterpret_cast<const int64_t*>(nodes), n, depth,
+                      reinterpret_cast<uint32_t*>(words));
           },
           py::call_guard<py::gil_scoped_release>())
       .def(

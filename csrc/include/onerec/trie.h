@@ -105,9 +105,15 @@ class ONEREC_API Trie {
   size_t Bytes() const { return bytes_; }
   TrieLevelStats LevelStats(int level) const;
 
-  // leaves[i] = leaf id of the i-th semantic id, or -1 if it is not in the trie.
-  void Lookup(const int32_t* sids, int64_t n, int64_t row_stride, int64_t* leaves,
+  // nodes[i] = node of `depth` that the i-th prefix of `depth` codes leads to (a leaf id if depth
+  // is the number of levels), or -1 if no semantic id begins so. Throws std::invalid_argument if
+  // depth is out of range.
+  void Lookup(const int32_t* prefixes, int64_t n, int64_t row_stride, int depth, int64_t* nodes,
               int num_threads) const;
+  // For n nodes of `depth`, below the last level, one bit a code, lowest first: whether it leads to
+  // a child. Row i has (codebook_size + 31) / 32 words; node -1 has none set.
+  // Throws std::invalid_argument for a depth or node out of range.
+  void Bitmask(const int64_t* nodes, int64_t n, int depth, uint32_t* words) const;
   // Writes the [n, levels] codes of leaves. Throws std::invalid_argument for an id out of range.
   void LeafSids(const int64_t* leaves, int64_t n, int32_t* sids) const;
 

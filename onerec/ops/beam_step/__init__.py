@@ -77,7 +77,7 @@ def beam_step(
         raise ValueError(f"beam_width: wanted 1 or more, got {beam_width}")
     if logits.ndim != 3:
         raise ValueError(f"logits: wanted [B, R, {trie.codebook_size}], got {list(logits.shape)}")
-    logits = check_logits(logits, [(*logits.shape[:2], trie.codebook_size)])
+    check_logits(logits, [(*logits.shape[:2], trie.codebook_size)])
     for name, tensor, dtype in (
         ("scores", scores, torch.float64),
         ("nodes", nodes, torch.int64),
@@ -114,8 +114,8 @@ def check_scoring(scoring: str, temperature: float) -> None:
         raise ValueError(f"temperature: wanted a positive finite number, got {temperature}")
 
 
-def check_logits(logits: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> torch.Tensor:
-    """The logits without their history, if they have one of the shapes and can be read as they lie.
+def check_logits(logits: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> None:
+    """Refuses logits that have none of the shapes or cannot be read as they lie.
 
     Raises:
         TypeError: Another dtype than float32, float16, bfloat16.
@@ -123,14 +123,13 @@ def check_logits(logits: torch.Tensor, shapes: Sequence[tuple[int, ...]]) -> tor
     """
     if logits.dtype not in LOGIT_TYPES:
         raise TypeError(f"logits: wanted float32, float16 or bfloat16, got {logits.dtype}")
-    if logits.device.type != "cpu":
+    if not logits.is_cpu:
         raise ValueError(f"logits: wanted them on the CPU, got {logits.device}")
-    if tuple(logits.shape) not in shapes:
+    if logits.shape not in shapes:
         wanted = " or ".join(str(list(shape)) for shape in shapes)
         raise ValueError(f"logits: wanted shape {wanted}, got {list(logits.shape)}")
     if logits.stride(-1) != 1 and logits.shape[-1] > 1 and logits.numel():
         raise ValueError(f"logits: wanted a last stride of 1, got {logits.stride(-1)}")
-    return logits.detach()
 
 
 def _reference(
@@ -151,7 +150,7 @@ def _reference(
     out.scores.fill_(float("-inf"))
     for b in range(len(logits)):
         kept = request_step(
-            logits[b].float().numpy(),
+            logits[b].detach().float().numpy(),
             scores[b].numpy(),
             nodes[b].tolist(),
             table,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from onerec import _C
 
 
-@dataclass(frozen=True)
-class BeamState:
+class BeamState(NamedTuple):
     """Beams after a step, best first; rows past `valid` are dead.
 
     Attributes:
@@ -118,6 +117,9 @@ class BeamSearch:
         self.session_length = session_length
         self.scoring, self.temperature = scoring, float(temperature)
         self.backend = backend
+        shape = (batch_size, beam_width, trie.codebook_size)
+        self._shapes = [shape]
+        self._first_shapes = [shape, (batch_size, 1, trie.codebook_size)]
         self._native: _C.BeamSearch | None = None
         if backend == "native":
             self._native = core().BeamSearch(
@@ -149,7 +151,7 @@ class BeamSearch:
                 lists,
             )
         self._steps = 0
-        self._state: BeamState | None = None
+        self._states = self._empty_states()
 
     @property
     def level(self) -> int:
@@ -179,9 +181,8 @@ class BeamSearch:
         """
         if self.done:
             raise ValueError(f"step: the session of {self.session_length} items is finished")
-        rows = (self.beam_width, 1) if self._steps == 0 else (self.beam_width,)
-        wanted = [(self.batch_size, r, self.trie.codebook_size) for r in rows]
-        logits = check_logits(logits, wanted)
+        check_logits(logits, self._first_shapes if self._steps == 0 else self._shapes)
+        state = self._states[self._steps]
         if self._native is not None:
             self._native.step(
                 logits.data_ptr(),
@@ -190,19 +191,31 @@ class BeamSearch:
                 logits.stride(1),
                 logits.shape[1],
             )
-            shape = (self.batch_size, self.beam_width)
-            parents = torch.empty(shape, dtype=torch.int64)
-            tokens = torch.empty(shape, dtype=torch.int64)
-            scores = torch.empty(shape, dtype=torch.float32)
-            valid = torch.empty(self.batch_size, dtype=torch.int32)
             self._native.state(
-                parents.data_ptr(), tokens.data_ptr(), scores.data_ptr(), valid.data_ptr()
+                state.parents.data_ptr(),
+                state.tokens.data_ptr(),
+                state.scores.data_ptr(),
+                state.valid.data_ptr(),
             )
         else:
-            parents, tokens, scores, valid = self._reference.step(logits.float().numpy())
+            made = self._reference.step(logits.detach().float().numpy())
+            for mine, theirs in zip(state[:4], made, strict=True):
+                mine.copy_(theirs)
         self._steps += 1
-        self._state = BeamState(parents, tokens, scores, valid, self.level, self.item, self.done)
-        return self._state
+        return state
+
+    def _empty_states(self) -> list[BeamState]:
+        """The states that the steps will fill, made ahead of them."""
+        levels, steps = self.trie.levels, self.trie.levels * self.session_length
+        shape = (steps, self.batch_size, self.beam_width)
+        parents, tokens = torch.empty((2, *shape), dtype=torch.int64)
+        scores = torch.empty(shape, dtype=torch.float32)
+        valid = torch.empty(shape[:2], dtype=torch.int32)
+        columns = (parents.unbind(), tokens.unbind(), scores.unbind(), valid.unbind())
+        return [
+            BeamState(*tensors, level=i % levels, item=i // levels, done=i == steps)
+            for i, tensors in enumerate(zip(*columns, strict=True), start=1)
+        ]
 
     def result(self) -> BeamResult:
         """The sessions so far; items not yet finished are -1."""
@@ -214,12 +227,12 @@ class BeamSearch:
             self._native.sids(sids.data_ptr())
         else:
             self._reference.result(items, sids)
-        if self._state is None:
+        if self._steps == 0:
             scores = torch.full(shape, float("-inf"))
             scores[:, 0] = 0.0
             valid = torch.ones(self.batch_size, dtype=torch.int32)
         else:
-            scores, valid = self._state.scores, self._state.valid
+            scores, valid = self._states[self._steps - 1][2:4]
         return BeamResult(sids, items, scores, valid)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onerec._version import __version__
 
 if TYPE_CHECKING:
+    from onerec.decoding import constrained_beam_search
     from onerec.inference import Recommendation, Recommender
     from onerec.model import OneRec, OneRecConfig
     from onerec.trie import SidTrie
@@ -24,9 +25,18 @@ _HOMES: dict[str, str] = {
     "Recommendation": "onerec.inference",
     "Recommender": "onerec.inference",
     "SidTrie": "onerec.trie",
+    "constrained_beam_search": "onerec.decoding",
 }
 
-__all__ = ["OneRec", "OneRecConfig", "Recommendation", "Recommender", "SidTrie", "__version__"]
+__all__ = [
+    "OneRec",
+    "OneRecConfig",
+    "Recommendation",
+    "Recommender",
+    "SidTrie",
+    "__version__",
+    "constrained_beam_search",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -42,8 +42,10 @@ $(VENV)/.extra-%: pyproject.toml constraints.txt | $(VENV)/.torch
 demo: $(VENV)/.installed
 	$(BIN)/onerec run --out demo --train.max_steps 500 --evaluate.max_users 500
 
+# One process a core, each with one thread: threads of several would wait for each other. TESTS="tests/ops -x" for some.
+TESTS ?= tests
 test: $(VENV)/.installed $(VENV)/.extra-dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:benchmark -n auto --dist loadscope $(TESTS)
 
 lint: $(VENV)/.extra-dev
 	$(BIN)/ruff check .

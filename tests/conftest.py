@@ -10,6 +10,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# A benchmark that a test starts is no worker of xdist's: those do not measure.
+os.environ.pop("PYTEST_XDIST_WORKER", None)
+
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:

@@ -31,7 +31,8 @@ def make(directory: Path, settings: Settings) -> StageResult:
 
         with open_log(source, kind=settings.kind) as log:
             console.say(f"sessions: {log.describe()}")
-            found = build_sessions(log, settings.sessions, folder)
+            with console.progress("sessions") as report:
+                found = build_sessions(log, settings.sessions, folder, progress=report)
         return {
             "users": found.sequences.num_rows,
             "items": found.items.num_rows,

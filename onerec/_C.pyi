@@ -146,3 +146,21 @@ class BeamSearch:
     def state(self, parents: int, tokens: int, scores: int, valid: int) -> None: ...
     def items(self, items: int) -> None: ...
     def sids(self, sids: int) -> None: ...
+
+def packed_bytes(n: int, k: int, type: int) -> int: ...
+def pack_weights(
+    w: int, n: int, k: int, row_stride: int, type: int, packed: int, num_threads: int
+) -> None: ...
+def packed_gemm(
+    x: int,
+    rows: int,
+    x_stride: int,
+    packed: int,
+    n: int,
+    k: int,
+    type: int,
+    y: int,
+    y_stride: int,
+    add: bool,
+    num_threads: int,
+) -> None: ...

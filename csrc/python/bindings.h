@@ -9,5 +9,6 @@ void BindRuntime(pybind11::module_& m);
 void BindBalancedKMeans(pybind11::module_& m);
 void BindTrie(pybind11::module_& m);
 void BindBeamSearch(pybind11::module_& m);
+void BindPackedGemm(pybind11::module_& m);
 
 }  // namespace onerec::python

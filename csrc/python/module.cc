@@ -8,4 +8,5 @@ PYBIND11_MODULE(_C, m) {
   onerec::python::BindBalancedKMeans(m);
   onerec::python::BindTrie(m);
   onerec::python::BindBeamSearch(m);
+  onerec::python::BindPackedGemm(m);
 }

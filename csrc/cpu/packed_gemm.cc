@@ -1,0 +1,93 @@
+#include "onerec/packed_gemm.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "cpu/packed_gemm_tile.h"
+#include "cpu/thread_pool.h"
+#include "onerec/runtime.h"
+
+namespace onerec {
+namespace {
+
+int64_t Panels(int64_t n) { return (n + kPanelWidth - 1) / kPanelWidth; }
+
+uint16_t ToBFloat16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7FFFFFFF) > 0x7F800000) return static_cast<uint16_t>((bits >> 16) | 0x40);  // NaN
+  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+}  // namespace
+
+int64_t PanelBytes(int64_t k, WeightType type) {
+  return type == WeightType::kFloat32 ? k * kPanelWidth * 4 : (k + 1) / 2 * kPanelWidth * 4;
+}
+
+int64_t PackedBytes(int64_t n, int64_t k, WeightType type) {
+  return Panels(n) * PanelBytes(k, type);
+}
+
+void PackWeights(const float* w, int64_t n, int64_t k, int64_t row_stride, WeightType type,
+                 void* packed, int num_threads) {
+  ParallelFor(Panels(n), num_threads, [&](int64_t panel) {
+    char* const out = static_cast<char*>(packed) + panel * PanelBytes(k, type);
+    const int64_t rows = std::min(kPanelWidth, n - panel * kPanelWidth);
+    if (rows < kPanelWidth || k % 2 != 0) std::memset(out, 0, PanelBytes(k, type));
+    for (int64_t j = 0; j < rows; ++j) {
+      const float* const row = w + (panel * kPanelWidth + j) * row_stride;
+      if (type == WeightType::kFloat32) {
+        for (int64_t i = 0; i < k; ++i) reinterpret_cast<float*>(out)[i * kPanelWidth + j] = row[i];
+      } else {
+        auto* const pairs = reinterpret_cast<uint16_t*>(out);
+        for (int64_t i = 0; i < k; ++i) {
+          pairs[(i / 2 * kPanelWidth + j) * 2 + i % 2] = ToBFloat16(row[i]);
+        }
+      }
+    }
+  });
+}
+
+GemmFunction CurrentGemm() {
+#ifdef ONEREC_X86
+  if (CurrentIsa() == Isa::kAvx512) return &avx512::RunTile;
+  if (CurrentIsa() == Isa::kAvx2) return &avx2::RunTile;
+#endif
+  return &baseline::RunTile;
+}
+
+GemmTile TileOf(const PackedMatrix& w, int64_t first_panel, int64_t panels) {
+  GemmTile tile;
+  tile.weights = static_cast<const char*>(w.data) + first_panel * PanelBytes(w.k, w.type);
+  tile.type = w.type;
+  tile.k = w.k;
+  tile.n = std::min(w.n - first_panel * kPanelWidth, panels * kPanelWidth);
+  return tile;
+}
+
+void PackedGemm(const float* x, int64_t m, int64_t x_stride, const PackedMatrix& w, float* y,
+                int64_t y_stride, bool add, int num_threads) {
+  const GemmFunction run = CurrentGemm();
+  const int64_t panels = Panels(w.n);
+  // Columns are cut first, so that each weight is read by one thread; rows where they are many.
+  const int64_t parts = num_threads > 1 ? int64_t{4} * num_threads : 1;
+  const int64_t columns = std::clamp<int64_t>(panels / 4, 1, parts);
+  const int64_t row_parts = std::clamp<int64_t>(m / 96, 1, (parts + columns - 1) / columns);
+  ParallelFor(columns * row_parts, num_threads, [&](int64_t chunk) {
+    const int64_t column = chunk / row_parts, part = chunk % row_parts;
+    const int64_t first = column * panels / columns, last = (column + 1) * panels / columns;
+    const int64_t begin = part * m / row_parts, end = (part + 1) * m / row_parts;
+    if (first == last || begin == end) return;
+    GemmTile tile = TileOf(w, first, last - first);
+    tile.x = x + begin * x_stride;
+    tile.x_stride = x_stride;
+    tile.m = end - begin;
+    tile.y = y + begin * y_stride + first * kPanelWidth;
+    tile.y_stride = y_stride;
+    tile.add = add;
+    run(tile);
+  });
+}
+
+}  // namespace onerec

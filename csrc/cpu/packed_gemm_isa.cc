@@ -1,0 +1,172 @@
+#include <cstdint>
+
+#include "cpu/lanes.h"
+#include "cpu/packed_gemm_tile.h"
+
+namespace onerec::ONEREC_ISA {
+namespace {
+
+// Rows of a block, and registers that its sums may take.
+#if defined(ONEREC_ISA_avx512)
+constexpr int kRows = 6, kBudget = 24;
+#elif defined(ONEREC_ISA_avx2)
+constexpr int kRows = 6, kBudget = 12;
+#elif defined(__SSE2__)
+constexpr int kRows = 2, kBudget = 8;
+#else
+constexpr int kRows = 1, kBudget = 16;
+#endif
+constexpr int64_t kRowBlock = 96;  // rows whose inputs stay in the cache while panels pass by
+
+constexpr int PanelsFor(int rows) {
+  return rows * 4 * kRegisters <= kBudget ? 4 : rows * 2 * kRegisters <= kBudget ? 2 : 1;
+}
+
+inline Floats Broadcast(float value) {
+#if defined(__SSE2__)
+  return ONEREC_F(set1_ps)(value);
+#else
+  return value;
+#endif
+}
+
+inline Floats Fma(Floats a, Floats b, Floats c) {
+#if defined(ONEREC_ISA_avx512) || defined(ONEREC_ISA_avx2)
+  return ONEREC_F(fmadd_ps)(a, b, c);
+#elif defined(__SSE2__)
+  return _mm_add_ps(_mm_mul_ps(a, b), c);
+#else
+  return a * b + c;
+#endif
+}
+
+struct Float32 {
+  using Type = float;
+  static constexpr int kStep = 1;  // columns of W that lie together
+  static Lanes Read(const float* p, int) { return Load(p); }
+};
+
+struct BFloat16 {
+  using Type = uint32_t;  // two neighbours of a row of W, the first in the low half
+  static constexpr int kStep = 2;
+  static Lanes Read(const uint32_t* p, int second) {
+    Lanes out;
+    ONEREC_EACH {
+#if defined(ONEREC_ISA_avx512)
+      const Ints v = _mm512_loadu_si512(p + i * kWidth);
+      out.r[i] = ONEREC_CAST_FLOAT(second ? _mm512_and_si512(v, _mm512_set1_epi32(-65536))
+                                          : _mm512_slli_epi32(v, 16));
+#elif defined(ONEREC_ISA_avx2)
+      const Ints v = _mm256_loadu_si256(reinterpret_cast<const Ints*>(p + i * kWidth));
+      out.r[i] = ONEREC_CAST_FLOAT(second ? _mm256_and_si256(v, _mm256_set1_epi32(-65536))
+                                          : _mm256_slli_epi32(v, 16));
+#elif defined(__SSE2__)
+      const Ints v = _mm_loadu_si128(reinterpret_cast<const Ints*>(p + i * kWidth));
+      out.r[i] = ONEREC_CAST_FLOAT(second ? _mm_and_si128(v, _mm_set1_epi32(-65536))
+                                          : _mm_slli_epi32(v, 16));
+#else
+      out.r[i] = __builtin_bit_cast(float, second ? p[i] & 0xFFFF0000u : p[i] << 16);
+#endif
+    }
+    return out;
+  }
+};
+
+// One column of W (of each panel) times R rows.
+template <class Format, int R, int P>
+inline void Column(const float* const* a, int64_t at, const typename Format::Type* const* w,
+                   int64_t offset, int second, Lanes (&acc)[R][P]) {
+  Lanes b[P];
+  _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) b[p] = Format::Read(w[p] + offset, second);
+  _Pragma("GCC unroll 6") for (int r = 0; r < R; ++r) {
+    const Floats x = Broadcast(a[r][at]);
+    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
+      ONEREC_EACH acc[r][p].r[i] = Fma(x, b[p].r[i], acc[r][p].r[i]);
+    }
+  }
+}
+
+template <class Format, int R, int P>
+void Block(const GemmTile& tile, int64_t row, int64_t panel) {
+  const float* a[R];
+  for (int r = 0; r < R; ++r) {
+    const int64_t at = tile.rows != nullptr ? tile.rows[row + r] : row + r;
+    a[r] = tile.x + at * tile.x_stride;
+  }
+  const int64_t steps = tile.k / Format::kStep;
+  const int64_t elements = (tile.k + Format::kStep - 1) / Format::kStep * kPanelWidth;
+  const typename Format::Type* w[P];
+  for (int p = 0; p < P; ++p) {
+    const int64_t at = tile.panels != nullptr ? tile.panels[panel + p] : panel + p;
+    w[p] = static_cast<const typename Format::Type*>(tile.weights) + at * elements;
+  }
+  Lanes acc[R][P];
+  for (int r = 0; r < R; ++r) {
+    for (int p = 0; p < P; ++p) acc[r][p] = Set(0.0f);
+  }
+  for (int64_t s = 0; s < steps; ++s) {
+    _Pragma("GCC unroll 2") for (int j = 0; j < Format::kStep; ++j) {
+      Column<Format, R, P>(a, s * Format::kStep + j, w, s * kPanelWidth, j, acc);
+    }
+  }
+  if (steps * Format::kStep < tile.k) {
+    Column<Format, R, P>(a, tile.k - 1, w, steps * kPanelWidth, 0, acc);
+  }
+  for (int p = 0; p < P; ++p) {
+    const int64_t column = (panel + p) * kPanelWidth;
+    const int64_t left = tile.n - column;
+    for (int r = 0; r < R; ++r) {
+      float* y = tile.y + (row + r) * tile.y_stride + column;
+      if (left >= kPanelWidth) {
+        Store(y, tile.add ? Add(Load(y), acc[r][p]) : acc[r][p]);
+        continue;
+      }
+      float last[kPanelWidth];
+      Store(last, acc[r][p]);
+      for (int64_t j = 0; j < left; ++j) y[j] = tile.add ? y[j] + last[j] : last[j];
+    }
+  }
+}
+
+// All panels for R rows: as many at once as the registers hold, then one by one.
+template <class Format, int R>
+void Sweep(const GemmTile& tile, int64_t row, int64_t panel, int64_t count) {
+  constexpr int P = PanelsFor(R);
+  if (count == P) return Block<Format, R, P>(tile, row, panel);
+  for (int64_t p = 0; p < count; ++p) Block<Format, R, 1>(tile, row, panel + p);
+}
+
+template <class Format, int R>
+void Rows(const GemmTile& tile, int64_t row, int64_t rows, int64_t panel, int64_t panels) {
+  if (rows != R) {
+    if constexpr (R > 1) Rows<Format, R - 1>(tile, row, rows, panel, panels);
+    return;
+  }
+  constexpr int P = PanelsFor(R);
+  for (int64_t p = 0; p < panels; p += P) {
+    Sweep<Format, R>(tile, row, panel + p, panels - p < P ? panels - p : P);
+  }
+}
+
+template <class Format>
+void Run(const GemmTile& tile) {
+  constexpr int kGroup = 4;  // panels that a row block passes by at once
+  const int64_t panels = (tile.n + kPanelWidth - 1) / kPanelWidth;
+  for (int64_t block = 0; block < tile.m; block += kRowBlock) {
+    const int64_t end = block + kRowBlock < tile.m ? block + kRowBlock : tile.m;
+    for (int64_t panel = 0; panel < panels; panel += kGroup) {
+      const int64_t count = panels - panel < kGroup ? panels - panel : kGroup;
+      for (int64_t row = block; row < end; row += kRows) {
+        Rows<Format, kRows>(tile, row, end - row < kRows ? end - row : kRows, panel, count);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+void RunTile(const GemmTile& tile) {
+  tile.type == WeightType::kFloat32 ? Run<Float32>(tile) : Run<BFloat16>(tile);
+}
+
+}  // namespace onerec::ONEREC_ISA

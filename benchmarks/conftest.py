@@ -38,6 +38,7 @@ class Comparison:
         work: Mapping[str, float] | None = None,
         facts: Mapping[str, Any] | None = None,
         calls: int = 1,
+        steps: int = 1,
         seconds: float = 2.0,
         device: str = "cpu",
     ) -> None:
@@ -45,7 +46,8 @@ class Comparison:
 
         Args:
             providers: Name -> call that takes nothing and returns its result; ours first. Memory
-                that a provider can reuse (`out=`, workspaces) is made outside.
+                that a provider can reuse (`out=`, workspaces) is made outside; what must be done
+                anew before each call but is not to be timed, in a `prepare` method of it.
             check: Called as `check(result, expected)` for each provider before any timing; must
                 raise if the result is wrong.
             expected: The right result; default: what the last provider returns (put a reference
@@ -54,6 +56,7 @@ class Comparison:
                 gigabytes that it must move); stored as a rate at each provider's median.
             facts: Anything else for the record, e.g. a relative error or a beam width.
             calls: Calls in one round, for calls of microseconds; times are stored per call.
+            steps: Equal parts that a call consists of; times are stored per part.
             seconds: Time to spend in all, 5 rounds at least and 200 at most.
             device: On "cuda" a round ends with a synchronisation.
         """
@@ -63,15 +66,22 @@ class Comparison:
         if expected is None:
             expected = providers[names[-1]]()
         for provider in providers.values():
+            getattr(provider, "prepare", lambda: None)()
             check(provider(), expected)
 
         def once(call: Callable[[], Any]) -> float:
-            start = time.perf_counter()
-            for _ in range(calls):
-                call()
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return time.perf_counter() - start
+            prepare = getattr(call, "prepare", None)
+            spent = 0.0
+            for group in [1] * calls if prepare else [calls]:
+                if prepare:
+                    prepare()
+                start = time.perf_counter()
+                for _ in range(group):
+                    call()
+                if device == "cuda":
+                    torch.cuda.synchronize()
+                spent += time.perf_counter() - start
+            return spent
 
         if self._benchmark.disabled:
             self._benchmark.pedantic(once, args=(providers[names[0]],))
@@ -87,14 +97,17 @@ class Comparison:
             for name in names[1 + turn :] + names[1 : 1 + turn]:
                 times[name].append(once(providers[name]))
 
-        self._benchmark.pedantic(once, args=(providers[names[0]],), setup=others, rounds=rounds)
-        times[names[0]] = list(self._benchmark.stats.stats.data)
+        def ours() -> None:
+            times[names[0]].append(once(providers[names[0]]))
+
+        self._benchmark.pedantic(ours, setup=others, rounds=rounds)
         self._benchmark.extra_info.update(
             device=device,
             rounds=rounds,
             facts=dict(facts or {}),
             providers={
-                name: _summary(np.asarray(times[name]) / calls, work or {}) for name in names
+                name: _summary(np.asarray(times[name]) / (calls * steps), work or {})
+                for name in names
             },
         )
 
@@ -102,7 +115,8 @@ class Comparison:
 def _summary(seconds: np.ndarray, work: Mapping[str, float]) -> dict[str, Any]:
     p20, median, p80 = (float(v) for v in np.percentile(seconds, (20, 50, 80)))
     rates = {unit: amount / median for unit, amount in work.items()}
-    return {"median_s": median, "p20_s": p20, "p80_s": p80, "rates": rates}
+    p99 = float(np.percentile(seconds, 99))
+    return {"median_s": median, "p20_s": p20, "p80_s": p80, "p99_s": p99, "rates": rates}
 
 
 @pytest.fixture

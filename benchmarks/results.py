@@ -19,6 +19,7 @@ from onerec.errors import OneRecError
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+IMAGES = ROOT / "docs" / "images"
 
 INTRODUCTION = """\
 # Benchmarks
@@ -29,7 +30,8 @@ Rendered by `make docs` from the records in `benchmarks/results/`; no figure is 
 How it is measured: every provider's result is checked against the reference in the same run before
 anything is timed; the providers of one line are timed in turn, one call of each a round, so that a
 change of the machine's load meets all of them; a figure is the median over the rounds with its 20th
-and 80th percentile. `x` is a provider's median over the first one's. Memory that can be reused
+and 80th percentile, and its 99th where there were a hundred rounds. `x` is a provider's median over
+the first one's. Memory that can be reused
 between calls is made outside the timing.
 """
 
@@ -45,8 +47,7 @@ def device(record: dict[str, Any]) -> str:
 
 def store(record: dict[str, Any]) -> Path:
     """Writes `record` to benchmarks/results/<device>.json; an older one of that device goes."""
-    name = re.sub(r"[^a-z0-9]+", "-", device(record).lower()).strip("-")
-    path = RESULTS / f"{name}.json"
+    path = RESULTS / f"{name_of(record)}.json"
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
@@ -72,12 +73,18 @@ def section(record: dict[str, Any]) -> str:
             "| benchmark | provider | median | p20 .. p80 | x | figures |",
             "|---|---|---:|---:|---:|---|",
         ]
+        drawn = scaling(record).get(suite, [])
+        if drawn:
+            image = f"images/{suite}-{name_of(record)}.svg"
+            lines[-2:-2] = [f"![Time of a call, one number varied]({image})\n"]
         for entry in record["benchmarks"]:
-            if entry["suite"] != suite:
+            if entry["suite"] != suite or entry in drawn:
                 continue
             ours = next(iter(entry["providers"].values()))["median_s"]
             for place, (provider, times) in enumerate(entry["providers"].items()):
                 figures = [f"{rate:.3g} {unit}" for unit, rate in times["rates"].items()]
+                if entry["rounds"] >= 100:  # fewer do not show the slowest of a hundred
+                    figures.append(f"p99 {bench.duration(times['p99_s'])}")
                 if place == 0:
                     figures += [f"{key} {value}" for key, value in entry["facts"].items()]
                 cells = (
@@ -92,6 +99,47 @@ def section(record: dict[str, Any]) -> str:
                     f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
                 )
     return "\n".join(lines) + "\n"
+
+
+def name_of(record: dict[str, Any]) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device(record).lower()).strip("-")
+
+
+def scaling(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Suite -> its entries that vary one number, `facts["axis"]`, to the value `facts["value"]`."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in record["benchmarks"]:
+        if "axis" in entry["facts"]:
+            found.setdefault(entry["suite"], []).append(entry)
+    return found
+
+
+def plot(record: dict[str, Any]) -> None:
+    """Draws each suite's scaling: one panel an axis, a line a provider, both scales logarithmic."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    mpl.rcParams.update({"svg.hashsalt": "onerec", "svg.fonttype": "none"})
+    for suite, entries in scaling(record).items():
+        axes = list(dict.fromkeys(entry["facts"]["axis"] for entry in entries))
+        figure = Figure(figsize=(3.2 * len(axes), 2.8), layout="constrained")
+        panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+        for panel, axis in zip(panels, axes, strict=True):
+            mine = [entry for entry in entries if entry["facts"]["axis"] == axis]
+            for provider in mine[0]["providers"]:
+                panel.plot(
+                    [entry["facts"]["value"] for entry in mine],
+                    [entry["providers"][provider]["median_s"] * 1e3 for entry in mine],
+                    marker="o",
+                    label=provider,
+                )
+            panel.set(xscale="log", yscale="log", xlabel=axis)
+            panel.grid(alpha=0.3)
+        panels[0].set_ylabel("ms")
+        panels[0].legend(fontsize="small")
+        IMAGES.mkdir(exist_ok=True)
+        path = IMAGES / f"{suite}-{name_of(record)}.svg"
+        figure.savefig(path, metadata={"Date": None})
 
 
 def page() -> str:
@@ -120,6 +168,8 @@ def main() -> None:
             sys.exit(str(error))
     elif not options.check:
         PAGE.write_text(page())
+        for path in RESULTS.glob("*.json"):
+            plot(json.loads(path.read_text()))
     elif not PAGE.exists() or PAGE.read_text() != page():
         sys.exit(f"{PAGE.relative_to(ROOT)} is not what benchmarks/results/ gives: run `make docs`")
 

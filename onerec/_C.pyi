@@ -1,5 +1,8 @@
 from typing import TypedDict
 
+import numpy as np
+import numpy.typing as npt
+
 class CudaInfo(TypedDict):
     built: bool
     devices: int
@@ -27,11 +30,28 @@ class Trie:
     def from_bytes(data: bytes) -> Trie: ...
     def save(self, path: str) -> None: ...
     def level_stats(self, level: int) -> tuple[int, int, int, int]: ...
+    n_live: int
+    has_tags: bool
+    def removed(self) -> npt.NDArray[np.int64]: ...
+    def tags(self, level: int) -> npt.NDArray[np.uint64]: ...
+    def without(self, leaves: int, n: int) -> Trie: ...
+    def with_tags(self, tags: int) -> Trie: ...
+    def with_sids(self, sids: int, n: int, row_stride: int, tags: int) -> Trie: ...
+    def dead_edges(self, level: int, allow: int, leaves: int, n: int) -> npt.NDArray[np.int64]: ...
     def lookup(
         self, prefixes: int, n: int, row_stride: int, depth: int, nodes: int, num_threads: int
     ) -> None: ...
     def bitmask(self, nodes: int, n: int, depth: int, words: int) -> None: ...
     def leaf_sids(self, leaves: int, n: int, sids: int) -> None: ...
+
+class LiveTrie:
+    def __init__(self, trie: Trie) -> None: ...
+    def pin(self) -> tuple[int, Trie]: ...
+    def insert(self, sids: int, n: int, row_stride: int, tags: int) -> int: ...
+    def remove(self, sids: int, n: int, row_stride: int) -> int: ...
+    def fold(self) -> int: ...
+    def swap(self, trie: Trie) -> int: ...
+    def rollback(self) -> int: ...
 
 class BalancedWork(TypedDict):
     cost: float
@@ -117,6 +137,11 @@ def beam_step(
     rows: int,
     scores: int,
     nodes: int,
+    widths: int,
+    dead: int,
+    dead_offsets: int,
+    tags: int,
+    allow: int,
     scoring: int,
     temperature: float,
     width: int,
@@ -126,6 +151,35 @@ def beam_step(
     out_scores: int,
     out_valid: int,
     num_threads: int,
+) -> None: ...
+def cuda_beam_step_bytes(batch: int, rows: int) -> int: ...
+def cuda_beam_step(
+    trie: int,
+    codebook_size: int,
+    level: int,
+    logits: int,
+    type: int,
+    batch_stride: int,
+    row_stride: int,
+    batch: int,
+    rows: int,
+    scores: int,
+    nodes: int,
+    widths: int,
+    dead: int,
+    dead_offsets: int,
+    tags: int,
+    allow: int,
+    scoring: int,
+    temperature: float,
+    width: int,
+    out_parents: int,
+    out_tokens: int,
+    out_nodes: int,
+    out_scores: int,
+    out_valid: int,
+    workspace: int,
+    stream: int,
 ) -> None: ...
 
 class BeamSearch:
@@ -138,8 +192,14 @@ class BeamSearch:
         scoring: int,
         temperature: float,
         num_threads: int,
+        ramp: list[int],
     ) -> None: ...
-    def reset(self, deny: int, offsets: int) -> None: ...
+    def reset(
+        self, deny: int, offsets: int, allow: int, widths: int, trie: Trie | None
+    ) -> None: ...
+    rows: int
+    def legal(self) -> tuple[int, int]: ...
+    def step_legal(self, logits: int, count: int) -> None: ...
     def step(
         self, logits: int, type: int, batch_stride: int, row_stride: int, rows: int
     ) -> None: ...

@@ -14,12 +14,14 @@ from onerec._version import __version__
 if TYPE_CHECKING:
     from onerec.decoding import constrained_beam_search
     from onerec.inference import Recommendation, Recommender
+    from onerec.live_trie import LiveTrie
     from onerec.model import OneRec, OneRecConfig
     from onerec.trie import SidTrie
 
 # Public name -> module that defines it. A new public name has a line here, one in `__all__` and an
 # import under TYPE_CHECKING for the type checkers.
 _HOMES: dict[str, str] = {
+    "LiveTrie": "onerec.live_trie",
     "OneRec": "onerec.model",
     "OneRecConfig": "onerec.model",
     "Recommendation": "onerec.inference",
@@ -29,6 +31,7 @@ _HOMES: dict[str, str] = {
 }
 
 __all__ = [
+    "LiveTrie",
     "OneRec",
     "OneRecConfig",
     "Recommendation",

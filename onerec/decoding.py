@@ -19,7 +19,10 @@ def constrained_beam_search(
     session_length: int = 1,
     scoring: str = "full_softmax",
     temperature: float = 1.0,
+    width_ramp: Sequence[int] = (),
     deny: Sequence[ArrayLike | None] | None = None,
+    allow_tags: Sequence[int | None] | None = None,
+    widths: Sequence[int] | None = None,
     num_threads: int | None = None,
 ) -> BeamResult:
     """Finds the best sessions of semantic ids that a model gives, and only legal ones.
@@ -36,7 +39,10 @@ def constrained_beam_search(
         session_length: Items of a session m; a session has no item twice.
         scoring: "full_softmax", "legal_softmax" or "raw", as in `onerec.ops.BeamSearch`.
         temperature: Divides the logits.
+        width_ramp: Most beams after the first codes, as in `onerec.ops.BeamSearch`.
         deny: For each request leaf ids never to produce, or None.
+        allow_tags: For each request a set of tags of which an item must have one, or None.
+        widths: For each request its most beams, 0 to M.
         num_threads: Threads of the search; None asks torch.
 
     Returns:
@@ -52,7 +58,10 @@ def constrained_beam_search(
         session_length=session_length,
         scoring=scoring,
         temperature=temperature,
+        width_ramp=width_ramp,
         deny=deny,
+        allow_tags=allow_tags,
+        widths=widths,
         num_threads=num_threads,
     )
     parents = torch.zeros((batch_size, beam_width), dtype=torch.int64)

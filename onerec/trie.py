@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 MAX_LEVELS = 8
 MAX_CODEBOOK_SIZE = 65536
+MAX_TAGS = 63
+EVERY_TAG = 1 << 63  # what every leaf has; csrc/include/onerec/trie.h
 
 ArrayLike = Any  # whatever numpy.asarray takes, and CPU tensors
 
@@ -51,11 +53,16 @@ class SidTrie:
     codes of the edges and, for each node, where its edges begin; a child's id is its edge's index
     (csrc/include/onerec/trie.h gives the format).
 
+    A trie that `LiveTrie` has removed ids from keeps the others' leaf ids: it has the same bytes
+    and a list of removed leaves, which nothing finds or produces any more.
+
     Attributes:
         levels: Codes in a semantic id, L (1 to 8).
         codebook_size: Codes of a level, K (1 to 65,536).
-        n_leaves: Number of distinct semantic ids.
+        n_leaves: Number of distinct semantic ids, removed ones counted; leaf ids are below it.
+        n_live: Number of those that are not removed.
         nbytes: Size in memory and in a file, in bytes.
+        has_tags: Whether leaves have tags.
     """
 
     def __init__(self, native: _C.Trie) -> None:
@@ -100,14 +107,37 @@ class SidTrie:
         except RuntimeError as error:
             raise OSError(str(error)) from None
 
+    def with_tags(self, tags: ArrayLike) -> SidTrie:
+        """The same trie with a set of tags for each leaf, for `allow_tags` of a search.
+
+        Args:
+            tags: Integers [n_leaves], bit t (0 to 62) of which tells whether the leaf has tag t. A
+                leaf that several items share has the tags of all of them. 8 bytes an edge.
+
+        Raises:
+            TypeError: `tags` are not integers.
+            ValueError: Not one for each leaf, or a bit above 62.
+        """
+        array = as_int_array("tags", tags, np.int64, 1)
+        if len(array) != self.n_leaves:
+            raise ValueError(
+                f"tags: wanted one for each of {self.n_leaves} leaves, got {len(array)}"
+            )
+        return type(self)(self._native.with_tags(array.ctypes.data))
+
     def save(self, path: str | Path) -> None:
         """Writes one file, whole or not at all. Equal sets of ids give equal bytes.
+
+        Only live ids are written, and no tags: after a removal leaf ids are others in the file.
 
         Raises:
             OSError: It cannot be written.
         """
         try:
-            self._native.save(str(path))
+            native = self._native
+            if self.n_live < self.n_leaves:
+                native = native.with_sids(0, 0, 0, 0)
+            native.save(str(path))
         except RuntimeError as error:
             raise OSError(str(error)) from None
 
@@ -122,6 +152,24 @@ class SidTrie:
     @property
     def n_leaves(self) -> int:
         return self._native.n_leaves
+
+    @property
+    def n_live(self) -> int:
+        return self._native.n_live
+
+    @property
+    def has_tags(self) -> bool:
+        return self._native.has_tags
+
+    @property
+    def removed(self) -> npt.NDArray[np.int64]:
+        """Removed leaf ids, ascending."""
+        return self._native.removed()
+
+    @property
+    def tags(self) -> npt.NDArray[np.uint64]:
+        """Tags of each leaf, uint64 [n_leaves]; empty if the trie has none."""
+        return self._native.tags(self.levels - 1) & np.uint64(EVERY_TAG - 1)
 
     @property
     def nbytes(self) -> int:
@@ -141,7 +189,7 @@ class SidTrie:
         return torch.frombuffer(buffer, dtype=torch.uint8)
 
     def lookup(self, sids: ArrayLike, *, num_threads: int | None = None) -> npt.NDArray[np.int64]:
-        """Leaf ids int64 [n] of semantic ids [n, L]; -1 where an id is not in the trie.
+        """Leaf ids int64 [n] of semantic ids [n, L]; -1 where an id is not in the trie or removed.
 
         Raises:
             TypeError: `sids` are not integers.
@@ -219,15 +267,63 @@ class SidTrie:
             "levels": levels,
         }
 
+    def to(self, device: str | torch.device) -> DeviceTrie:
+        """A copy of the bytes on a CUDA device, for `onerec.ops.beam_step` there."""
+        return DeviceTrie(self, device)
+
     def __repr__(self) -> str:
         return (
             f"SidTrie(n_leaves={self.n_leaves}, levels={self.levels}, "
             f"codebook_size={self.codebook_size}, nbytes={self.nbytes})"
         )
 
-    def __reduce__(self) -> tuple[Callable[[bytes], SidTrie], tuple[bytes]]:
-        return _from_bytes, (self.data.numpy().tobytes(),)
+    def __reduce__(self) -> tuple[Callable[..., SidTrie], tuple[Any, ...]]:
+        tags = self.tags.astype(np.int64) if self.has_tags else None
+        return _restore, (self.data.numpy().tobytes(), self.removed, tags)
 
 
-def _from_bytes(data: bytes) -> SidTrie:
-    return SidTrie(cast("_C.Trie", core().Trie.from_bytes(data)))
+class DeviceTrie:
+    """A trie's bytes on a CUDA device, found by the steps through an address in device memory.
+
+    A step that a CUDA graph has captured reads the address when it runs, so it goes on with the new
+    trie after `swap`.
+
+    Args:
+        trie: What to copy.
+        device: A CUDA device.
+
+    Attributes:
+        trie: The trie whose bytes the device has.
+        address: int64 [1] on the device: where they begin.
+    """
+
+    def __init__(self, trie: SidTrie, device: str | torch.device) -> None:
+        self.trie = trie
+        self._before: torch.Tensor | None = None
+        self._bytes = trie.data.to(device)
+        self.address = torch.tensor([self._bytes.data_ptr()], device=device)
+
+    def swap(self, trie: SidTrie) -> None:
+        """Puts another trie of the same shape in place, in the order of the current stream.
+
+        The bytes before stay until the next swap, for steps of other streams that still read them.
+
+        Raises:
+            ValueError: Other levels or another codebook size.
+        """
+        if (trie.levels, trie.codebook_size) != (self.trie.levels, self.trie.codebook_size):
+            raise ValueError(
+                f"trie: wanted {self.trie.levels} levels of {self.trie.codebook_size} codes, got "
+                f"{trie.levels} of {trie.codebook_size}"
+            )
+        new = trie.data.to(self.address.device, non_blocking=True)
+        self.address.fill_(new.data_ptr())
+        self.trie, self._before, self._bytes = trie, self._bytes, new
+
+
+def _restore(
+    data: bytes, removed: npt.NDArray[np.int64], tags: npt.NDArray[np.int64] | None
+) -> SidTrie:
+    native = core().Trie.from_bytes(data).without(removed.ctypes.data, len(removed))
+    trie = SidTrie(native)
+    return trie if tags is None else trie.with_tags(tags)

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 SUITE = """
+import time
 import pytest
 
 def same(result, expected):
@@ -25,6 +26,18 @@ def test_right(compare):
         {"ours": lambda: sum(range(100)), "loop": lambda: 4950},
         check=same, work={"Gnumber/s": 100e-9}, facts={"numbers": 100}, calls=10, seconds=0.01,
     )
+
+class Slow:
+    def prepare(self):
+        self.ready = 0
+        time.sleep(0.01)
+    def __call__(self):
+        self.ready += 1
+        assert self.ready == 1
+        return 1
+
+def test_prepared(compare):
+    compare({"ours": Slow()}, check=same, expected=1, calls=2, steps=4, seconds=0.01)
 
 def test_wrong(compare):
     compare({"ours": lambda: 1, "reference": lambda: 2}, check=same)
@@ -61,9 +74,9 @@ def test_only_a_right_result_is_timed(
     measured: tuple[str, list[dict[str, object]]],
 ) -> None:
     output, benchmarks = measured
-    assert "2 failed, 1 passed, 1 deselected" in output
+    assert "2 failed, 2 passed, 1 deselected" in output
     assert "wanted `expected` or a second provider" in output
-    assert [entry["name"] for entry in benchmarks] == ["test_right"]
+    assert [entry["name"] for entry in benchmarks] == ["test_right", "test_prepared"]
 
 
 def test_every_provider_has_its_median_spread_and_rate(
@@ -76,7 +89,14 @@ def test_every_provider_has_its_median_spread_and_rate(
     assert info["facts"] == {"numbers": 100}
     for times in info["providers"].values():
         assert 0 < times["p20_s"] <= times["median_s"] <= times["p80_s"]
+        assert times["p80_s"] <= times["p99_s"]
         assert times["rates"]["Gnumber/s"] == pytest.approx(100e-9 / times["median_s"])
+
+
+def test_preparation_is_not_timed(measured: tuple[str, list[dict[str, object]]]) -> None:
+    info = measured[1][1]["extra_info"]
+    assert isinstance(info, dict)
+    assert info["providers"]["ours"]["median_s"] < 1e-3
 
 
 @pytest.fixture
@@ -89,11 +109,18 @@ def results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(module, "IMAGES", tmp_path / "images")
     return module
 
 
 def record(device: str, median: float) -> dict[str, object]:
-    times = {"median_s": median, "p20_s": median / 2, "p80_s": median * 2, "rates": {"GB/s": 12.3}}
+    times: dict[str, object] = {
+        "median_s": median,
+        "p20_s": median / 2,
+        "p80_s": median * 2,
+        "p99_s": median * 3,
+    }
+    times["rates"] = {"GB/s": 12.3}
     return {
         "datetime": "2030-01-02T03:04:05",
         "commit": {"id": "0123456789abcdef", "time": "", "dirty": True},
@@ -131,6 +158,20 @@ def test_a_record_is_kept_under_its_device_and_rendered(results: ModuleType) -> 
     assert "|  | peer | 750 ms | 125 ms .. 500 ms | 3.00 | 12.3 GB/s |" in page
     assert "| right[n100] | ours | 2 us |" in page
     assert page.count("right[n100]") == 2
+
+
+def test_scaling_is_drawn_and_shown(results: ModuleType, tmp_path: Path) -> None:
+    made = record("cpu", 0.5)
+    entries = made["benchmarks"]
+    assert isinstance(entries, list)
+    for value in (1, 10, 100):
+        entries.append({**entries[0], "facts": {"axis": "items", "value": value}, "rounds": 100})
+    results.store(made)
+    results.plot(made)
+    assert "items" in (tmp_path / "images" / "sums-some-cpu-r-4-cores-avx2.svg").read_text()
+    page = results.page()
+    assert "![Time of a call, one number varied](images/sums-some-cpu-r-4-cores-avx2.svg)" in page
+    assert page.count("right[n100]") == 1  # the table does not repeat the drawing
 
 
 def test_the_page_is_what_the_records_give() -> None:

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -34,57 +35,72 @@ ScanRowFunction ScanRowFor(Isa isa) {
   return &baseline::ScanRow;
 }
 
-// The node of depth `level` that has `edge` of that level.
-int64_t NodeOf(const TrieView& trie, int level, int64_t edge) {
-  int64_t low = 0, high = trie.nodes[level];
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    (trie.FirstEdge(level, middle) <= edge ? low : high) = middle;
-  }
-  return low;
-}
+// Ascending edges of one level.
+struct Edges {
+  const int64_t* begin = nullptr;
+  const int64_t* end = nullptr;
+  int64_t size() const { return end - begin; }
+  bool Has(int64_t edge) const { return std::binary_search(begin, end, edge); }
+};
 
-// What the beams of a step must not reach.
-class Bans {
+// What one request's beams must not reach, at each level.
+struct RequestFilter {
+  Edges dead[kMaxTrieLevels];  // no live leaf below; of the last level, the leaves
+  uint64_t allow = kEveryTag;
+};
+
+// The finished items of the beams of a step, which they must not reach again.
+class OwnItems {
  public:
-  // Edges of this level, ascending, below which every leaf is denied to request b.
-  const int64_t* DeadBegin(int64_t b) const { return dead + dead_offsets[b]; }
-  const int64_t* DeadEnd(int64_t b) const { return dead + dead_offsets[b + 1]; }
-
-  // Writes the edges of [first, last) that this beam's own items, alone or with the denied leaves,
-  // use up; returns how many (at most `items`).
-  int64_t Own(const TrieView& trie, int level, int64_t b, int64_t row, int64_t first, int64_t last,
-              int64_t* edges) const {
-    const int64_t* path = paths + (b * width + row) * path_size;
-    const int64_t* const denied = deny + deny_offsets[b];
-    const int64_t* const denied_end = deny + deny_offsets[b + 1];
+  // Writes the edges of [first, last) that the beam's own items use up, alone or with what the
+  // filter takes; returns how many (at most `items`).
+  int64_t UsedUp(int level, const RequestFilter& filter, int64_t beam, int64_t first, int64_t last,
+                 int64_t* edges) const {
+    const TrieView& view = trie->View();
+    const int64_t* const path = paths + beam * path_size;
     int64_t count = 0;
     for (int64_t i = 0; i < items; ++i) {
-      const int64_t edge = path[i * trie.levels + level];
-      if (edge < first || edge >= last) continue;
-      const int64_t begin = trie.FirstLeaf(level + 1, edge);
-      const int64_t end = trie.FirstLeaf(level + 1, edge + 1);
-      int64_t left = end - begin;
-      if (left > items + (denied_end - denied)) continue;
-      for (int64_t j = 0; j < items; ++j) {
-        const int64_t leaf = path[j * trie.levels + trie.levels - 1];
-        left -= leaf >= begin && leaf < end;
-      }
-      left -=
-          std::lower_bound(denied, denied_end, end) - std::lower_bound(denied, denied_end, begin);
-      if (left == 0) edges[count++] = edge;
+      const int64_t edge = path[i * view.levels + level];
+      if (edge >= first && edge < last && !AnyLeft(level, edge, filter, path))
+        edges[count++] = edge;
     }
     return count;
   }
 
-  const int64_t* dead = nullptr;
-  const int64_t* dead_offsets = nullptr;
-  const int64_t* deny = nullptr;
-  const int64_t* deny_offsets = nullptr;
-  const int64_t* paths = nullptr;  // [batch, width, path_size], edges of each item, level by level
-  int64_t width = 0;
+  const Trie* trie = nullptr;
+  const int64_t* paths = nullptr;  // [beams, path_size], edges of each item, level by level
   int64_t path_size = 0;
   int64_t items = 0;  // finished items of every beam
+
+ private:
+  bool AnyLeft(int level, int64_t edge, const RequestFilter& filter, const int64_t* path) const {
+    const TrieView& view = trie->View();
+    const int bottom = view.levels - 1;
+    if (filter.allow == kEveryTag) {  // every leaf counts: no need to look at them
+      const Edges& gone = filter.dead[bottom];
+      const int64_t begin = view.FirstLeaf(level + 1, edge);
+      const int64_t end = view.FirstLeaf(level + 1, edge + 1);
+      int64_t left = end - begin;
+      if (left > items + gone.size()) return true;
+      left -= std::lower_bound(gone.begin, gone.end, end) -
+              std::lower_bound(gone.begin, gone.end, begin);
+      for (int64_t i = 0; i < items; ++i) {
+        const int64_t leaf = path[i * view.levels + bottom];
+        left -= leaf >= begin && leaf < end;
+      }
+      return left > 0;
+    }
+    if (level == bottom) return false;  // it is one of the items
+    const uint64_t* const tags = trie->Tags(level + 1);
+    const int64_t end = view.FirstEdge(level + 1, edge + 1);
+    for (int64_t child = view.FirstEdge(level + 1, edge); child < end; ++child) {
+      if ((tags[child] & filter.allow) == 0 || filter.dead[level + 1].Has(child)) continue;
+      bool own = false;
+      for (int64_t i = 0; i < items; ++i) own |= path[i * view.levels + level + 1] == child;
+      if (!own || AnyLeft(level + 1, child, filter, path)) return true;
+    }
+    return false;
+  }
 };
 
 std::string WantedGot(const char* name, const char* wanted, int64_t got) {
@@ -107,12 +123,13 @@ void Compact(Collector& collector) {
 }
 
 struct BeamWorkspace::Impl {
-  std::vector<Candidate> candidates;  // [batch, groups, capacity]
-  std::vector<int64_t> sizes;         // [batch, groups]
-  std::vector<double> thresholds;     // [batch]
-  std::vector<float> scratch;         // [chunks, vocab + 32]
-  std::vector<int64_t> edges;         // [chunks, 2, rows]
-  std::vector<int64_t> own;           // [chunks, items]
+  std::vector<RequestFilter> filters;  // [batch], for BeamStep
+  std::vector<Candidate> candidates;   // [batch, groups, capacity]
+  std::vector<int64_t> sizes;          // [batch, groups]
+  std::vector<double> thresholds;      // [batch]
+  std::vector<float> scratch;          // [chunks, vocab + 32]
+  std::vector<int64_t> edges;          // [chunks, 2, rows]
+  std::vector<int64_t> own;            // [chunks, items]
 
   template <class T>
   static void Grow(std::vector<T>& v, int64_t size) {
@@ -153,22 +170,27 @@ void Reserve(BeamWorkspace::Impl& w, const Plan& plan, int64_t batch, int64_t ro
 
 class Stepper {
  public:
+  // filters: [batch] or null. own: null, or paths whose edges of finished items lie at
+  // beam * path_size. legal: null, or where each beam's logits begin when they are those of its
+  // legal children alone.
   Stepper(const TrieView& trie, const BeamStepInput& input, Scoring scoring, double temperature,
-          const BeamStepOutput& output, const Bans* bans, BeamWorkspace::Impl& workspace,
-          int num_threads)
+          const BeamStepOutput& output, const RequestFilter* filters, const OwnItems* own,
+          const int64_t* legal, BeamWorkspace::Impl& workspace, int num_threads)
       : trie_(trie),
         in_(input),
         out_(output),
         scoring_(scoring),
         temperature_(temperature),
-        bans_(bans),
+        filters_(filters),
+        own_(own),
+        legal_(legal),
         work_(workspace),
         plan_(MakePlan(input.batch, input.rows, output.width, num_threads)),
         threads_(num_threads),
         scan_row_(ScanRowFor(CurrentIsa())) {}
 
   void Run() {
-    Reserve(work_, plan_, in_.batch, in_.rows, trie_.codebook_size, bans_ ? bans_->items : 0);
+    Reserve(work_, plan_, in_.batch, in_.rows, trie_.codebook_size, own_ ? own_->items : 0);
     std::fill_n(work_.thresholds.begin(), in_.batch, kDead);
     const int64_t parts = in_.batch * plan_.groups;
     ParallelFor(plan_.chunks, threads_, [&](int64_t chunk) {
@@ -182,6 +204,8 @@ class Stepper {
   }
 
  private:
+  int64_t Width(int64_t b) const { return in_.widths == nullptr ? out_.width : in_.widths[b]; }
+
   // Collects the candidates of one group of a request's rows.
   void Scan(int64_t chunk, int64_t b, int64_t group) {
     const int64_t begin = group * in_.rows / plan_.groups;
@@ -200,7 +224,7 @@ class Stepper {
       if (nodes[r] < -1 || nodes[r] >= trie_.nodes[level]) {
         throw std::invalid_argument(WantedGot("nodes", "-1 or a node of the level", nodes[r]));
       }
-      const bool live = nodes[r] >= 0 && std::isfinite(scores[r]);
+      const bool live = nodes[r] >= 0 && std::isfinite(scores[r]) && Width(b) > 0;
       first[r] = live ? trie_.FirstEdge(level, nodes[r]) : 0;
       last[r] = live ? trie_.FirstEdge(level, nodes[r] + 1) : 0;
     }
@@ -211,31 +235,43 @@ class Stepper {
     collector.items = work_.candidates.data() + at * plan_.capacity;
     collector.size = 0;
     collector.capacity = plan_.capacity;
-    collector.width = out_.width;
+    collector.width = Width(b);
     collector.threshold = &work_.thresholds[static_cast<size_t>(b)];
     float* scratch = work_.scratch.data() + chunk * (trie_.codebook_size + 32);
     RowInput row;
-    row.type = static_cast<int>(in_.logits.type);
+    row.type = legal_ ? kLegalOnly : static_cast<int>(in_.logits.type);
     row.vocab = trie_.codebook_size;
     row.token_bytes = trie_.token_bytes;
     row.scoring = static_cast<int>(scoring_);
     row.temperature = temperature_;
+    row.tags = nullptr;
+    row.banned_count[0] = row.banned_count[1] = 0;
+    const RequestFilter* const filter = filters_ ? filters_ + b : nullptr;
+    const uint64_t* tags = nullptr;
+    if (filter != nullptr && filter->allow != kEveryTag) {
+      tags = in_.tags;
+      row.allow = filter->allow;
+    }
     for (int64_t r = begin; r < end; ++r) {
       row.degree = last[r] - first[r];
       if (row.degree == 0) continue;
-      row.logits = logits + r * in_.logits.row_stride * element;
+      row.logits = legal_ ? static_cast<const float*>(in_.logits.data) + legal_[b * in_.rows + r]
+                          : static_cast<const void*>(logits + r * in_.logits.row_stride * element);
       row.tokens = tokens + first[r] * trie_.token_bytes;
       row.first_edge = first[r];
       row.score = scores[r];
       row.parent = static_cast<uint32_t>(r);
-      row.banned_count[0] = row.banned_count[1] = 0;
-      if (bans_ != nullptr) {
-        const int64_t* const dead_end = bans_->DeadEnd(b);
-        row.banned[0] = std::lower_bound(bans_->DeadBegin(b), dead_end, first[r]);
-        row.banned_count[0] = std::lower_bound(row.banned[0], dead_end, last[r]) - row.banned[0];
-        int64_t* const own = work_.own.data() + chunk * bans_->items;
-        row.banned[1] = own;
-        row.banned_count[1] = bans_->Own(trie_, level, b, r, first[r], last[r], own);
+      if (tags != nullptr) row.tags = tags + first[r];
+      if (filter != nullptr) {
+        const Edges& dead = filter->dead[level];
+        row.banned[0] = std::lower_bound(dead.begin, dead.end, first[r]);
+        row.banned_count[0] = std::lower_bound(row.banned[0], dead.end, last[r]) - row.banned[0];
+      }
+      if (own_ != nullptr) {
+        int64_t* const used = work_.own.data() + chunk * own_->items;
+        row.banned[1] = used;
+        row.banned_count[1] =
+            own_->UsedUp(level, *filter, b * in_.rows + r, first[r], last[r], used);
       }
       scan_row_(row, scratch, collector);
     }
@@ -253,7 +289,7 @@ class Stepper {
                    static_cast<size_t>(size) * sizeof(Candidate));
       all.size += size;
     }
-    all.width = out_.width;
+    all.width = Width(b);
     all.threshold = &work_.thresholds[static_cast<size_t>(b)];
     Compact(all);
     std::sort(all.items, all.items + all.size, Better);
@@ -282,7 +318,9 @@ class Stepper {
   const BeamStepOutput& out_;
   const Scoring scoring_;
   const double temperature_;
-  const Bans* const bans_;
+  const RequestFilter* const filters_;
+  const OwnItems* const own_;
+  const int64_t* const legal_;
   BeamWorkspace::Impl& work_;
   const Plan plan_;
   const int threads_;
@@ -302,6 +340,15 @@ void CheckWidth(int64_t width) {
   }
 }
 
+void CheckWidths(const int64_t* widths, int64_t batch, int64_t most) {
+  for (int64_t b = 0; b < batch; ++b) {
+    if (widths[b] < 0 || widths[b] > most) {
+      throw std::invalid_argument(
+          WantedGot("widths", ("0 .. " + std::to_string(most)).c_str(), widths[b]));
+    }
+  }
+}
+
 }  // namespace
 
 void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring, double temperature,
@@ -313,8 +360,36 @@ void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
   if (input.level < 0 || input.level >= trie.levels) {
     throw std::invalid_argument(WantedGot("level", "a level of the trie", input.level));
   }
-  Stepper(trie, input, scoring, temperature, output, nullptr, workspace.impl(), num_threads).Run();
+  const RequestFilter* filters = nullptr;
+  if (input.widths != nullptr) CheckWidths(input.widths, input.batch, output.width);
+  if (input.dead != nullptr || input.allow != nullptr) {
+    auto& made = workspace.impl().filters;
+    made.assign(static_cast<size_t>(input.batch), {});
+    for (int64_t b = 0; b < input.batch; ++b) {
+      RequestFilter& filter = made[static_cast<size_t>(b)];
+      if (input.dead != nullptr) {
+        filter.dead[input.level] = {input.dead + input.dead_offsets[b],
+                                    input.dead + input.dead_offsets[b + 1]};
+      }
+      if (input.allow != nullptr) filter.allow = input.allow[b];
+      if (filter.allow != kEveryTag && input.tags == nullptr) {
+        throw std::invalid_argument("allow: wanted the tags of the level's edges too");
+      }
+    }
+    filters = made.data();
+  }
+  Stepper(trie, input, scoring, temperature, output, filters, nullptr, nullptr, workspace.impl(),
+          num_threads)
+      .Run();
 }
+
+#ifndef ONEREC_CUDA
+void CudaBeamStep(const uint64_t*, int, const BeamStepInput&, Scoring, double,
+                  const BeamStepOutput&, void*, void*) {
+  throw std::runtime_error(GetCudaInfo().problem);
+}
+size_t CudaBeamStepBytes(int64_t, int64_t) { return 0; }
+#endif
 
 struct BeamSearch::Impl {
   Impl(std::shared_ptr<const Trie> t, const BeamSearchOptions& o)
@@ -329,30 +404,20 @@ struct BeamSearch::Impl {
     parents.resize(beams);
     tokens.resize(beams);
     valid.resize(static_cast<size_t>(o.batch));
-    deny_offsets.resize(static_cast<size_t>(o.batch) + 1);
-    for (int l = 0; l < levels; ++l) dead_offsets[l].resize(static_cast<size_t>(o.batch) + 1);
+    widths.resize(static_cast<size_t>(o.batch));
+    step_widths.resize(static_cast<size_t>(o.batch));
+    filters.resize(static_cast<size_t>(o.batch));
     Reserve(workspace.impl(), MakePlan(o.batch, o.width, o.width, o.num_threads), o.batch, o.width,
             trie->View().codebook_size, o.items);
   }
 
-  // dead[l] of a request from dead[l + 1]: an edge all of whose children are dead.
-  void Propagate(int64_t b) {
-    const TrieView& view = trie->View();
-    const auto at = static_cast<size_t>(b);
-    for (int l = levels - 2; l >= 0; --l) {
-      const std::vector<int64_t>& below = dead[l + 1];
-      int64_t i = dead_offsets[l + 1][at];
-      const int64_t end = static_cast<int64_t>(below.size());
-      while (i < end) {
-        const int64_t node = NodeOf(view, l + 1, below[static_cast<size_t>(i)]);
-        const int64_t first = view.FirstEdge(l + 1, node), last = view.FirstEdge(l + 1, node + 1);
-        int64_t count = 0;
-        for (; i < end && below[static_cast<size_t>(i)] < last; ++i) ++count;
-        if (count == last - first) dead[l].push_back(node);
-      }
-      dead_offsets[l][at + 1] = static_cast<int64_t>(dead[l].size());
-    }
+  int64_t Ramp(int64_t step) const {
+    return step < static_cast<int64_t>(options.ramp.size())
+               ? options.ramp[static_cast<size_t>(step)]
+               : options.width;
   }
+
+  OwnItems Own() const { return {trie.get(), paths[side].data(), path_size, steps / levels}; }
 
   std::shared_ptr<const Trie> trie;
   BeamSearchOptions options;
@@ -365,9 +430,14 @@ struct BeamSearch::Impl {
   std::vector<int64_t> paths[2];
   std::vector<int64_t> parents, tokens;
   std::vector<int32_t> valid;
-  std::vector<int64_t> deny_offsets;
-  std::vector<int64_t> dead[kMaxTrieLevels];  // the last one is the deny lists themselves
-  std::vector<int64_t> dead_offsets[kMaxTrieLevels];
+  std::vector<int64_t> widths;       // of the requests
+  std::vector<int64_t> step_widths;  // of the step at hand
+  std::vector<RequestFilter> filters;
+  std::vector<int64_t> dead[kMaxTrieLevels];  // of the requests that have filters of their own
+  LegalCodes legal;
+  bool legal_is_new = false;
+  std::vector<int64_t> legal_offsets;
+  std::vector<int32_t> legal_codes;
   BeamWorkspace workspace;
 };
 
@@ -378,76 +448,181 @@ BeamSearch::BeamSearch(std::shared_ptr<const Trie> trie, const BeamSearchOptions
   if (options.items < 1)
     throw std::invalid_argument(WantedGot("items", "1 or more", options.items));
   CheckTemperature(options.temperature);
+  for (int64_t width : options.ramp) {
+    if (width < 1 || width > options.width) {
+      throw std::invalid_argument(
+          WantedGot("ramp", ("1 .. " + std::to_string(options.width)).c_str(), width));
+    }
+  }
   impl_.reset(new Impl(std::move(trie), options));
-  Reset(nullptr, nullptr);
+  Reset({});
 }
 
 BeamSearch::~BeamSearch() = default;
 
-void BeamSearch::Reset(const int64_t* deny, const int64_t* deny_offsets) {
+void BeamSearch::Reset(const BeamRequests& requests, std::shared_ptr<const Trie> trie) {
   Impl& s = *impl_;
-  const int64_t leaves = s.trie->View().Leaves();
-  const int last = s.levels - 1;
-  for (int l = 0; l < s.levels; ++l) s.dead[l].clear();
-  for (int64_t b = 0; b < s.options.batch; ++b) {
-    const auto at = static_cast<size_t>(b);
-    if (deny != nullptr) {
-      for (int64_t i = deny_offsets[b]; i < deny_offsets[b + 1]; ++i) {
-        if (deny[i] < 0 || deny[i] >= leaves || (i > deny_offsets[b] && deny[i] <= deny[i - 1])) {
-          throw std::invalid_argument(
-              WantedGot("deny", "ascending distinct leaf ids of the trie", deny[i]));
-        }
-        s.dead[last].push_back(deny[i]);
+  if (trie == nullptr) trie = s.trie;
+  const TrieView& view = trie->View();
+  if (view.levels != s.levels || view.codebook_size != s.trie->View().codebook_size) {
+    throw std::invalid_argument("trie: wanted " + std::to_string(s.levels) + " levels of " +
+                                std::to_string(s.trie->View().codebook_size) + " codes, got " +
+                                std::to_string(view.levels) + " of " +
+                                std::to_string(view.codebook_size));
+  }
+  const int64_t batch = s.options.batch;
+  if (requests.widths != nullptr) CheckWidths(requests.widths, batch, s.options.width);
+  std::vector<int64_t> dead[kMaxTrieLevels];
+  std::vector<std::array<int64_t, kMaxTrieLevels>> begins(static_cast<size_t>(batch) + 1);
+  std::vector<int64_t> leaves;
+  for (int64_t b = 0; b < batch; ++b) {
+    for (int l = 0; l < s.levels; ++l) begins[static_cast<size_t>(b)][l] = dead[l].size();
+    leaves.clear();
+    if (requests.deny != nullptr) {
+      leaves.assign(requests.deny + requests.deny_offsets[b],
+                    requests.deny + requests.deny_offsets[b + 1]);
+    }
+    for (size_t i = 0; i < leaves.size(); ++i) {
+      if (leaves[i] < 0 || leaves[i] >= view.Leaves() || (i > 0 && leaves[i] <= leaves[i - 1])) {
+        throw std::invalid_argument(
+            WantedGot("deny", "ascending distinct leaf ids of the trie", leaves[i]));
       }
     }
-    s.dead_offsets[last][at + 1] = static_cast<int64_t>(s.dead[last].size());
-    s.Propagate(b);
+    const uint64_t allow = requests.allow != nullptr ? requests.allow[b] : kEveryTag;
+    if (allow != kEveryTag && trie->Tags(0) == nullptr) {
+      throw std::invalid_argument("allow: the trie has no tags");
+    }
+    if (!leaves.empty() || allow != kEveryTag) trie->AppendDead(allow, leaves, dead);
   }
-  s.deny_offsets = s.dead_offsets[last];
+  for (int l = 0; l < s.levels; ++l) begins[static_cast<size_t>(batch)][l] = dead[l].size();
+
+  s.trie = std::move(trie);
+  for (int l = 0; l < s.levels; ++l) s.dead[l].swap(dead[l]);
+  for (int64_t b = 0; b < batch; ++b) {
+    const auto at = static_cast<size_t>(b);
+    RequestFilter& filter = s.filters[at];
+    filter.allow = requests.allow != nullptr ? requests.allow[b] : kEveryTag;
+    const bool own =
+        filter.allow != kEveryTag ||
+        (requests.deny != nullptr && requests.deny_offsets[b + 1] > requests.deny_offsets[b]);
+    for (int l = 0; l < s.levels; ++l) {
+      if (own) {
+        filter.dead[l] = {s.dead[l].data() + begins[at][l], s.dead[l].data() + begins[at + 1][l]};
+      } else {
+        const std::vector<int64_t>& shared = s.trie->Dead(l);
+        filter.dead[l] = {shared.data(), shared.data() + shared.size()};
+      }
+    }
+    s.widths[at] = requests.widths != nullptr ? requests.widths[b] : s.options.width;
+  }
   s.steps = 0;
   s.side = 0;
+  s.legal_is_new = false;
   std::fill(s.scores[0].begin(), s.scores[0].end(), kDead);
   std::fill(s.nodes[0].begin(), s.nodes[0].end(), -1);
   std::fill(s.parents.begin(), s.parents.end(), 0);
   std::fill(s.tokens.begin(), s.tokens.end(), -1);
-  std::fill(s.valid.begin(), s.valid.end(), 1);
   for (int side : {0, 1}) std::fill(s.paths[side].begin(), s.paths[side].end(), -1);
-  for (int64_t b = 0; b < s.options.batch; ++b) {
+  for (int64_t b = 0; b < batch; ++b) {
     const auto root = static_cast<size_t>(b * s.options.width);
-    s.scores[0][root] = 0.0;
-    s.nodes[0][root] = 0;
+    const bool live = s.widths[static_cast<size_t>(b)] > 0;
+    s.scores[0][root] = live ? 0.0 : kDead;
+    s.nodes[0][root] = live ? 0 : -1;
+    s.valid[static_cast<size_t>(b)] = live;
   }
 }
 
-void BeamSearch::Step(const Logits& logits, int64_t rows) {
-  Impl& s = *impl_;
-  if (Done()) throw std::logic_error("Step: every item of the session is finished");
-  const int64_t width = s.options.width;
-  if (rows != width && !(rows == 1 && s.steps == 0)) {
-    throw std::invalid_argument(WantedGot("rows", std::to_string(width).c_str(), rows));
-  }
-  const int level = static_cast<int>(s.steps % s.levels);
-  const int64_t item = s.steps / s.levels;
-  const int next = 1 - s.side;
+int64_t BeamSearch::Rows() const {
+  const Impl& s = *impl_;
+  if (s.steps == 0) return 1;
+  int64_t most = 1;
+  for (int64_t width : s.widths) most = std::max(most, std::min(width, s.Ramp(s.steps - 1)));
+  return most;
+}
 
-  Logits at = logits;
-  if (rows == 1) at.row_stride = 0;  // the rows of dead beams are never read
-  BeamStepInput input{s.options.batch,       width, level, at, s.scores[s.side].data(),
-                      s.nodes[s.side].data()};
+void BeamSearch::Step(const Logits& logits, int64_t rows) {
+  if (Done()) throw std::logic_error("Step: every item of the session is finished");
+  if (rows < Rows() || rows > impl_->options.width) {
+    throw std::invalid_argument(WantedGot(
+        "rows", (std::to_string(Rows()) + " .. " + std::to_string(impl_->options.width)).c_str(),
+        rows));
+  }
+  Advance(logits, false);
+}
+
+const LegalCodes& BeamSearch::Legal() {
+  Impl& s = *impl_;
+  const TrieView& view = s.trie->View();
+  const int level = static_cast<int>(s.steps % s.levels);
+  const OwnItems own = s.Own();
+  std::vector<int64_t> used(static_cast<size_t>(own.items));
+  s.legal_offsets.clear();
+  s.legal_codes.clear();
+  for (int64_t beam = 0; beam < s.options.batch * s.options.width; ++beam) {
+    s.legal_offsets.push_back(static_cast<int64_t>(s.legal_codes.size()));
+    const int64_t node = s.nodes[s.side][static_cast<size_t>(beam)];
+    if (node < 0 || Done() || !std::isfinite(s.scores[s.side][static_cast<size_t>(beam)])) continue;
+    const RequestFilter& filter = s.filters[static_cast<size_t>(beam / s.options.width)];
+    const uint64_t* const tags = filter.allow == kEveryTag ? nullptr : s.trie->Tags(level);
+    const int64_t first = view.FirstEdge(level, node), last = view.FirstEdge(level, node + 1);
+    const Edges& dead = filter.dead[level];
+    const int64_t* gone = std::lower_bound(dead.begin, dead.end, first);
+    const auto used_end = used.begin() + own.UsedUp(level, filter, beam, first, last, used.data());
+    for (int64_t edge = first; edge < last; ++edge) {
+      if (gone != dead.end && *gone == edge) {
+        ++gone;
+      } else if ((tags == nullptr || (tags[edge] & filter.allow) != 0) &&
+                 std::find(used.begin(), used_end, edge) == used_end) {
+        s.legal_codes.push_back(view.Token(level, edge));
+      }
+    }
+  }
+  s.legal_offsets.push_back(static_cast<int64_t>(s.legal_codes.size()));
+  s.legal = {s.legal_offsets.data(), s.legal_codes.data()};
+  s.legal_is_new = true;
+  return s.legal;
+}
+
+void BeamSearch::StepLegal(const float* logits, int64_t count) {
+  const Impl& s = *impl_;
+  if (Done()) throw std::logic_error("StepLegal: every item of the session is finished");
+  if (s.options.scoring == Scoring::kFullSoftmax) {
+    throw std::invalid_argument("StepLegal: full softmax needs the logits of all codes");
+  }
+  if (!s.legal_is_new) throw std::invalid_argument("StepLegal: Legal was not called for this step");
+  if (count != s.legal_offsets.back()) {
+    throw std::invalid_argument(
+        WantedGot("count", std::to_string(s.legal_offsets.back()).c_str(), count));
+  }
+  Advance({logits, LogitType::kFloat32, 0, 0}, true);
+}
+
+// One step, from the logits of all codes or of the legal ones alone.
+void BeamSearch::Advance(const Logits& logits, bool legal_only) {
+  Impl& s = *impl_;
+  const int64_t width = s.options.width;
+  const int level = static_cast<int>(s.steps % s.levels);
+  const int next = 1 - s.side;
+  for (size_t b = 0; b < s.widths.size(); ++b) {
+    s.step_widths[b] = std::min(s.widths[b], s.Ramp(s.steps));
+  }
+
+  BeamStepInput input;
+  input.batch = s.options.batch;
+  input.rows = width;
+  input.level = level;
+  input.logits = logits;
+  input.scores = s.scores[s.side].data();
+  input.nodes = s.nodes[s.side].data();
+  input.widths = s.step_widths.data();
+  input.tags = s.trie->Tags(level);
   BeamStepOutput output{
       width,         s.parents.data(), s.tokens.data(), s.nodes[next].data(), s.scores[next].data(),
       s.valid.data()};
-  Bans bans;
-  bans.dead = s.dead[level].data();
-  bans.dead_offsets = s.dead_offsets[level].data();
-  bans.deny = s.dead[s.levels - 1].data();
-  bans.deny_offsets = s.deny_offsets.data();
-  bans.paths = s.paths[s.side].data();
-  bans.width = width;
-  bans.path_size = s.path_size;
-  bans.items = item;
-  Stepper(s.trie->View(), input, s.options.scoring, s.options.temperature, output, &bans,
-          s.workspace.impl(), s.options.num_threads)
+  const OwnItems own = s.Own();
+  Stepper(s.trie->View(), input, s.options.scoring, s.options.temperature, output, s.filters.data(),
+          &own, legal_only ? s.legal_offsets.data() : nullptr, s.workspace.impl(),
+          s.options.num_threads)
       .Run();
 
   // The edges so far follow their beams.
@@ -467,9 +642,11 @@ void BeamSearch::Step(const Logits& logits, int64_t rows) {
     }
   });
   s.side = next;
+  s.legal_is_new = false;
   ++s.steps;
 }
 
+const std::shared_ptr<const Trie>& BeamSearch::trie() const { return impl_->trie; }
 const int64_t* BeamSearch::Parents() const { return impl_->parents.data(); }
 const int64_t* BeamSearch::Tokens() const { return impl_->tokens.data(); }
 const double* BeamSearch::Scores() const { return impl_->scores[impl_->side].data(); }

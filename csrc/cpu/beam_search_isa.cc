@@ -197,16 +197,28 @@ void Gather(const typename Format::Type* logits, const Token* tokens, int64_t n,
   for (int64_t i = n; i < n + 16; ++i) out[i] = -kInfinity;
 }
 
+// Sets the children not to be chosen to -inf.
+void Mask(const RowInput& row, float* values) {
+  for (int list = 0; list < 2; ++list) {
+    for (int64_t i = 0; i < row.banned_count[list]; ++i) {
+      values[row.banned[list][i] - row.first_edge] = -kInfinity;
+    }
+  }
+  if (row.tags == nullptr) return;
+  for (int64_t i = 0; i < row.degree; ++i) {
+    values[i] = (row.tags[i] & row.allow) != 0 ? values[i] : -kInfinity;
+  }
+}
+
 // The logits of the legal children in order; a banned child has -inf, and so have the values up to
 // a multiple of 16.
 template <class Format>
 const float* Legal(const RowInput& row, float* scratch) {
   const auto* logits = static_cast<const typename Format::Type*>(row.logits);
+  const bool all = row.banned_count[0] + row.banned_count[1] == 0 && row.tags == nullptr;
   if (row.degree == row.vocab) {  // every code is legal: the row as it lies
     const int64_t whole = row.vocab & ~int64_t{15};
-    if (row.type == 0 && whole == row.vocab && row.banned_count[0] + row.banned_count[1] == 0) {
-      return static_cast<const float*>(row.logits);
-    }
+    if (row.type == 0 && whole == row.vocab && all) return static_cast<const float*>(row.logits);
     for (int64_t i = 0; i < whole; i += 16) Store(scratch + i, Format::Read(logits + i));
     for (int64_t i = whole; i < row.vocab; ++i) scratch[i] = Format::Get(logits + i);
     for (int64_t i = row.vocab; i < row.vocab + 16; ++i) scratch[i] = -kInfinity;
@@ -215,10 +227,18 @@ const float* Legal(const RowInput& row, float* scratch) {
   } else {
     Gather<Format>(logits, static_cast<const uint16_t*>(row.tokens), row.degree, scratch);
   }
-  for (int list = 0; list < 2; ++list) {
-    for (int64_t i = 0; i < row.banned_count[list]; ++i) {
-      scratch[row.banned[list][i] - row.first_edge] = -kInfinity;
-    }
+  if (!all) Mask(row, scratch);
+  return scratch;
+}
+
+// Spreads the logits of the legal children over all of them; the others get -inf.
+const float* Spread(const RowInput& row, float* scratch) {
+  const auto* logits = static_cast<const float*>(row.logits);
+  for (int64_t i = 0; i < row.degree; ++i) scratch[i] = 0.0f;
+  for (int64_t i = row.degree; i < row.degree + 16; ++i) scratch[i] = -kInfinity;
+  Mask(row, scratch);
+  for (int64_t i = 0; i < row.degree; ++i) {
+    if (scratch[i] == 0.0f) scratch[i] = *logits++;
   }
   return scratch;
 }
@@ -271,7 +291,7 @@ template <class Format>
 void Scan(const RowInput& row, float* scratch, Collector& collector) {
   double threshold = ReadThreshold(collector);
   if (row.scoring != 2 && row.score < threshold) return;  // a code's log probability is at most 0
-  const float* values = Legal<Format>(row, scratch);
+  const float* values = row.type == kLegalOnly ? Spread(row, scratch) : Legal<Format>(row, scratch);
 
   double norm = 0.0;
   if (row.scoring == 0) {
@@ -308,7 +328,7 @@ void Scan(const RowInput& row, float* scratch, Collector& collector) {
 }  // namespace
 
 void ScanRow(const RowInput& row, float* scratch, Collector& collector) {
-  if (row.type == 0) {
+  if (row.type == 0 || row.type == kLegalOnly) {
     Scan<Float32>(row, scratch, collector);
   } else if (row.type == 1) {
     Scan<Float16>(row, scratch, collector);

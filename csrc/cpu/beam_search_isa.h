@@ -25,6 +25,8 @@ inline constexpr int64_t kCollectorSlack = 16;
 // Makes room by keeping the best `width`, and raises the threshold.
 void Compact(Collector& collector);
 
+inline constexpr int kLegalOnly = 3;  // a LogitType: the floats of the legal children alone
+
 struct RowInput {
   const void* logits;
   int type;  // LogitType
@@ -36,6 +38,9 @@ struct RowInput {
   const int64_t* banned[2];
   int64_t banned_count[2];
   int64_t first_edge;
+  // Null, or tags of the children; one without a tag of `allow` is not to be chosen either.
+  const uint64_t* tags;
+  uint64_t allow;
   double score;
   uint32_t parent;
   int scoring;  // Scoring

@@ -1,8 +1,11 @@
 #include "onerec/beam_search.h"
 
+#include <pybind11/stl.h>
+
 #include <cstdint>
 #include <memory>
-#include <string>
+#include <utility>
+#include <vector>
 
 #include "python/bindings.h"
 
@@ -23,7 +26,8 @@ void BindBeamSearch(py::module_& m) {
       "beam_step",
       [](uintptr_t trie, size_t trie_bytes, int level, uintptr_t logits, int type,
          int64_t batch_stride, int64_t row_stride, int64_t batch, int64_t rows, uintptr_t scores,
-         uintptr_t nodes, int scoring, double temperature, int64_t width, uintptr_t out_parents,
+         uintptr_t nodes, uintptr_t widths, uintptr_t dead, uintptr_t dead_offsets, uintptr_t tags,
+         uintptr_t allow, int scoring, double temperature, int64_t width, uintptr_t out_parents,
          uintptr_t out_tokens, uintptr_t out_nodes, uintptr_t out_scores, uintptr_t out_valid,
          int num_threads) {
         thread_local BeamWorkspace workspace;
@@ -32,7 +36,12 @@ void BindBeamSearch(py::module_& m) {
                                   level,
                                   MakeLogits(logits, type, batch_stride, row_stride),
                                   reinterpret_cast<const double*>(scores),
-                                  reinterpret_cast<const int64_t*>(nodes)};
+                                  reinterpret_cast<const int64_t*>(nodes),
+                                  reinterpret_cast<const int64_t*>(widths),
+                                  reinterpret_cast<const int64_t*>(dead),
+                                  reinterpret_cast<const int64_t*>(dead_offsets),
+                                  reinterpret_cast<const uint64_t*>(tags),
+                                  reinterpret_cast<const uint64_t*>(allow)};
         const BeamStepOutput output{width,
                                     reinterpret_cast<int64_t*>(out_parents),
                                     reinterpret_cast<int64_t*>(out_tokens),
@@ -43,18 +52,57 @@ void BindBeamSearch(py::module_& m) {
                  static_cast<Scoring>(scoring), temperature, output, workspace, num_threads);
       },
       py::call_guard<py::gil_scoped_release>());
+  m.def("cuda_beam_step_bytes", &CudaBeamStepBytes);
+  m.def("cuda_beam_step",
+        [](uintptr_t trie, int codebook_size, int level, uintptr_t logits, int type,
+           int64_t batch_stride, int64_t row_stride, int64_t batch, int64_t rows, uintptr_t scores,
+           uintptr_t nodes, uintptr_t widths, uintptr_t dead, uintptr_t dead_offsets,
+           uintptr_t tags, uintptr_t allow, int scoring, double temperature, int64_t width,
+           uintptr_t out_parents, uintptr_t out_tokens, uintptr_t out_nodes, uintptr_t out_scores,
+           uintptr_t out_valid, uintptr_t workspace, uintptr_t stream) {
+          CudaBeamStep(
+              reinterpret_cast<const uint64_t*>(trie), codebook_size,
+              {batch, rows, level, MakeLogits(logits, type, batch_stride, row_stride),
+               reinterpret_cast<const double*>(scores), reinterpret_cast<const int64_t*>(nodes),
+               reinterpret_cast<const int64_t*>(widths), reinterpret_cast<const int64_t*>(dead),
+               reinterpret_cast<const int64_t*>(dead_offsets),
+               reinterpret_cast<const uint64_t*>(tags), reinterpret_cast<const uint64_t*>(allow)},
+              static_cast<Scoring>(scoring), temperature,
+              {width, reinterpret_cast<int64_t*>(out_parents),
+               reinterpret_cast<int64_t*>(out_tokens), reinterpret_cast<int64_t*>(out_nodes),
+               reinterpret_cast<double*>(out_scores), reinterpret_cast<int32_t*>(out_valid)},
+              reinterpret_cast<void*>(workspace), reinterpret_cast<void*>(stream));
+        });
   py::class_<BeamSearch>(m, "BeamSearch")
       .def(py::init([](std::shared_ptr<Trie> trie, int64_t batch, int64_t width, int64_t items,
-                       int scoring, double temperature, int num_threads) {
+                       int scoring, double temperature, int num_threads,
+                       std::vector<int64_t> ramp) {
         return std::make_unique<BeamSearch>(
             std::move(trie), BeamSearchOptions{batch, width, items, static_cast<Scoring>(scoring),
-                                               temperature, num_threads});
+                                               temperature, num_threads, std::move(ramp)});
       }))
       .def(
           "reset",
-          [](BeamSearch& s, uintptr_t deny, uintptr_t offsets) {
-            s.Reset(reinterpret_cast<const int64_t*>(deny),
-                    reinterpret_cast<const int64_t*>(offsets));
+          [](BeamSearch& s, uintptr_t deny, uintptr_t offsets, uintptr_t allow, uintptr_t widths,
+             std::shared_ptr<Trie> trie) {
+            s.Reset(
+                {reinterpret_cast<const int64_t*>(deny), reinterpret_cast<const int64_t*>(offsets),
+                 reinterpret_cast<const uint64_t*>(allow),
+                 reinterpret_cast<const int64_t*>(widths)},
+                std::move(trie));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("rows", &BeamSearch::Rows)
+      .def("legal",
+           [](BeamSearch& s) {
+             const LegalCodes& legal = s.Legal();
+             return py::make_tuple(reinterpret_cast<uintptr_t>(legal.offsets),
+                                   reinterpret_cast<uintptr_t>(legal.codes));
+           })
+      .def(
+          "step_legal",
+          [](BeamSearch& s, uintptr_t logits, int64_t count) {
+            s.StepLegal(reinterpret_cast<const float*>(logits), count);
           },
           py::call_guard<py::gil_scoped_release>())
       .def(

@@ -1,11 +1,15 @@
 #include "onerec/trie.h"
 
+#include <pybind11/numpy.h>
+
 #include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
+#include "onerec/live_trie.h"
 #include "python/bindings.h"
 
 namespace py = pybind11;
@@ -50,6 +54,45 @@ void BindTrie(py::module_& m) {
              const TrieLevelStats s = t.LevelStats(level);
              return py::make_tuple(s.nodes, s.edges, s.max_degree, s.single_child);
            })
+      .def_property_readonly("n_live", &Trie::LiveLeaves)
+      .def_property_readonly("has_tags", [](const Trie& t) { return t.Tags(0) != nullptr; })
+      .def("removed",
+           [](const Trie& t) {
+             const std::vector<int64_t>& leaves = t.Dead(t.View().levels - 1);
+             return py::array_t<int64_t>(static_cast<py::ssize_t>(leaves.size()), leaves.data());
+           })
+      .def("tags",
+           [](const Trie& t, int level) {
+             const auto size = static_cast<py::ssize_t>(t.View().nodes[level + 1]);
+             return py::array_t<uint64_t>(t.Tags(level) == nullptr ? 0 : size, t.Tags(level));
+           })
+      .def(
+          "without",
+          [](const Trie& t, uintptr_t leaves, int64_t n) {
+            return Mutable(t.Without(reinterpret_cast<const int64_t*>(leaves), n));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "with_tags",
+          [](const Trie& t, uintptr_t tags) {
+            return Mutable(t.WithTags(reinterpret_cast<const uint64_t*>(tags)));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "with_sids",
+          [](const Trie& t, uintptr_t sids, int64_t n, int64_t row_stride, uintptr_t tags) {
+            return Mutable(t.With(reinterpret_cast<const int32_t*>(sids), n, row_stride,
+                                  reinterpret_cast<const uint64_t*>(tags)));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def("dead_edges",
+           [](const Trie& t, int level, uint64_t allow, uintptr_t leaves, int64_t n) {
+             const auto* const begin = reinterpret_cast<const int64_t*>(leaves);
+             std::vector<int64_t> dead[kMaxTrieLevels];
+             t.AppendDead(allow, {begin, begin + n}, dead);
+             return py::array_t<int64_t>(static_cast<py::ssize_t>(dead[level].size()),
+                                         dead[level].data());
+           })
       .def(
           "lookup",
           [](const Trie& t, uintptr_t prefixes, int64_t n, int64_t row_stride, int depth,
@@ -72,6 +115,32 @@ void BindTrie(py::module_& m) {
                        reinterpret_cast<int32_t*>(sids));
           },
           py::call_guard<py::gil_scoped_release>());
+  py::class_<LiveTrie>(m, "LiveTrie")
+      .def(py::init(
+          [](std::shared_ptr<Trie> trie) { return std::make_unique<LiveTrie>(std::move(trie)); }))
+      .def("pin",
+           [](const LiveTrie& t) {
+             LiveTrie::Epoch epoch = t.Pin();
+             return std::make_pair(epoch.id, Mutable(std::move(epoch.trie)));
+           })
+      .def(
+          "insert",
+          [](LiveTrie& t, uintptr_t sids, int64_t n, int64_t row_stride, uintptr_t tags) {
+            return t.Insert(reinterpret_cast<const int32_t*>(sids), n, row_stride,
+                            reinterpret_cast<const uint64_t*>(tags));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "remove",
+          [](LiveTrie& t, uintptr_t sids, int64_t n, int64_t row_stride) {
+            return t.Remove(reinterpret_cast<const int32_t*>(sids), n, row_stride);
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def("fold", &LiveTrie::Fold, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "swap", [](LiveTrie& t, std::shared_ptr<Trie> trie) { return t.Swap(std::move(trie)); },
+          py::call_guard<py::gil_scoped_release>())
+      .def("rollback", &LiveTrie::Rollback, py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace onerec::python

@@ -133,7 +133,7 @@ void PlayAgainstBruteForce(uint32_t seed, Scoring scoring) {
   const int size = static_cast<int>(choose({1, 3, 17, 40}));
   const int levels = 1 + static_cast<int>(draw() % 4);
   const auto codes = RandomSids(1 + draw() % 80, levels, size, seed);
-  const auto trie = BuildTrie(codes, levels, size);
+  const auto plain = BuildTrie(codes, levels, size);
   const auto distinct = Distinct(codes, levels);
   BeamSearchOptions options;
   options.batch = 3;
@@ -143,34 +143,70 @@ void PlayAgainstBruteForce(uint32_t seed, Scoring scoring) {
   options.temperature = draw() % 2 == 0 ? 1.0 : 0.4;
   options.num_threads = 1 + static_cast<int>(draw() % 3);
 
+  // Tags and removed leaves, of the trie.
+  std::vector<uint64_t> tags;
+  std::vector<int64_t> removed;
+  const uint32_t gone = draw() % 3;  // none to half
+  for (size_t leaf = 0; leaf < distinct.size(); ++leaf) {
+    tags.push_back(draw() % 8);
+    if (draw() % 4 < gone) removed.push_back(static_cast<int64_t>(leaf));
+  }
+  const auto trie =
+      plain->WithTags(tags.data())->Without(removed.data(), static_cast<int64_t>(removed.size()));
+
   std::vector<BruteForce> expected;
-  std::vector<int64_t> deny, offsets = {0};
+  std::vector<int64_t> deny, offsets = {0}, widths;
+  std::vector<uint64_t> allow;
+  for (int64_t i = draw() % (levels * 2 + 1); i > 0; --i) {
+    options.ramp.push_back(1 + static_cast<int64_t>(draw() % options.width));
+  }
   for (int64_t b = 0; b < options.batch; ++b) {
     expected.push_back(
         {distinct, static_cast<size_t>(levels), size, scoring, options.temperature, {}});
     const uint32_t share = draw() % 4;  // none to three quarters
+    allow.push_back(draw() % 2 == 0 ? kEveryTag : draw() % 8);
+    widths.push_back(b == 1 ? 0 : 1 + static_cast<int64_t>(draw() % options.width));
+    if (widths.back() == 0) expected.back().beams.clear();
     for (size_t leaf = 0; leaf < distinct.size(); ++leaf) {
-      if (draw() % 4 >= share) continue;
-      deny.push_back(static_cast<int64_t>(leaf));
-      expected.back().banned.insert(distinct[leaf]);
+      const bool denied = draw() % 4 < share;
+      if (denied) deny.push_back(static_cast<int64_t>(leaf));
+      if (denied || std::binary_search(removed.begin(), removed.end(), leaf) ||
+          ((tags[leaf] | kEveryTag) & allow.back()) == 0) {
+        expected.back().banned.insert(distinct[leaf]);
+      }
     }
     offsets.push_back(static_cast<int64_t>(deny.size()));
   }
-  BeamSearch search(trie, options);
-  search.Reset(deny.data(), offsets.data());
+  BeamSearch search(plain, options);
+  search.Reset({deny.data(), offsets.data(), allow.data(), widths.data()}, trie);
 
   const int64_t row = size + 3;  // strided
   std::vector<float> logits(static_cast<size_t>(options.batch * options.width * row));
   std::normal_distribution<float> normal(0, 2);
+  const bool sparse = scoring != Scoring::kFullSoftmax && draw() % 2 == 0;
   while (!search.Done()) {
     for (float& x : logits) {
       x = draw() % 50 == 0 ? -std::numeric_limits<float>::infinity() : normal(draw);
     }
-    search.Step({logits.data(), LogitType::kFloat32, options.width * row, row}, options.width);
+    const auto step = static_cast<size_t>(search.Steps());
+    const int64_t most = step < options.ramp.size() ? options.ramp[step] : options.width;
+    const int64_t rows = search.Rows();
+    if (sparse) {
+      const LegalCodes& legal = search.Legal();
+      std::vector<float> values;
+      for (int64_t beam = 0; beam < options.batch * options.width; ++beam) {
+        for (int64_t i = legal.offsets[beam]; i < legal.offsets[beam + 1]; ++i) {
+          values.push_back(logits[static_cast<size_t>(beam * row + legal.codes[i])]);
+        }
+      }
+      search.StepLegal(values.data(), static_cast<int64_t>(values.size()));
+    } else {
+      search.Step({logits.data(), LogitType::kFloat32, options.width * row, row}, rows);
+    }
     for (int64_t b = 0; b < options.batch; ++b) {
       const auto choices = expected[static_cast<size_t>(b)].Step(
           &logits[static_cast<size_t>(b * options.width * row)], row,
-          static_cast<size_t>(options.width));
+          static_cast<size_t>(std::min(most, widths[static_cast<size_t>(b)])));
       ASSERT_EQ(search.Valid()[b], static_cast<int32_t>(choices.size()));
       for (int64_t i = 0; i < options.width; ++i) {
         const int64_t at = b * options.width + i;
@@ -255,7 +291,7 @@ TEST(BeamSearch, EveryInstructionSetAndThreadCountGivesTheSameBits) {
           options.scoring = scoring;
           options.num_threads = threads;
           BeamSearch search(trie, options);
-          search.Reset(deny.data(), offsets);
+          search.Reset({deny.data(), offsets});
           const void* data =
               type == LogitType::kFloat32 ? static_cast<const void*>(logits.data()) : half.data();
           while (!search.Done()) search.Step({data, type, kWidth * kSize, kSize}, kWidth);
@@ -308,7 +344,7 @@ TEST(BeamSearch, StepsAllocateNothing) {
   for (Scoring scoring : kScorings) {
     options.scoring = scoring;
     BeamSearch search(trie, options);
-    search.Reset(deny.data(), offsets);
+    search.Reset({deny.data(), offsets});
     search.Step(given, options.width);  // the pool's threads start
     allocations = 0;
     counting = true;
@@ -364,6 +400,7 @@ TEST(BeamSearch, RefusesBadArguments) {
   refuses([](BeamSearchOptions& o) { o.batch = -1; });
   refuses([](BeamSearchOptions& o) { o.width = 0; });
   refuses([](BeamSearchOptions& o) { o.items = 0; });
+  refuses([](BeamSearchOptions& o) { o.ramp = {2}; });
   refuses([](BeamSearchOptions& o) { o.temperature = 0; });
   refuses([](BeamSearchOptions& o) { o.temperature = std::nan(""); });
   BeamSearchOptions options;
@@ -371,14 +408,20 @@ TEST(BeamSearch, RefusesBadArguments) {
   BeamSearch search(trie, options);
   for (const std::vector<int64_t>& deny : {std::vector<int64_t>{-1, 0}, {1, 2}, {1, 1}, {1, 0}}) {
     const int64_t offsets[] = {0, 2};
-    EXPECT_THROW(search.Reset(deny.data(), offsets), std::invalid_argument);
+    EXPECT_THROW(search.Reset({deny.data(), offsets}), std::invalid_argument);
   }
-  search.Reset(nullptr, nullptr);
+  const uint64_t allow = 1;
+  EXPECT_THROW(search.Reset({nullptr, nullptr, &allow}), std::invalid_argument);
+  const int64_t width = 4;
+  EXPECT_THROW(search.Reset({nullptr, nullptr, nullptr, &width}), std::invalid_argument);
+  EXPECT_THROW(search.Reset({}, BuildTrie({0}, 1, 4)), std::invalid_argument);
   const float logits[12] = {};
-  EXPECT_THROW(search.Step({logits, LogitType::kFloat32, 12, 4}, 2), std::invalid_argument);
+  EXPECT_THROW(search.Step({logits, LogitType::kFloat32, 12, 4}, 4), std::invalid_argument);
+  EXPECT_THROW(search.StepLegal(logits, 12), std::invalid_argument);
   search.Step({logits, LogitType::kFloat32, 12, 4}, 1);
   search.Step({logits, LogitType::kFloat32, 12, 4}, 3);
   EXPECT_THROW(search.Step({logits, LogitType::kFloat32, 12, 4}, 3), std::logic_error);
+  EXPECT_THROW(search.StepLegal(logits, 0), std::logic_error);
 }
 
 }  // namespace

@@ -2,13 +2,14 @@
 
 from onerec.ops.beam_step import BeamStep, beam_step
 from onerec.ops.moe import MoEStats, Routing, moe, moe_experts, moe_route
-from onerec.ops.session_beam import BeamResult, BeamSearch, BeamState
+from onerec.ops.session_beam import BeamResult, BeamSearch, BeamState, LegalCodes
 
 __all__ = [
     "BeamResult",
     "BeamSearch",
     "BeamState",
     "BeamStep",
+    "LegalCodes",
     "MoEStats",
     "Routing",
     "beam_step",

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from onerec import SidTrie
+from onerec import LiveTrie, SidTrie
 from onerec._native import core
 from onerec.ops import BeamStep, beam_step
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SCORINGS = ("full_softmax", "legal_softmax", "raw")
 
 
@@ -20,16 +21,33 @@ def random_trie(n: int, levels: int, codebook_size: int) -> SidTrie:
     return SidTrie.build(rng.integers(0, codebook_size, (n, levels)), codebook_size)
 
 
+def step_on(
+    device: str,
+    logits: torch.Tensor,
+    scores: torch.Tensor,
+    nodes: torch.Tensor,
+    trie: SidTrie,
+    **settings: object,
+) -> BeamStep:
+    """`beam_step` on a device, its result on the CPU."""
+    where = trie if device == "cpu" else trie.to(device)
+    moved = [tensor.to(device) for tensor in (logits, scores, nodes)]
+    return BeamStep(*(tensor.cpu() for tensor in beam_step(*moved, where, **settings)))  # type: ignore[arg-type]
+
+
 def assert_same(a: BeamStep, b: BeamStep) -> None:
     for name in ("parents", "tokens", "nodes", "valid"):
         assert torch.equal(getattr(a, name), getattr(b, name)), name
     torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("scoring", SCORINGS)
 @pytest.mark.parametrize("rows", [0, 1, 31, 33])
 @pytest.mark.parametrize("codebook_size", [1, 31, 1000])
-def test_steps_equal_the_reference(scoring: str, rows: int, codebook_size: int) -> None:
+def test_steps_equal_the_reference(
+    scoring: str, rows: int, codebook_size: int, device: str
+) -> None:
     trie = random_trie(2000, 3, codebook_size)
     nodes = torch.zeros(2, rows, dtype=torch.int64)
     scores = -torch.rand(2, rows, dtype=torch.float64)
@@ -37,13 +55,105 @@ def test_steps_equal_the_reference(scoring: str, rows: int, codebook_size: int) 
     for level in range(3):
         logits = torch.randn(2, nodes.shape[1], codebook_size)
         settings = {"level": level, "beam_width": 20, "scoring": scoring, "temperature": 0.7}
-        native = beam_step(logits, scores, nodes, trie, **settings)  # type: ignore[arg-type]
+        native = step_on(device, logits, scores, nodes, trie, **settings)
         plain = beam_step(logits, scores, nodes, trie, backend="reference", **settings)  # type: ignore[arg-type]
         assert_same(native, plain)
         scores, nodes = native.scores, native.nodes
     live = nodes >= 0
     sids = trie.leaf_sids(nodes[live])
     assert (trie.lookup(sids) == nodes[live].numpy()).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("seed", range(6))
+def test_filters_equal_the_reference(seed: int, device: str) -> None:
+    rng = np.random.default_rng(seed)
+    size, batch = 6, 3
+    plain = random_trie(80, 3, size).with_tags(
+        rng.integers(0, 4, random_trie(80, 3, size).n_leaves)
+    )
+    live = LiveTrie(plain)
+    live.remove(plain.leaf_sids(rng.choice(plain.n_leaves, 15 * (seed % 2), replace=False)))
+    trie = live.pin().trie
+    deny = [rng.choice(trie.n_leaves, 20, replace=False), None, [0]]
+    settings = {
+        "beam_width": 9,
+        "widths": [9, 4, 0],
+        "deny": deny if seed < 4 else None,
+        "allow_tags": [1, 2, None] if seed > 1 else None,
+    }
+    nodes = torch.zeros(batch, 1, dtype=torch.int64)
+    scores = torch.zeros(batch, 1, dtype=torch.float64)
+    for level in range(3):
+        logits = torch.randn(batch, nodes.shape[1], size)
+        native = step_on(device, logits, scores, nodes, trie, level=level, **settings)
+        plain_step = beam_step(
+            logits,
+            scores,
+            nodes,
+            trie,
+            level=level,
+            backend="reference",
+            **settings,  # type: ignore[arg-type]
+        )
+        assert_same(native, plain_step)
+        scores, nodes = native.scores, native.nodes
+    assert native.valid[2] == 0
+    reached = set(nodes[nodes >= 0].tolist())
+    assert reached
+    assert not reached & set(trie.removed.tolist())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("beam_width", [1, 600, 4000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_many_candidates_and_ties(dtype: torch.dtype, beam_width: int, device: str) -> None:
+    """More than are sorted at once, in whole numbers, so that most scores are many times there."""
+    trie = SidTrie.build(torch.arange(700).unsqueeze(1), 700)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randint(-2, 3, (2, 37, 701), generator=generator).to(dtype)[..., 1:]
+    scores = torch.randint(-2, 3, (2, 37), generator=generator).double()
+    nodes = torch.zeros(2, 37, dtype=torch.int64)
+    settings = {"level": 0, "beam_width": beam_width, "scoring": "raw"}
+    native = step_on(device, logits, scores, nodes, trie, **settings)
+    assert_same(
+        native,
+        beam_step(logits, scores, nodes, trie, backend="reference", **settings),  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.gpu
+def test_a_captured_step_follows_a_swap() -> None:
+    first, second = random_trie(500, 1, 64), SidTrie.build([[3], [5]], 64)
+    on_device = first.to("cuda")
+    logits = torch.randn(2, 4, 64, device="cuda")
+    scores = torch.zeros(2, 4, dtype=torch.float64, device="cuda")
+    nodes = torch.zeros(2, 4, dtype=torch.int64, device="cuda")
+    settings = {"level": 0, "beam_width": 8}
+    beam_step(logits, scores, nodes, on_device, **settings)  # type: ignore[arg-type]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = beam_step(logits, scores, nodes, on_device, **settings)  # type: ignore[arg-type]
+    for trie in (first, second):
+        on_device.swap(trie)
+        graph.replay()
+        torch.cuda.synchronize()
+        plain = beam_step(logits.cpu(), scores.cpu(), nodes.cpu(), trie, **settings)  # type: ignore[arg-type]
+        assert_same(BeamStep(*(tensor.cpu() for tensor in out)), plain)
+
+
+@pytest.mark.gpu
+def test_a_request_does_not_depend_on_its_neighbours_on_cuda() -> None:
+    trie = random_trie(20_000, 2, 1000).to("cuda")
+    logits = torch.randn(5, 33, 1000, device="cuda")
+    scores = -torch.rand(5, 33, dtype=torch.float64, device="cuda")
+    nodes = torch.arange(33, device="cuda").expand(5, 33)
+    settings = {"level": 1, "beam_width": 33}
+    together = beam_step(logits, scores, nodes, trie, **settings)  # type: ignore[arg-type]
+    for b in range(5):
+        part = slice(b, b + 1)
+        alone = beam_step(logits[part], scores[part], nodes[part], trie, **settings)  # type: ignore[arg-type]
+        assert all(torch.equal(x[part], y) for x, y in zip(together, alone, strict=True))
 
 
 def test_norm_is_exact_to_float_precision() -> None:
@@ -85,6 +195,8 @@ def test_opcheck() -> None:
         1,
     )
     torch.library.opcheck(torch.ops.onerec.beam_step.default, arguments)
+    extra = (torch.tensor([3, 5]), torch.tensor([1]), torch.tensor([0, 1, 1]))
+    torch.library.opcheck(torch.ops.onerec.beam_step.default, (*arguments, *extra))
 
 
 def test_bytes_that_are_no_trie_are_refused() -> None:
@@ -113,5 +225,7 @@ def test_bad_arguments() -> None:
         beam_step(logits, scores, nodes[:, :1], trie, level=0, beam_width=1)
     with pytest.raises(ValueError, match=r"logits: wanted shape \[1, 2, 8\], got \[1, 2, 9\]"):
         beam_step(torch.zeros(1, 2, 9), scores, nodes, trie, level=0, beam_width=1)
+    with pytest.raises(ValueError, match=r"widths: wanted 1 numbers 0 to 1, got \[2\]"):
+        beam_step(logits, scores, nodes, trie, level=0, beam_width=1, widths=[2])
     with pytest.raises(ValueError, match="backend: wanted 'native' or 'reference', got 'x'"):
         beam_step(logits, scores, nodes, trie, level=0, beam_width=1, backend="x")

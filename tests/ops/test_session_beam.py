@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onerec import SidTrie
+from onerec import LiveTrie, SidTrie
 from onerec._native import core
 from onerec.ops import BeamSearch, BeamState
 
@@ -42,7 +42,7 @@ class BruteForce:
         self.sids = [tuple(sid) for sid in trie.leaf_sids(range(trie.n_leaves)).tolist()]
         self.levels, self.width = trie.levels, width
         self.scoring, self.temperature, self.deny = scoring, temperature, deny
-        self.beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+        self.beams: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] if width > 0 else []
 
     def items(self, codes: tuple[int, ...]) -> list[int]:
         whole = range(0, len(codes) - self.levels + 1, self.levels)
@@ -134,6 +134,105 @@ def test_equals_brute_force_in_set_and_order(isa: str, scoring: str, seed: int) 
         flat = result.items[b, : len(expected)].flatten()
         sids = result.sids[b, : len(expected)].flatten(0, 1)
         np.testing.assert_array_equal(sids.numpy(), trie.leaf_sids(flat))
+
+
+def random_filters(rng: np.random.Generator, trie: SidTrie, batch: int) -> tuple[SidTrie, list]:
+    """A trie with tags and removed leaves, and for each request (deny, allow, banned leaves)."""
+    shift = int(rng.integers(0, 60))
+    tags = rng.integers(0, 8, trie.n_leaves) << shift
+    removed = rng.random(trie.n_leaves) < rng.choice([0.0, 0.2, 0.9])
+    live = LiveTrie(trie.with_tags(tags))
+    live.remove(trie.leaf_sids(np.flatnonzero(removed)))
+    requests = []
+    for _ in range(batch):
+        deny = np.flatnonzero(rng.random(trie.n_leaves) < rng.choice([0.0, 0.3, 0.9]))
+        allow = None if rng.random() < 0.3 else int(rng.integers(0, 8)) << shift
+        allowed = (tags & allow) != 0 if allow is not None else np.ones(trie.n_leaves, bool)
+        banned = set(deny.tolist()) | set(np.flatnonzero(removed | ~allowed).tolist())
+        requests.append((deny, allow, banned))
+    return live.pin().trie, requests
+
+
+@pytest.mark.parametrize("scoring", ["full_softmax", "legal_softmax"])
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("way", ["native", "legal", "reference"])
+def test_filters_widths_and_ramp_equal_brute_force(scoring: str, seed: int, way: str) -> None:
+    if way == "legal" and scoring == "full_softmax":
+        scoring = "raw"
+    rng = np.random.default_rng(seed)
+    size, levels, items = int(rng.choice([2, 5, 17])), int(rng.integers(1, 5)), 2
+    plain = random_trie(int(rng.integers(1, 120)), levels, size, seed)
+    batch, width = 4, int(rng.choice([3, 20]))
+    trie, requests = random_filters(rng, plain, batch)
+    widths = [width, 0, *rng.integers(1, width + 1, batch - 2).tolist()]
+    ramp = rng.integers(1, width + 1, int(rng.integers(0, levels * items + 1))).tolist()
+    search = BeamSearch(
+        trie,
+        batch_size=batch,
+        beam_width=width,
+        session_length=items,
+        scoring=scoring,
+        width_ramp=ramp,
+        deny=[deny for deny, _, _ in requests],
+        allow_tags=[allow for _, allow, _ in requests],
+        widths=widths,
+        backend="reference" if way == "reference" else "native",
+    )
+    oracles = [
+        BruteForce(plain, most, scoring, 1.0, banned)
+        for most, (_, _, banned) in zip(widths, requests, strict=True)
+    ]
+    for step in range(levels * items):
+        logits = rng.normal(size=(batch, search.rows, size)).astype(np.float32)
+        if way == "legal":
+            legal = search.legal()
+            expected = [[oracle.legal(codes) for _, codes in oracle.beams] for oracle in oracles]
+            assert [len(codes) for beams in expected for codes in beams] == [
+                n for b in range(batch) for n in legal.counts[b, : len(expected[b])].tolist()
+            ]
+            assert legal.codes.tolist() == [c for beams in expected for x in beams for c in x]
+            rows = torch.from_numpy(logits)[legal.rows // width, legal.rows % width]
+            values = rows[torch.arange(len(rows)), legal.codes.long()]
+            # What a single legal code's logit is does not matter under legal softmax.
+            if scoring == "legal_softmax":
+                values[legal.counts.flatten()[legal.rows] == 1] = 0.0
+            state = search.step_legal(values)
+        else:
+            state = search.step(torch.from_numpy(logits))
+        for b, oracle in enumerate(oracles):
+            oracle.width = min(widths[b], [*ramp, *[width] * 99][step])
+            check_step(state, b, oracle.step(logits[b]))
+    found = {b: set(search.result().items[b].flatten().tolist()) - {-1} for b in range(batch)}
+    assert all(not found[b] & requests[b][2] for b in range(batch))
+
+
+def test_a_search_goes_on_with_another_epoch() -> None:
+    sids = np.array(list(itertools.product(range(3), repeat=2)))
+    live = LiveTrie(SidTrie.build(sids, 3))
+    search = BeamSearch(live.pin().trie, batch_size=1, beam_width=9, session_length=1)
+    live.remove(sids[:4])
+    logits = torch.randn(1, 9, 3)
+    assert [int(search.step(logits).valid[0]) for _ in range(2)] == [3, 9]  # as it was pinned
+    search.reset(trie=live.pin().trie)
+    assert [int(search.step(logits).valid[0]) for _ in range(2)] == [2, 5]
+    with pytest.raises(ValueError, match="trie: wanted 2 levels of 3 codes, got 1 of 3"):
+        search.reset(trie=SidTrie.build([[0]], 3))
+
+
+def test_legal_codes_want_their_order_and_scoring() -> None:
+    trie = random_trie(20, 2, 4)
+    search = BeamSearch(trie, batch_size=1, beam_width=3, session_length=1, scoring="raw")
+    with pytest.raises(ValueError, match="Legal was not called for this step"):
+        search.step_legal(torch.zeros(4))
+    n = len(search.legal().codes)
+    with pytest.raises(ValueError, match=f"count: wanted {n}, got {n + 1}"):
+        search.step_legal(torch.zeros(n + 1))
+    with pytest.raises(TypeError, match="logits: wanted float32"):
+        search.step_legal(torch.zeros(n, dtype=torch.float64))
+    full = BeamSearch(trie, batch_size=1, beam_width=3, session_length=1)
+    full.legal()
+    with pytest.raises(ValueError, match="full softmax needs the logits of all codes"):
+        full.step_legal(torch.zeros(n))
 
 
 def run(trie: SidTrie, logits: list[torch.Tensor], **settings: object) -> list[BeamState]:
@@ -366,6 +465,15 @@ def test_any_catalogue_equals_the_reference(data: st.DataObject) -> None:
         ({"backend": "cuda"}, "backend: wanted 'native' or 'reference', got 'cuda'"),
         ({"deny": [[1]]}, "deny: wanted a list for each of 2 requests, got 1"),
         ({"deny": [None, [10]]}, r"deny\[1\]: wanted leaf ids in \[0, 10\), got 10"),
+        ({"width_ramp": [4]}, "width_ramp: wanted 1 to 3, got 4"),
+        ({"widths": [1]}, "widths: wanted one for each of 2, got 1"),
+        ({"widths": [1, 4]}, "widths: wanted 0 to 3, got 4"),
+        ({"allow_tags": [1]}, "allow_tags: wanted 2 sets of tags, got 1"),
+        ({"allow_tags": [1, None]}, "allow_tags: the trie has no tags"),
+        (
+            {"allow_tags": [None, 1 << 63]},
+            "allow_tags: wanted bits 0 to 62, got 0x8000000000000000",
+        ),
         ({"deny": [[-1], None]}, r"deny\[0\]: wanted leaf ids in \[0, 10\), got -1"),
     ],
 )
@@ -382,10 +490,10 @@ def test_bad_logits() -> None:
     with pytest.raises(TypeError, match="logits: wanted float32, float16 or bfloat16"):
         search.step(torch.zeros(2, 3, 4, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"logits: wanted shape \[2, 3, 4\] or \[2, 1, 4\], got"):
-        search.step(torch.zeros(2, 2, 4))
+        search.step(torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match="logits: wanted a last stride of 1, got 2"):
         search.step(torch.zeros(2, 3, 8)[:, :, ::2])
-    with pytest.raises(ValueError, match="logits: wanted them on the CPU, got meta"):
+    with pytest.raises(ValueError, match="logits: wanted them on cpu, got meta"):
         search.step(torch.zeros(2, 3, 4, device="meta"))
     search.step(torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match=r"logits: wanted shape \[2, 3, 4\], got \[2, 1, 4\]"):

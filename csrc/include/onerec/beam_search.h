@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "onerec/export.h"
 #include "onerec/trie.h"
@@ -51,6 +52,15 @@ struct BeamStepInput {
   Logits logits;
   const double* scores = nullptr;  // [batch, rows]
   const int64_t* nodes = nullptr;  // [batch, rows], nodes of depth `level`; -1 is a dead beam
+  // The rest may be null.
+  const int64_t* widths = nullptr;  // [batch], most beams of a request after the step, 0 .. M
+  // Edges of the level that request b must not take: dead[dead_offsets[b]] .. , ascending. The last
+  // level's are leaf ids.
+  const int64_t* dead = nullptr;
+  const int64_t* dead_offsets = nullptr;  // [batch + 1]
+  // Request b may take the edges with tags[edge] & allow[b].
+  const uint64_t* tags = nullptr;   // [edges of the level]
+  const uint64_t* allow = nullptr;  // [batch]
 };
 
 struct BeamStepOutput {
@@ -69,6 +79,17 @@ ONEREC_API void BeamStep(const TrieView& trie, const BeamStepInput& input, Scori
                          double temperature, const BeamStepOutput& output, BeamWorkspace& workspace,
                          int num_threads);
 
+// BeamStep on a CUDA device: every pointer is to its memory, and `stream` is a cudaStream_t.
+// Nothing waits for the device and nothing is allocated, so the call can be captured in a CUDA
+// graph. `trie` holds the address of a trie's bytes (Trie::Data(), aligned to 64), read when the
+// step runs: a captured step follows a change of it. `workspace` has CudaBeamStepBytes. A node out
+// of range is read as a dead beam. Throws std::invalid_argument for more than 4096 rows or beams,
+// std::runtime_error for an error of CUDA's or where onerec was built without it.
+ONEREC_API void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& input,
+                             Scoring scoring, double temperature, const BeamStepOutput& output,
+                             void* workspace, void* stream);
+ONEREC_API size_t CudaBeamStepBytes(int64_t batch, int64_t rows);
+
 struct BeamSearchOptions {
   int64_t batch = 1;
   int64_t width = 1;  // beams of a request, M; may exceed the codebook
@@ -76,11 +97,30 @@ struct BeamSearchOptions {
   Scoring scoring = Scoring::kFullSoftmax;
   double temperature = 1.0;
   int num_threads = 1;
+  // Most beams after the first steps, 1 .. M each; M after the others.
+  std::vector<int64_t> ramp;
+};
+
+// What the requests of a batch are allowed; null pointers restrict nothing.
+struct BeamRequests {
+  // Leaf ids denied to request b: deny[deny_offsets[b]] .. , ascending and distinct.
+  const int64_t* deny = nullptr;
+  const int64_t* deny_offsets = nullptr;  // [batch + 1]
+  // [batch], tags that an item must have one of; kEveryTag allows all. Needs a trie with tags.
+  const uint64_t* allow = nullptr;
+  const int64_t* widths = nullptr;  // [batch], most beams of a request, 0 .. M
+};
+
+// The legal codes of every beam, in the order of requests, beams and codes.
+struct LegalCodes {
+  const int64_t* offsets = nullptr;  // [batch * M + 1], where each beam's begin
+  const int32_t* codes = nullptr;    // [offsets[batch * M]]
 };
 
 // Beams of `batch` requests through sessions of `items` items: after the last level a beam has an
-// item and starts at the root again. A continuation is legal if it leads to an item that is not
-// denied to its request and not yet in its own session, so no beam meets a dead end.
+// item and starts at the root again. A continuation is legal if it leads to an item that the trie
+// has, that its request is allowed and that is not yet in its own session, so no beam meets a dead
+// end.
 class ONEREC_API BeamSearch {
  public:
   // Throws std::invalid_argument for an option out of range.
@@ -89,15 +129,27 @@ class ONEREC_API BeamSearch {
   BeamSearch(const BeamSearch&) = delete;
   BeamSearch& operator=(const BeamSearch&) = delete;
 
-  // Starts anew. deny[deny_offsets[b]] .. deny[deny_offsets[b + 1]] are the leaf ids denied to
-  // request b, ascending and distinct; null pointers deny nothing.
-  // Throws std::invalid_argument for a leaf out of range or out of order.
-  void Reset(const int64_t* deny, const int64_t* deny_offsets);
+  // Starts anew, over another trie if one is given. Throws std::invalid_argument for a request out
+  // of range, deny lists out of order, tags without a trie that has them, or a trie of other levels
+  // or another codebook size; the search is then as it was.
+  void Reset(const BeamRequests& requests, std::shared_ptr<const Trie> trie = nullptr);
 
-  // Extends every beam by one code; `rows` is the number of rows that the logits have for a
-  // request, M (or 1 at the first step). Allocates nothing. Throws std::invalid_argument for
-  // another number of rows, std::logic_error when Done().
+  // Most rows of a request that may be live before the next step: 1 at first, then the largest of
+  // the widths of the last step.
+  int64_t Rows() const;
+  // Extends every beam by one code; the logits have `rows` rows for a request, Rows() .. M.
+  // Allocates nothing. Throws std::invalid_argument for another number of rows, std::logic_error
+  // when Done().
   void Step(const Logits& logits, int64_t rows);
+
+  // What the next step may choose from; owned by the search, valid until the next call.
+  const LegalCodes& Legal();
+  // Step with the logits of those codes alone, in their order: nothing else is needed under legal
+  // softmax and raw scores, so a caller can multiply with the legal rows of its output layer only,
+  // and give any finite logit where legal softmax leaves a beam one code. `count` is the number of
+  // codes that Legal gave, which must have been called since the step before. Throws
+  // std::invalid_argument for another count or full softmax, std::logic_error when Done().
+  void StepLegal(const float* logits, int64_t count);
 
   // The last step's beams, as in BeamStepOutput; owned by the search, valid until the next call.
   const int64_t* Parents() const;
@@ -107,12 +159,15 @@ class ONEREC_API BeamSearch {
   // Copies them to the caller's arrays.
   void State(int64_t* parents, int64_t* tokens, float* scores, int32_t* valid) const;
 
+  const std::shared_ptr<const Trie>& trie() const;
   int64_t Steps() const;             // codes that each beam has, over all items
   bool Done() const;                 // every item is finished
   void Items(int64_t* items) const;  // leaf ids [batch, M, m]; -1 if dead or not finished
   void Sids(int32_t* sids) const;    // codes [batch, M, m, L]; -1 likewise
 
  private:
+  void Advance(const Logits& logits, bool legal_only);
+
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

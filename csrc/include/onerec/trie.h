@@ -26,11 +26,13 @@
 // spare.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "onerec/export.h"
 
@@ -72,6 +74,15 @@ struct TrieView {
     for (int level = depth; level < levels; ++level) node = FirstEdge(level, node);
     return node;
   }
+  // The node of depth `level` that has `edge` of that level.
+  int64_t NodeOf(int level, int64_t edge) const {
+    int64_t low = 0, high = nodes[level];  // FirstEdge(low) <= edge < FirstEdge(high)
+    while (high - low > 1) {
+      const int64_t middle = low + (high - low) / 2;
+      (FirstEdge(level, middle) <= edge ? low : high) = middle;
+    }
+    return low;
+  }
 };
 
 struct TrieLevelStats {
@@ -81,10 +92,17 @@ struct TrieLevelStats {
   int64_t single_child = 0;  // nodes with exactly one child
 };
 
+// The tag that every leaf has, whatever it was given; the others are bits 0 .. 62.
+inline constexpr uint64_t kEveryTag = uint64_t{1} << 63;
+
+struct TrieBlock;
+
+// Never changes; what changes it makes another, so whoever holds one keeps what it holds.
 class ONEREC_API Trie {
  public:
-  // Builds from n semantic ids, row i at sids + i * row_stride, in any order; duplicates count
-  // once. Throws std::invalid_argument if levels, codebook_size or a code is out of range.
+  // Builds from n semantic ids, row i at sids + i * row_stride, in any order (sorted ones are the
+  // faster); duplicates count once. Throws std::invalid_argument if levels, codebook_size or a code
+  // is out of range.
   static std::shared_ptr<const Trie> Build(const int32_t* sids, int64_t n, int64_t row_stride,
                                            int levels, int codebook_size);
   // Maps a file and checks all of it: header, both hashes, every pointer and token.
@@ -92,37 +110,63 @@ class ONEREC_API Trie {
   static std::shared_ptr<const Trie> Load(const std::string& path);
   // Copies the bytes of a trie, with the checks of Load.
   static std::shared_ptr<const Trie> FromBytes(const void* data, size_t size);
-  ~Trie();
-  Trie(const Trie&) = delete;
-  Trie& operator=(const Trie&) = delete;
+
+  // This trie without some more leaves, ascending and distinct: the same bytes and leaf ids, and a
+  // list of what is gone. Throws std::invalid_argument for an id out of range or out of order.
+  std::shared_ptr<const Trie> Without(const int64_t* leaves, int64_t n) const;
+  // This trie with tags[leaf], a set of bits below 63 for each leaf; null takes them away. An edge
+  // has the tags of the leaves below it.
+  std::shared_ptr<const Trie> WithTags(const uint64_t* tags) const;
+  // A trie of the live leaves and n more semantic ids, as for Build, with tags[i] for id i (null:
+  // none). An id that is already there gets both sets of tags. Leaf ids are new.
+  std::shared_ptr<const Trie> With(const int32_t* sids, int64_t n, int64_t row_stride,
+                                   const uint64_t* tags) const;
 
   // Writes beside `path` and renames, so that a reader sees the old file or the new one. Equal sets
-  // of ids give equal bytes. Throws std::runtime_error if it cannot be written.
+  // of ids give equal bytes. Tags are not written. Throws std::runtime_error if it cannot be
+  // written, std::logic_error if leaves are removed: With(nullptr, 0, 0, nullptr) has none.
   void Save(const std::string& path) const;
 
+  // Removed leaves and their edges are in it.
   const TrieView& View() const { return view_; }
-  const void* Data() const { return data_; }
-  size_t Bytes() const { return bytes_; }
+  const void* Data() const;
+  size_t Bytes() const;
   TrieLevelStats LevelStats(int level) const;
+  int64_t LiveLeaves() const {
+    return view_.Leaves() - static_cast<int64_t>(Dead(view_.levels - 1).size());
+  }
+  // Edges of a level below which every leaf is removed, ascending; of the last one, the leaves.
+  const std::vector<int64_t>& Dead(int level) const { return dead_[level]; }
+  // Appends to dead[l], for each level, the edges below which no leaf is live, ascending. A leaf is
+  // live if it is neither removed nor one of `leaves` (ascending, distinct) and has a tag of
+  // `allow`; edges whose leaves all lack such a tag may be left out.
+  void AppendDead(uint64_t allow, const std::vector<int64_t>& leaves,
+                  std::vector<int64_t>* dead) const;
+  // Tags of the edges of a level, kEveryTag among them; null if the trie has none.
+  const uint64_t* Tags(int level) const { return tags_ ? (*tags_)[level].data() : nullptr; }
 
   // nodes[i] = node of `depth` that the i-th prefix of `depth` codes leads to (a leaf id if depth
-  // is the number of levels), or -1 if no semantic id begins so. Throws std::invalid_argument if
-  // depth is out of range.
+  // is the number of levels), or -1 if no live semantic id begins so. Throws std::invalid_argument
+  // if depth is out of range.
   void Lookup(const int32_t* prefixes, int64_t n, int64_t row_stride, int depth, int64_t* nodes,
               int num_threads) const;
   // For n nodes of `depth`, below the last level, one bit a code, lowest first: whether it leads to
-  // a child. Row i has (codebook_size + 31) / 32 words; node -1 has none set.
+  // a live leaf. Row i has (codebook_size + 31) / 32 words; node -1 has none set.
   // Throws std::invalid_argument for a depth or node out of range.
   void Bitmask(const int64_t* nodes, int64_t n, int depth, uint32_t* words) const;
   // Writes the [n, levels] codes of leaves. Throws std::invalid_argument for an id out of range.
   void LeafSids(const int64_t* leaves, int64_t n, int32_t* sids) const;
 
  private:
+  using EdgeTags = std::array<std::vector<uint64_t>, kMaxTrieLevels>;
+
   Trie() = default;
-  void* data_ = nullptr;
-  size_t bytes_ = 0;
-  bool mapped_ = false;
+  explicit Trie(std::shared_ptr<TrieBlock> block);  // of bytes that are known to be a trie
+
+  std::shared_ptr<const TrieBlock> block_;
   TrieView view_;
+  std::array<std::vector<int64_t>, kMaxTrieLevels> dead_;
+  std::shared_ptr<const EdgeTags> tags_;
 };
 
 // The parts of a trie in `size` bytes. Checks the header and that every section lies inside, but

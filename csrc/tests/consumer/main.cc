@@ -107,7 +107,7 @@ int main() {
   onerec::BeamSearch search(trie, options);
   const std::vector<int64_t> denied = {0, leaves - 1};
   const std::vector<int64_t> offsets = {0, 2};
-  search.Reset(denied.data(), offsets.data());
+  search.Reset({denied.data(), offsets.data()});
   std::vector<uint64_t> paths(kBeams, 1);
   std::vector<float> logits(kBeams * kCodes);
   for (int64_t rows = 1; !search.Done(); rows = kBeams) {

@@ -18,21 +18,24 @@ class ReferenceSearch:
     def __init__(
         self,
         sids: npt.NDArray[Any],
-        batch_size: int,
-        beam_width: int,
+        widths: Sequence[Sequence[int]],
         session_length: int,
         scoring: str,
         temperature: float,
-        deny: Sequence[npt.NDArray[np.int64]],
+        banned: Sequence[npt.NDArray[np.int64]],
+        beam_width: int,
     ) -> None:
+        """`widths` are each request's most beams after each step, `banned` the leaves it must not
+        reach, `beam_width` the rows of a state."""
         self.table = LeafTable(sids)
         self.levels = self.table.sids.shape[1]
-        self.shape = (batch_size, beam_width, session_length)
-        self.scoring, self.temperature, self.deny = scoring, temperature, deny
+        self.shape = (len(widths), beam_width, session_length)
+        self.scoring, self.temperature = scoring, temperature
+        self.widths, self.banned = widths, banned
         self.level = self.item = 0
         # A beam: score, leaves of its finished items, node of the current one.
         self.beams: list[list[tuple[float, list[int], int]]] = [
-            [(0.0, [], 0)] for _ in range(batch_size)
+            [(0.0, [], 0)] if steps and steps[0] > 0 else [] for steps in widths
         ]
 
     def step(
@@ -50,10 +53,10 @@ class ReferenceSearch:
                 [beam[2] for beam in beams],
                 self.table,
                 self.level,
-                width,
+                self.widths[b][self.item * self.levels + self.level],
                 self.scoring,
                 self.temperature,
-                [[*self.deny[b].tolist(), *beam[1]] for beam in beams],
+                [[*self.banned[b].tolist(), *beam[1]] for beam in beams],
             )
             last = self.level + 1 == self.levels
             self.beams[b] = [

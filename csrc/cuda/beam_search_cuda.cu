@@ -1,0 +1,480 @@
+// The beam step on a CUDA device: a pass over the rows, then a radix select in each request.
+//
+// Nothing is planned on the host and nothing waits for the device, so a step can be captured in a
+// graph; the trie is found through an address in device memory, so that a captured step follows a
+// swap. Sums are made in an order that depends on the row alone.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/check.h"
+#include "onerec/beam_search.h"
+
+namespace onerec {
+namespace {
+
+constexpr int kRowThreads = 256;
+constexpr int kSelectThreads = 1024;
+constexpr int kMaxRows = 4096;
+constexpr int kDigitBits = 11;
+constexpr int kBins = 1 << kDigitBits;
+constexpr float kInfinity = __builtin_inff();
+constexpr float kLargest = 0x1.fffffep127f;
+
+// What the row pass finds out about a row.
+struct Row {
+  int64_t first;  // edge of its first child
+  double score;
+  double norm;
+  int degree;  // 0 if nothing can follow
+  int dead;    // where the dead edges among its children begin
+  int dead_count;
+};
+
+struct Step {
+  const uint64_t* trie;  // address of the trie's bytes
+  int level, vocab, scoring;
+  int64_t rows, width;
+  double temperature;
+  float scale;  // log2(e) / temperature
+  const void* logits;
+  int64_t batch_stride, row_stride;
+  const double* scores;
+  const int64_t* nodes;
+  const int64_t* widths;
+  const int64_t* dead;
+  const int64_t* dead_offsets;
+  const uint64_t* tags;
+  const uint64_t* allow;
+  Row* row_info;  // [batch, rows]
+  BeamStepOutput out;
+  int capacity;  // candidates that the select sorts, a power of two
+};
+
+// One level of the trie whose bytes begin at `data`; the offsets are those of onerec/trie.h.
+struct Level {
+  __device__ Level(const Step& s) {
+    const char* const data = reinterpret_cast<const char*>(*s.trie);
+    pointer_bytes = *reinterpret_cast<const uint32_t*>(data + 36);
+    nodes = *reinterpret_cast<const int64_t*>(data + 40 + 8 * s.level);
+    tokens = data + *reinterpret_cast<const uint64_t*>(data + 112 + 8 * s.level);
+    pointers = data + *reinterpret_cast<const uint64_t*>(data + 176 + 8 * s.level);
+    token_bytes = s.vocab <= 256 ? 1 : 2;
+  }
+  __device__ int64_t FirstEdge(int64_t node) const {
+    return pointer_bytes == 4
+               ? static_cast<int64_t>(reinterpret_cast<const uint32_t*>(pointers)[node])
+               : reinterpret_cast<const int64_t*>(pointers)[node];
+  }
+  __device__ int Token(int64_t edge) const {
+    return token_bytes == 1 ? reinterpret_cast<const uint8_t*>(tokens)[edge]
+                            : reinterpret_cast<const uint16_t*>(tokens)[edge];
+  }
+  const char* tokens;
+  const char* pointers;
+  int64_t nodes;
+  uint32_t pointer_bytes;
+  int token_bytes;
+};
+
+__device__ float ToFloat(float x) { return x; }
+__device__ float ToFloat(__half x) { return __half2float(x); }
+__device__ float ToFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+// A logit by the rule of onerec/beam_search.h.
+__device__ float Readable(float x) { return isnan(x) ? -kInfinity : fminf(x, kLargest); }
+
+template <class T>
+__device__ const T* RowOf(const Step& s, int64_t b, int64_t r) {
+  return static_cast<const T*>(s.logits) + b * s.batch_stride + r * s.row_stride;
+}
+
+__device__ int64_t LowerBound(const int64_t* values, int64_t begin, int64_t end, int64_t wanted) {
+  while (begin < end) {
+    const int64_t middle = begin + (end - begin) / 2;
+    if (values[middle] < wanted) {
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return begin;
+}
+
+__device__ bool Legal(const Step& s, const Row& row, int64_t b, int64_t edge) {
+  if (row.dead_count > 0) {
+    const int64_t* const dead = s.dead + s.dead_offsets[b] + row.dead;
+    const int64_t at = LowerBound(dead, 0, row.dead_count, edge);
+    if (at < row.dead_count && dead[at] == edge) return false;
+  }
+  return s.allow == nullptr || s.allow[b] == kEveryTag || (s.tags[edge] & s.allow[b]) != 0;
+}
+
+// sum exp(x / T), relative to the largest x so far.
+struct Exponentials {
+  __device__ void Take(float x, float scale) {
+    if (x > largest) {
+      part *= exp2f((largest - x) * scale);
+      largest = x;
+    }
+    if (largest != -kInfinity) part += exp2f((x - largest) * scale);
+  }
+  __device__ void Join(float other_largest, double other_sum, float scale) {
+    const float top = fmaxf(largest, other_largest);
+    if (top == -kInfinity) return;
+    const double d = scale;
+    sum = (largest == -kInfinity ? 0.0 : sum * exp2((static_cast<double>(largest) - top) * d)) +
+          (other_largest == -kInfinity
+               ? 0.0
+               : other_sum * exp2((static_cast<double>(other_largest) - top) * d));
+    largest = top;
+  }
+  float largest = -kInfinity;
+  float part = 0;  // of a thread, before it joins
+  double sum = 0;
+};
+
+// Log sum exp over a block; all threads must call it, thread 0 gets the result.
+__device__ double LogSum(Exponentials mine, const Step& s) {
+  __shared__ float largest[kRowThreads / 32];
+  __shared__ double sums[kRowThreads / 32];
+  mine.sum += mine.part;
+  for (int step = 16; step > 0; step /= 2) {
+    const float other = __shfl_down_sync(~0u, mine.largest, step);
+    const double sum = __shfl_down_sync(~0u, mine.sum, step);
+    mine.Join(other, sum, s.scale);
+  }
+  if (threadIdx.x % 32 == 0) {
+    largest[threadIdx.x / 32] = mine.largest;
+    sums[threadIdx.x / 32] = mine.sum;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return 0;
+  for (int warp = 1; warp < kRowThreads / 32; ++warp) {
+    mine.Join(largest[warp], sums[warp], s.scale);
+  }
+  if (mine.largest == -kInfinity) return -static_cast<double>(kInfinity);
+  return static_cast<double>(mine.largest) / s.temperature + log(mine.sum);
+}
+
+// One block a row: the children that it has, and the logarithm that normalises it.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads) RowPass(Step s) {
+  const int64_t at = blockIdx.x, b = at / s.rows;
+  const Level level(s);
+  const int64_t node = s.nodes[at];
+  Row row{};
+  row.score = s.scores[at];
+  const bool wanted = s.widths == nullptr || s.widths[b] > 0;
+  if (node >= 0 && node < level.nodes && isfinite(row.score) && wanted) {
+    row.first = level.FirstEdge(node);
+    row.degree = static_cast<int>(level.FirstEdge(node + 1) - row.first);
+  }
+  if (row.degree > 0 && s.dead != nullptr) {
+    const int64_t begin = s.dead_offsets[b], end = s.dead_offsets[b + 1];
+    const int64_t from = LowerBound(s.dead, begin, end, row.first);
+    row.dead = static_cast<int>(from - begin);
+    row.dead_count = static_cast<int>(LowerBound(s.dead, from, end, row.first + row.degree) - from);
+  }
+  if (row.degree > 0 && s.scoring != static_cast<int>(Scoring::kRaw)) {
+    const T* const logits = RowOf<T>(s, b, at % s.rows);
+    Exponentials mine;
+    if (s.scoring == static_cast<int>(Scoring::kFullSoftmax)) {
+      constexpr int kGroup = 16 / sizeof(T);
+      const bool aligned = reinterpret_cast<uintptr_t>(logits) % 16 == 0;
+      for (int i = static_cast<int>(threadIdx.x) * kGroup; i < s.vocab; i += kRowThreads * kGroup) {
+        alignas(16) T group[kGroup];
+        if (aligned && i + kGroup <= s.vocab) {
+          *reinterpret_cast<uint4*>(group) = *reinterpret_cast<const uint4*>(logits + i);
+        } else {
+          for (int j = 0; j < kGroup; ++j) {
+            group[j] = i + j < s.vocab ? logits[i + j] : T(-kInfinity);
+          }
+        }
+        for (int j = 0; j < kGroup; ++j) mine.Take(Readable(ToFloat(group[j])), s.scale);
+      }
+    } else {
+      for (int i = static_cast<int>(threadIdx.x); i < row.degree; i += kRowThreads) {
+        if (!Legal(s, row, b, row.first + i)) continue;
+        mine.Take(Readable(ToFloat(logits[level.Token(row.first + i)])), s.scale);
+      }
+    }
+    row.norm = LogSum(mine, s);
+    if (isinf(row.norm)) row.degree = 0;
+  }
+  if (threadIdx.x == 0) s.row_info[at] = row;
+}
+
+struct Candidate {
+  uint64_t key;  // greater is better; 0 is none
+  uint32_t parent, slot;
+};
+
+__device__ bool Before(const Candidate& a, const Candidate& b) {
+  if (a.key != b.key) return a.key > b.key;
+  return a.parent != b.parent ? a.parent < b.parent : a.slot < b.slot;
+}
+
+// Numbers in the order of the scores; no score gives 0.
+__device__ uint64_t Key(double score) {
+  const auto bits = static_cast<uint64_t>(__double_as_longlong(score + 0.0));  // no negative zero
+  return bits >> 63 ? ~bits : bits | uint64_t{1} << 63;
+}
+__device__ double Score(uint64_t key) {
+  return __longlong_as_double(
+      static_cast<long long>(key >> 63 ? key & ~(uint64_t{1} << 63) : ~key));
+}
+
+// The candidates of a request: the children of its rows, one row after the other.
+template <class T>
+struct Candidates {
+  __device__ Candidate Get(int i) const {
+    int low = 0, high = static_cast<int>(s.rows);  // offsets[low] <= i < offsets[high]
+    while (high - low > 1) {
+      const int middle = (low + high) / 2;
+      if (offsets[middle] <= i) {
+        low = middle;
+      } else {
+        high = middle;
+      }
+    }
+    const Row& row = rows[low];
+    Candidate made{0, static_cast<uint32_t>(low), static_cast<uint32_t>(i - offsets[low])};
+    const int64_t edge = row.first + made.slot;
+    if (!Legal(s, row, b, edge)) return made;
+    const float x = Readable(ToFloat(RowOf<T>(s, b, low)[level.Token(edge)]));
+    if (x == -kInfinity) return made;
+    made.key = Key(row.score + (static_cast<double>(x) / s.temperature - row.norm));
+    return made;
+  }
+
+  const Step& s;
+  const Level& level;
+  const Row* rows;
+  const int* offsets;  // [rows + 1]
+  int64_t b;
+};
+
+// The highest bin at which the counts from the top reach `wanted`, and the count above it; warp 0
+// calls it. Bin 0 if they never do.
+__device__ void FindBin(const int* counts, int wanted, int* bin, int* above) {
+  constexpr int kEach = kBins / 32;
+  const int lane = static_cast<int>(threadIdx.x);
+  const int top = kBins - lane * kEach;  // this lane's bins are top - kEach .. top
+  int own = 0;
+  for (int i = 1; i <= kEach; ++i) own += counts[top - i];
+  int before = own;  // inclusive sum over the lanes
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(~0u, before, step);
+    if (lane >= step) before += other;
+  }
+  const unsigned reached = __ballot_sync(~0u, before >= wanted);
+  const int chosen = reached == 0 ? 31 : __ffs(static_cast<int>(reached)) - 1;
+  if (lane != chosen) return;
+  int sum = before - own, at = top - 1;
+  while (at > top - kEach && sum + counts[at] < wanted) sum += counts[at--];
+  *bin = at;
+  *above = sum;
+}
+
+// One block a request: the best candidates in order.
+template <class T>
+__global__ void __launch_bounds__(kSelectThreads) Select(Step s) {
+  extern __shared__ char shared[];
+  auto* const best = reinterpret_cast<Candidate*>(shared);          // [capacity]
+  auto* const offsets = reinterpret_cast<int*>(best + s.capacity);  // [rows + 1]
+  __shared__ int counts[kBins];
+  __shared__ int bin, above, found;
+  __shared__ int warps[kSelectThreads / 32];
+  const int64_t b = blockIdx.x;
+  const int thread = static_cast<int>(threadIdx.x);
+  const Row* const rows = s.row_info + b * s.rows;
+  const Level level(s);
+  const int wanted = static_cast<int>(s.widths == nullptr ? s.width : s.widths[b]);
+
+  if (thread < 32) {  // where each row's candidates begin
+    int sum = 0;
+    for (int r = 0; r < s.rows; r += 32) {
+      const int degree = r + thread < s.rows ? rows[r + thread].degree : 0;
+      int inclusive = degree;
+      for (int step = 1; step < 32; step *= 2) {
+        const int other = __shfl_up_sync(~0u, inclusive, step);
+        if (thread >= step) inclusive += other;
+      }
+      if (r + thread < s.rows) offsets[r + thread] = sum + inclusive - degree;
+      sum += __shfl_sync(~0u, inclusive, 31);
+    }
+    if (thread == 0) {
+      offsets[s.rows] = sum;
+      found = 0;
+    }
+  }
+  __syncthreads();
+  const int total = offsets[s.rows];
+  const Candidates<T> candidates{s, level, rows, offsets, b};
+
+  // Digit by digit from the top, until what is as good as the threshold can be sorted.
+  uint64_t threshold = 0, decided = 0;
+  int missing = wanted, better = 0;
+  for (int shift = 64; shift > 0 && wanted > 0 && total > s.capacity;) {
+    const int bits = min(kDigitBits, shift);
+    shift -= bits;
+    for (int i = thread; i < kBins; i += kSelectThreads) counts[i] = 0;
+    __syncthreads();
+    for (int i = thread; i < total; i += kSelectThreads) {
+      const uint64_t key = candidates.Get(i).key;
+      if (key != 0 && (key & decided) == threshold) {
+        atomicAdd(&counts[(key >> shift) & ((uint64_t{1} << bits) - 1)], 1);
+      }
+    }
+    __syncthreads();
+    if (thread < 32) FindBin(counts, missing, &bin, &above);
+    __syncthreads();
+    threshold |= static_cast<uint64_t>(bin) << shift;
+    decided |= ((uint64_t{1} << bits) - 1) << shift;
+    better += above;
+    missing -= above;
+    const bool few = better + counts[bin] <= s.capacity;
+    __syncthreads();  // counts and bin are read before the next round writes them
+    if (few) {
+      decided = 0;
+      break;
+    }
+  }
+  // `decided` is whole only if more candidates are equal to the threshold than can be sorted: then
+  // the first `missing` of them are taken in their order.
+  const bool tied = decided == ~uint64_t{0};
+  for (int i = thread; i < total && wanted > 0; i += kSelectThreads) {
+    const Candidate candidate = candidates.Get(i);
+    if (candidate.key != 0 && (tied ? candidate.key > threshold : candidate.key >= threshold)) {
+      best[atomicAdd(&found, 1)] = candidate;
+    }
+  }
+  __syncthreads();
+  if (tied) {
+    int taken = 0;
+    for (int begin = 0; begin < total && taken < missing; begin += kSelectThreads) {
+      const int i = begin + thread;
+      const Candidate candidate = i < total ? candidates.Get(i) : Candidate{};
+      const bool equal = candidate.key == threshold;
+      const unsigned mask = __ballot_sync(~0u, equal);
+      if (thread % 32 == 0) warps[thread / 32] = __popc(mask);
+      __syncthreads();
+      int place = taken + __popc(mask & ((1u << (thread % 32)) - 1)), all = 0;
+      for (int warp = 0; warp < kSelectThreads / 32; ++warp) {
+        if (warp < thread / 32) place += warps[warp];
+        all += warps[warp];
+      }
+      if (equal && place < missing) best[better + place] = candidate;
+      taken += all;
+      __syncthreads();
+    }
+    if (thread == 0) found = better + min(taken, missing);
+    __syncthreads();
+  }
+
+  int size = 1;  // bitonic sort
+  while (size < found) size *= 2;
+  for (int i = found + thread; i < size; i += kSelectThreads) best[i] = {0, ~0u, ~0u};
+  __syncthreads();
+  for (int run = 2; run <= size; run *= 2) {
+    for (int step = run / 2; step > 0; step /= 2) {
+      for (int i = thread; i < size / 2; i += kSelectThreads) {
+        const int low = i / step * 2 * step + i % step, high = low + step;
+        const Candidate a = best[low], z = best[high];
+        if (Before(z, a) == ((low & run) == 0)) {
+          best[low] = z;
+          best[high] = a;
+        }
+      }
+      __syncthreads();
+    }
+  }
+
+  const int live = min(found, wanted);
+  for (int i = thread; i < s.width; i += kSelectThreads) {
+    const int64_t at = b * s.width + i;
+    if (i < live) {
+      const Candidate candidate = best[i];
+      const int64_t edge = rows[candidate.parent].first + candidate.slot;
+      s.out.parents[at] = candidate.parent;
+      s.out.tokens[at] = level.Token(edge);
+      s.out.nodes[at] = edge;
+      s.out.scores[at] = Score(candidate.key);
+    } else {
+      s.out.parents[at] = 0;
+      s.out.tokens[at] = s.out.nodes[at] = -1;
+      s.out.scores[at] = -static_cast<double>(kInfinity);
+    }
+  }
+  if (thread == 0) s.out.valid[b] = live;
+}
+
+template <class T>
+void Launch(const Step& s, int64_t batch, cudaStream_t stream) {
+  if (s.rows > 0) {
+    RowPass<T><<<static_cast<unsigned>(batch * s.rows), kRowThreads, 0, stream>>>(s);
+    CheckCuda(cudaGetLastError(), "beam step, rows");
+  }
+  const auto bytes = static_cast<int>(s.capacity * sizeof(Candidate) + (s.rows + 1) * sizeof(int));
+  CheckCuda(cudaFuncSetAttribute(Select<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+            "beam step, shared memory");
+  Select<T><<<static_cast<unsigned>(batch), kSelectThreads, bytes, stream>>>(s);
+  CheckCuda(cudaGetLastError(), "beam step, select");
+}
+
+}  // namespace
+
+size_t CudaBeamStepBytes(int64_t batch, int64_t rows) {
+  return static_cast<size_t>(batch * rows) * sizeof(Row);
+}
+
+void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& input,
+                  Scoring scoring, double temperature, const BeamStepOutput& output,
+                  void* workspace, void* stream) {
+  if (input.rows > kMaxRows || output.width > kMaxRows) {
+    throw std::invalid_argument("rows and width: wanted at most " + std::to_string(kMaxRows) +
+                                " on CUDA, got " + std::to_string(input.rows) + " and " +
+                                std::to_string(output.width));
+  }
+  if (input.batch == 0) return;
+  Step s{};
+  s.trie = trie;
+  s.level = input.level;
+  s.vocab = codebook_size;
+  s.scoring = static_cast<int>(scoring);
+  s.rows = input.rows;
+  s.width = output.width;
+  s.temperature = temperature;
+  s.scale = static_cast<float>(std::min(1.4426950408889634 / temperature, 0x1.fffffep127));
+  s.logits = input.logits.data;
+  s.batch_stride = input.logits.batch_stride;
+  s.row_stride = input.logits.row_stride;
+  s.scores = input.scores;
+  s.nodes = input.nodes;
+  s.widths = input.widths;
+  s.dead = input.dead;
+  s.dead_offsets = input.dead_offsets;
+  s.tags = input.tags;
+  s.allow = input.allow;
+  s.row_info = static_cast<Row*>(workspace);
+  s.out = output;
+  s.capacity = 1024;
+  while (s.capacity < 2 * output.width) s.capacity *= 2;
+  const auto on = static_cast<cudaStream_t>(stream);
+  switch (input.logits.type) {
+    case LogitType::kFloat32:
+      return Launch<float>(s, input.batch, on);
+    case LogitType::kFloat16:
+      return Launch<__half>(s, input.batch, on);
+    case LogitType::kBFloat16:
+      return Launch<__nv_bfloat16>(s, input.batch, on);
+  }
+}
+
+}  // namespace onerec

@@ -14,7 +14,7 @@ CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu')
 # Where the GPU is, the machine's own interpreter and packages are used as they are.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint types format cpp-test docs bench gpu-check clean
+.PHONY: demo test lint types format cpp-test fuzz docs bench gpu-check clean
 
 $(VENV)/.created:
 	@test -n "$(PYTHON)" || { echo "onerec needs Python 3.11 or newer" >&2; exit 1; }
@@ -72,6 +72,19 @@ cpp-test: $(VENV)/.extra-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CXX_BUILD)
 	TSAN_OPTIONS=die_after_fork=0 \
 	  $(BIN)/ctest --test-dir $(CXX_BUILD) --output-on-failure -j 2 --timeout 600
+
+# Coverage-guided fuzzing of the trie's loader, FUZZ_SECONDS long; wants clang with libFuzzer. What it
+# finds worth keeping is merged into the corpus that the C++ tests run.
+FUZZ_SECONDS ?= 600
+CORPUS := csrc/tests/corpus/trie
+fuzz: $(VENV)/.extra-dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" CXX=clang++ cmake -S . -B build/fuzz -G Ninja \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DONEREC_CUDA=OFF -DONEREC_FUZZ=ON
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/fuzz --target onerec_fuzz_trie
+	mkdir -p build/fuzz/found $(CORPUS)
+	build/fuzz/onerec_fuzz_trie -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 \
+	  build/fuzz/found $(CORPUS)
+	build/fuzz/onerec_fuzz_trie -merge=1 $(CORPUS) build/fuzz/found
 
 docs: $(VENV)/.installed $(VENV)/.extra-docs
 	$(BIN)/python benchmarks/results.py render

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from onerec._native import core
 from onerec.trie import ArrayLike, SidTrie, as_int_array
+
+if TYPE_CHECKING:
+    from onerec import _C
 
 
 class Epoch(NamedTuple):
@@ -39,7 +42,7 @@ class LiveTrie:
     """
 
     def __init__(self, trie: SidTrie) -> None:
-        self._native = core().LiveTrie(trie.native)
+        self._native: _C.LiveTrie = core().LiveTrie(trie.native)
         self._levels = trie.levels
 
     def pin(self) -> Epoch:

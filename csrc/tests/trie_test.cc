@@ -4,6 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <memory>
 #include <random>
 #include <set>
@@ -12,6 +15,7 @@
 #include <vector>
 
 #include "cpu/xxh64.h"
+#include "tests/fuzz_trie.h"
 #include "tests/random_sids.h"
 
 namespace onerec {
@@ -179,6 +183,17 @@ TEST(Trie, RefusesOrSurvivesDamage) {
     }
   }
   EXPECT_GT(accepted, 0);
+}
+
+TEST(Trie, SurvivesWhatTheFuzzerFound) {
+  int files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(ONEREC_CORPUS "/trie")) {
+    std::ifstream file(entry.path(), std::ios::binary);
+    const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+    FuzzTrie(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
+    ++files;
+  }
+  EXPECT_GT(files, 0);
 }
 
 TEST(Trie, RefusesBadArguments) {

@@ -113,9 +113,8 @@ class Comparison:
 
 
 def _summary(seconds: np.ndarray, work: Mapping[str, float]) -> dict[str, Any]:
-    p20, median, p80 = (float(v) for v in np.percentile(seconds, (20, 50, 80)))
+    p20, median, p80, p99 = (float(v) for v in np.percentile(seconds, (20, 50, 80, 99)))
     rates = {unit: amount / median for unit, amount in work.items()}
-    p99 = float(np.percentile(seconds, 99))
     return {"median_s": median, "p20_s": p20, "p80_s": p80, "p99_s": p99, "rates": rates}
 
 

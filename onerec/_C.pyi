@@ -224,3 +224,40 @@ def packed_gemm(
     add: bool,
     num_threads: int,
 ) -> None: ...
+
+class EngineFormatError(RuntimeError): ...
+
+class EngineModel:
+    nbytes: int
+    config: dict[str, int | float]
+    @staticmethod
+    def build(
+        fields: dict[str, int | float], tensors: dict[str, tuple[int, int]], num_threads: int
+    ) -> EngineModel: ...
+    @staticmethod
+    def load(path: str) -> EngineModel: ...
+    def save(self, path: str) -> None: ...
+
+def save_catalog(
+    path: str, n: int, leaves: int, leaf_of_item: int, text: bool, ids: int, offsets: int
+) -> None: ...
+
+class Engine:
+    def __init__(self, model: EngineModel, trie: Trie) -> None: ...
+    def run(
+        self,
+        codes: int,
+        offsets: int,
+        deny: int,
+        deny_offsets: int,
+        batch: int,
+        width: int,
+        session_length: int,
+        scoring: int,
+        temperature: float,
+        num_threads: int,
+        items: int,
+        sids: int,
+        scores: int,
+        valid: int,
+    ) -> None: ...

@@ -13,13 +13,13 @@ namespace {
 
 int64_t Panels(int64_t n) { return (n + kPanelWidth - 1) / kPanelWidth; }
 
-uint16_t ToBFloat16(float value) {
+}  // namespace
+
+uint16_t RoundToBFloat16(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7FFFFFFF) > 0x7F800000) return static_cast<uint16_t>((bits >> 16) | 0x40);  // NaN
   return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
 }
-
-}  // namespace
 
 int64_t PanelBytes(int64_t k, WeightType type) {
   return type == WeightType::kFloat32 ? k * kPanelWidth * 4 : (k + 1) / 2 * kPanelWidth * 4;
@@ -42,7 +42,7 @@ void PackWeights(const float* w, int64_t n, int64_t k, int64_t row_stride, Weigh
       } else {
         auto* const pairs = reinterpret_cast<uint16_t*>(out);
         for (int64_t i = 0; i < k; ++i) {
-          pairs[(i / 2 * kPanelWidth + j) * 2 + i % 2] = ToBFloat16(row[i]);
+          pairs[(i / 2 * kPanelWidth + j) * 2 + i % 2] = RoundToBFloat16(row[i]);
         }
       }
     }

@@ -8,6 +8,9 @@
 
 namespace onerec {
 
+// To nearest, ties to even.
+uint16_t RoundToBFloat16(float value);
+
 // Bytes of one panel of a matrix of k columns.
 int64_t PanelBytes(int64_t k, WeightType type);
 

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/file_block.h"
 #include "cpu/trie_format.h"
 #include "onerec/trie.h"
 
@@ -139,7 +140,7 @@ void Fill(const std::vector<Key>& keys, const TrieHeader& h, char* data, int bit
 
 // The bytes of a trie of ascending, distinct keys.
 template <class Key>
-std::shared_ptr<TrieBlock> FromKeys(const std::vector<Key>& keys, TrieHeader h, int bits) {
+std::shared_ptr<FileBlock> FromKeys(const std::vector<Key>& keys, TrieHeader h, int bits) {
   const int levels = static_cast<int>(h.levels);
   uint64_t begun[kMaxTrieLevels] = {};  // keys whose first new level is l
   if (!keys.empty()) ++begun[0];
@@ -149,9 +150,8 @@ std::shared_ptr<TrieBlock> FromKeys(const std::vector<Key>& keys, TrieHeader h, 
   h.nodes[0] = 1;
   for (int l = 0; l < levels; ++l) h.nodes[l + 1] = begun[l] + (l == 0 ? 0 : h.nodes[l]);
   if (!LayOut(h)) throw std::invalid_argument("sids: too many");
-  auto block = std::make_shared<TrieBlock>();
-  block->Allocate(h.file_bytes);
-  char* data = static_cast<char*>(block->data);
+  auto block = std::make_shared<FileBlock>(FileBlock::Allocate(h.file_bytes));
+  char* data = block->data();
   // Padding is zero so that equal tries are equal bytes.
   for (int l = 0; l < levels; ++l) {
     std::memset(data + h.tokens[l] - kTrieAlign, 0, kTrieAlign);
@@ -167,7 +167,7 @@ std::shared_ptr<TrieBlock> FromKeys(const std::vector<Key>& keys, TrieHeader h, 
                        : Fill<Key, uint64_t, uint16_t>(keys, h, data, bits);
   }
   std::memcpy(data, &h, sizeof h);
-  h.content_hash = ContentHash(data, block->bytes);
+  h.content_hash = ContentHash(data, block->size());
   h.header_hash = HeaderHash(h);
   std::memcpy(data, &h, sizeof h);
   return block;
@@ -225,7 +225,7 @@ void EraseAt(std::vector<T>& values, const std::vector<int64_t>& places) {
 
 // Calls body with a key that holds a semantic id.
 template <class Body>
-std::shared_ptr<TrieBlock> WithKey(int levels, int codebook_size, Body body) {
+std::shared_ptr<FileBlock> WithKey(int levels, int codebook_size, Body body) {
   const int bits = BitWidth(static_cast<uint32_t>(codebook_size));
   return bits * levels <= 64 ? body(uint64_t{}, bits) : body(Wide{}, bits);
 }

@@ -1,17 +1,11 @@
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
-#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "cpu/file_block.h"
 #include "cpu/thread_pool.h"
 #include "cpu/trie_format.h"
 #include "onerec/trie.h"
@@ -71,10 +65,6 @@ TrieView Validate(const void* data, size_t size) {
   if (header.content_hash != ContentHash(data, size)) Refuse("the content hash does not match");
   CheckLevels(view);
   return view;
-}
-
-std::string SystemError(const char* what, const std::string& path) {
-  return std::string(what) + " " + path + ": " + std::strerror(errno);
 }
 
 template <class Pointer, class Token>
@@ -151,50 +141,25 @@ TrieView ViewTrie(const void* data, size_t size) {
   return view;
 }
 
-TrieBlock::~TrieBlock() {
-  if (mapped) {
-    ::munmap(data, bytes);
-  } else {
-    std::free(data);
-  }
-}
+Trie::Trie(std::shared_ptr<FileBlock> block)
+    : block_(std::move(block)), view_(ViewTrie(block_->data(), block_->size())) {}
 
-Trie::Trie(std::shared_ptr<TrieBlock> block)
-    : block_(std::move(block)), view_(ViewTrie(block_->data, block_->bytes)) {}
-
-const void* Trie::Data() const { return block_->data; }
-size_t Trie::Bytes() const { return block_->bytes; }
+const void* Trie::Data() const { return block_->data(); }
+size_t Trie::Bytes() const { return block_->size(); }
 
 std::shared_ptr<const Trie> Trie::Load(const std::string& path) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  if (file < 0) throw std::runtime_error(SystemError("cannot open", path));
-  struct stat status;
-  auto block = std::make_shared<TrieBlock>();
-  if (::fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
-    block->bytes = static_cast<size_t>(status.st_size);
-    void* data = ::mmap(nullptr, block->bytes, PROT_READ, MAP_SHARED, file, 0);
-    if (data != MAP_FAILED) {
-      block->data = data;
-      block->mapped = true;
-    }
-  }
-  const std::string problem = SystemError("cannot map", path);
-  ::close(file);
-  if (!block->mapped) {
-    if (block->bytes == 0) throw TrieFormatError("not a valid trie: no bytes in " + path);
-    throw std::runtime_error(problem);
-  }
-  Validate(block->data, block->bytes);
+  auto block = std::make_shared<FileBlock>(FileBlock::Map(path));
+  if (block->size() == 0) throw TrieFormatError("not a valid trie: no bytes in " + path);
+  Validate(block->data(), block->size());
   return std::shared_ptr<const Trie>(new Trie(std::move(block)));
 }
 
 std::shared_ptr<const Trie> Trie::FromBytes(const void* data, size_t size) {
   // Sized before it is copied, so that a wrong size cannot reach the allocator.
   if (size < sizeof(TrieHeader)) ViewTrie(data, size);
-  auto block = std::make_shared<TrieBlock>();
-  block->Allocate(size);
-  std::memcpy(block->data, data, size);
-  Validate(block->data, size);
+  auto block = std::make_shared<FileBlock>(FileBlock::Allocate(size));
+  std::memcpy(block->data(), data, size);
+  Validate(block->data(), size);
   return std::shared_ptr<const Trie>(new Trie(std::move(block)));
 }
 
@@ -202,32 +167,7 @@ void Trie::Save(const std::string& path) const {
   if (!Dead(view_.levels - 1).empty()) {
     throw std::logic_error("Save: the trie has removed leaves");
   }
-  const std::string temporary = path + ".tmp" + std::to_string(::getpid());
-  const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (file < 0) throw std::runtime_error(SystemError("cannot write", temporary));
-  const char* at = static_cast<const char*>(Data());
-  size_t left = Bytes();
-  bool good = true;
-  while (good && left > 0) {
-    const ssize_t written = ::write(file, at, std::min<size_t>(left, size_t{1} << 30));
-    if (written < 0 && errno == EINTR) continue;
-    good = written > 0;
-    if (good) {
-      at += written;
-      left -= static_cast<size_t>(written);
-    }
-  }
-  good = good && ::fsync(file) == 0;
-  std::string problem = SystemError("cannot write", path);
-  good = ::close(file) == 0 && good;
-  if (good && ::rename(temporary.c_str(), path.c_str()) != 0) {
-    problem = SystemError("cannot write", path);
-    good = false;
-  }
-  if (!good) {
-    ::unlink(temporary.c_str());
-    throw std::runtime_error(problem);
-  }
+  SaveBytes(path, Data(), Bytes());
 }
 
 TrieLevelStats Trie::LevelStats(int level) const {

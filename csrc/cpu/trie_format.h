@@ -3,8 +3,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstdlib>
-#include <new>
 
 #include "cpu/xxh64.h"
 #include "onerec/trie.h"
@@ -63,23 +61,5 @@ inline bool LayOut(TrieHeader& h) {
   h.file_bytes = AlignUp(offset + kTrieAlign);
   return true;
 }
-
-// A trie's bytes, on the heap or mapped from a file.
-struct TrieBlock {
-  TrieBlock() = default;
-  TrieBlock(const TrieBlock&) = delete;
-  TrieBlock& operator=(const TrieBlock&) = delete;
-  ~TrieBlock();  // in trie_cpu.cc
-
-  void Allocate(size_t size) {
-    data = std::aligned_alloc(kTrieAlign, AlignUp(size));
-    if (data == nullptr) throw std::bad_alloc();
-    bytes = size;
-  }
-
-  void* data = nullptr;
-  size_t bytes = 0;
-  bool mapped = false;
-};
 
 }  // namespace onerec

@@ -10,5 +10,6 @@ void BindBalancedKMeans(pybind11::module_& m);
 void BindTrie(pybind11::module_& m);
 void BindBeamSearch(pybind11::module_& m);
 void BindPackedGemm(pybind11::module_& m);
+void BindEngine(pybind11::module_& m);
 
 }  // namespace onerec::python

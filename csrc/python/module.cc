@@ -9,4 +9,5 @@ PYBIND11_MODULE(_C, m) {
   onerec::python::BindTrie(m);
   onerec::python::BindBeamSearch(m);
   onerec::python::BindPackedGemm(m);
+  onerec::python::BindEngine(m);
 }

@@ -26,6 +26,8 @@ VERBS = {
     "evaluate": "stage: metrics with confidence intervals beside popularity and random",
     "recommend": "stage: sessions of items for every user, as Parquet",
     "report": "stage: one HTML file about the whole run",
+    "export": "pack a run's model and catalogue for serving and for C++ programs",
+    "serve": "recommendations over HTTP from an exported folder",
     "env": "what is installed and what this machine can do",
     "bench": "run the benchmarks of a source tree and print medians",
 }

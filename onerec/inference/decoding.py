@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from onerec.model.onerec import OneRec
-from onerec.ops import BeamState
+from onerec.ops import BeamResult, BeamSearch, BeamState
+from onerec.trie import SidTrie
 
 
 class Beams(Protocol):
@@ -97,3 +101,64 @@ class FreeBeams:
         """int32 [B, M, m, L], best session first."""
         shape = (*self.codes.shape[:2], -1, self.levels)
         return self.codes.reshape(shape).to(torch.int32)
+
+
+class TorchDecoder:
+    """Sessions of a PyTorch network under a trie, on any device.
+
+    Args:
+        model: In evaluation mode, on `device`.
+        trie: The allowed semantic ids.
+        device: Where the network lies; the beams are kept on the CPU.
+    """
+
+    def __init__(self, model: OneRec, trie: SidTrie, device: torch.device) -> None:
+        self.model, self.trie, self.device = model, trie, device
+
+    def search(
+        self,
+        codes: Sequence[npt.NDArray[np.int64]],
+        deny: Sequence[npt.NDArray[np.int64]],
+        *,
+        beam_width: int,
+        session_length: int,
+        **options: Any,
+    ) -> BeamResult:
+        """The best sessions of each request.
+
+        Args:
+            codes: For each request its history, int64 [S, L].
+            deny: For each request leaf ids never to give.
+            beam_width: M.
+            session_length: m.
+            options: `scoring` and `temperature` of `onerec.ops.BeamSearch`.
+        """
+        beams = BeamSearch(
+            self.trie,
+            batch_size=len(codes),
+            beam_width=beam_width,
+            session_length=session_length,
+            deny=deny,
+            **options,
+        )
+        self.run(codes, beams, beam_width, session_length)
+        return beams.result()
+
+    def run(
+        self,
+        codes: Sequence[npt.NDArray[np.int64]],
+        beams: Beams,
+        beam_width: int,
+        session_length: int,
+    ) -> None:
+        """Runs fresh `beams` to the end on these histories."""
+        history = np.full((len(codes), max(map(len, codes)), self.trie.levels), -1, dtype=np.int64)
+        for row, known in enumerate(codes):
+            history[row, : len(known)] = known
+        decode_sessions(
+            self.model,
+            torch.from_numpy(history).to(self.device),
+            beams,
+            beam_width=beam_width,
+            session_length=session_length,
+        )

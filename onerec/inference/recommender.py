@@ -11,9 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from onerec.inference.decoding import Beams, FreeBeams, decode_sessions
+from onerec.inference.decoding import FreeBeams, TorchDecoder
+from onerec.inference.exported import load_exported
+from onerec.inference.native import NativeDecoder, NativeModel
 from onerec.model.onerec import OneRec
-from onerec.ops import BeamResult, BeamSearch
+from onerec.ops import BeamResult
 from onerec.tokenizer import Catalog
 
 ItemId = Any  # int or str, as in the catalogue
@@ -70,27 +72,31 @@ class Recommender:
 
     A call holds all its state itself, so threads may share one object.
 
-    On the CPU a request is decoded by itself unless `batching` says otherwise: matrix products
-    round differently with the number of rows, and a result then does not depend, not even in its
-    last bit, on who else is in the call.
+    Backends: "torch" is the reference, on any device. "native" is the engine in C++ on the CPU: the
+    same items on the same float32 weights, several times faster, and a result that does not depend,
+    not even in its last bit, on who else is in the call. With "torch" on the CPU that takes
+    decoding a request by itself, which is what it does unless `batching` says otherwise.
 
     Args:
-        model: Put into evaluation mode and moved to `device`.
+        model: Put into evaluation mode and moved to `device`; for "native" it is packed and left as
+            it is, and may also be a `NativeModel`.
         catalog: Items and semantic ids; levels and codebook size must be the model's.
-        device: "cpu", "cuda", ...
-        backend: "torch".
+        device: "cpu", "cuda", ...; "cpu" for "native".
+        backend: "torch" or "native".
         dtype: Type to cast the weights to, e.g. `torch.bfloat16`; None leaves them.
-        batching: Decode several requests together; None means on every device but the CPU.
+        batching: Decode several requests together; None: always, but not with "torch" on the CPU.
         max_rows: Most beams (requests times width) decoded at once, which bounds memory; a single
             request may exceed it.
+        num_threads: Threads of a "native" call; None asks torch. "torch" has its own setting.
 
     Raises:
-        ValueError: A catalogue of other levels or codebook size, or an unknown backend.
+        ValueError: A catalogue of other levels or codebook size, an unknown backend, or one that
+            cannot run this network or device.
     """
 
     def __init__(
         self,
-        model: OneRec,
+        model: OneRec | NativeModel,
         catalog: Catalog,
         *,
         device: str | torch.device = "cpu",
@@ -98,6 +104,7 @@ class Recommender:
         dtype: torch.dtype | None = None,
         batching: bool | None = None,
         max_rows: int = 4096,
+        num_threads: int | None = None,
     ) -> None:
         config = model.config
         if (config.levels, config.codebook_size) != (catalog.levels, catalog.codebook_size):
@@ -105,15 +112,29 @@ class Recommender:
                 f"catalog must have {config.levels} levels of {config.codebook_size} codes as the "
                 f"model, got {catalog.levels} of {catalog.codebook_size}"
             )
-        if backend != "torch":
-            raise ValueError(f"backend must be 'torch', got {backend!r}")
+        if backend not in ("torch", "native"):
+            raise ValueError(f"backend must be 'torch' or 'native', got {backend!r}")
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        self.model = model.to(device=device, dtype=dtype).eval()
-        self.catalog = catalog
+        self.config, self.catalog, self.backend = config, catalog, backend
         self.device = torch.device(device)
-        self.batching = self.device.type != "cpu" if batching is None else batching
-        self.max_rows = max_rows
+        self.max_rows, self.num_threads = max_rows, num_threads
+        self._decoder: TorchDecoder | NativeDecoder
+        if backend == "native":
+            if self.device.type != "cpu":
+                raise ValueError(f"backend 'native' runs on the CPU, got device {str(device)!r}")
+            if isinstance(model, OneRec):
+                model = NativeModel.pack(model, dtype=dtype, num_threads=num_threads)
+            elif dtype not in (None, model.dtype):
+                raise ValueError(f"dtype must be None or {model.dtype}, as packed, got {dtype}")
+            self._decoder = NativeDecoder(model, catalog.trie, num_threads)
+            self.batching = batching is None or batching
+        else:
+            if isinstance(model, NativeModel):
+                raise ValueError("backend 'torch' needs a OneRec network, got a packed one")
+            model = model.to(device=device, dtype=dtype).eval()
+            self._decoder = TorchDecoder(model, catalog.trie, self.device)
+            self.batching = self.device.type != "cpu" if batching is None else batching
 
     @classmethod
     def from_pretrained(
@@ -133,6 +154,35 @@ class Recommender:
         if not isinstance(catalog, Catalog):
             catalog = Catalog.load(catalog)
         return cls(model, catalog, **options)
+
+    @classmethod
+    def from_exported(
+        cls, folder: str | Path, *, num_threads: int | None = None, max_rows: int = 4096
+    ) -> Self:
+        """Loads a folder that `onerec export` wrote, for backend "native".
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            DataError: A file is broken, or does not fit the others.
+        """
+        model, catalog = load_exported(folder)
+        return cls(model, catalog, backend="native", num_threads=num_threads, max_rows=max_rows)
+
+    def with_catalog(self, catalog: Catalog) -> Self:
+        """The same network, shared and not copied, with another catalogue.
+
+        Raises:
+            ValueError: A catalogue of other levels or codebook size.
+        """
+        return type(self)(
+            self._decoder.model,
+            catalog,
+            device=self.device,
+            backend=self.backend,
+            batching=self.batching,
+            max_rows=self.max_rows,
+            num_threads=self.num_threads,
+        )
 
     def recommend(
         self,
@@ -163,7 +213,7 @@ class Recommender:
             ValueError: An argument out of range.
             TypeError: Item ids of another kind than the catalogue's.
         """
-        length = self.model.config.session_length if session_length is None else session_length
+        length = self.config.session_length if session_length is None else session_length
         self._check_search(length, beam_width)
         if not 1 <= num_sessions <= beam_width:
             raise ValueError(
@@ -245,8 +295,13 @@ class Recommender:
             histories: As for `recommend`.
             session_length: As for `recommend`.
             beam_width: 1 takes the likeliest code each time.
+
+        Raises:
+            ValueError: An argument out of range, or backend "native", which knows legal codes only.
         """
-        length = self.model.config.session_length if session_length is None else session_length
+        if isinstance(self._decoder, NativeDecoder):
+            raise ValueError("backend 'native' decodes under the trie only; use backend 'torch'")
+        length = self.config.session_length if session_length is None else session_length
         self._check_search(length, beam_width)
         sids = np.zeros((len(histories), length, self.catalog.levels), dtype=np.int32)
         for chunk in self._chunks(self._requests(histories, None, False, length), beam_width):
@@ -256,7 +311,7 @@ class Recommender:
                 beam_width=beam_width,
                 session_length=length,
             )
-            self._decode(chunk, beams, beam_width, length)
+            self._decoder.run([request.codes for request in chunk], beams, beam_width, length)
             best = beams.sids()[:, 0].numpy()
             for row, request in enumerate(chunk):
                 sids[request.place] = best[row]
@@ -281,7 +336,7 @@ class Recommender:
 
     def warmup(self, *, beam_width: int = 128) -> None:
         """Runs an empty and a full history once, so that the first user does not pay for set-up."""
-        full = np.resize(self.catalog.item_ids, self.model.config.history_length)
+        full = np.resize(self.catalog.item_ids, self.config.history_length)
         self.recommend([[], full.tolist()], beam_width=beam_width, exclude_history=False)
 
     # Requests
@@ -306,7 +361,7 @@ class Recommender:
                 excluded = np.concatenate([excluded, self._known("exclude", place, exclude[place])])
             excluded = np.unique(excluded)
             denied = self._exhausted(excluded)
-            window = known[-self.model.config.history_length :]
+            window = known[-self.config.history_length :]
             requests.append(
                 _Request(
                     place,
@@ -358,34 +413,18 @@ class Recommender:
             length = chunk[0].items
             if length == 0:
                 continue
-            beams = BeamSearch(
-                self.catalog.trie,
-                batch_size=len(chunk),
+            result = self._decoder.search(
+                [request.codes for request in chunk],
+                [request.denied for request in chunk],
                 beam_width=beam_width,
                 session_length=length,
-                deny=[request.denied for request in chunk],
                 **options,
             )
-            self._decode(chunk, beams, beam_width, length)
-            result = beams.result()
             for row, request in enumerate(chunk):
                 keep(request, result, row)
 
-    def _decode(self, chunk: list[_Request], beams: Beams, beam_width: int, length: int) -> None:
-        longest = max(len(request.codes) for request in chunk)
-        history = np.full((len(chunk), longest, self.catalog.levels), -1, dtype=np.int64)
-        for row, request in enumerate(chunk):
-            history[row, : len(request.codes)] = request.codes
-        decode_sessions(
-            self.model,
-            torch.from_numpy(history).to(self.device),
-            beams,
-            beam_width=beam_width,
-            session_length=length,
-        )
-
     def _check_search(self, session_length: int, beam_width: int) -> None:
-        longest = self.model.config.session_length
+        longest = self.config.session_length
         if not 1 <= session_length <= longest:
             raise ValueError(
                 f"session_length must lie in 1..{longest} (the model's), got {session_length}"

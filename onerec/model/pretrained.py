@@ -79,12 +79,17 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
                 raise DataError(
                     f"{name}: no such folder, and it could not be had from the Hub: {error}"
                 ) from error
-        model = cls(cls._read_config(folder / CONFIG))
+        model = cls(cls.read_config(folder / CONFIG))
         model._read_weights(folder / WEIGHTS)
         return model.eval()
 
     @classmethod
-    def _read_config(cls, path: Path) -> Any:
+    def read_config(cls, path: Path) -> Any:
+        """The config in a folder's config.json.
+
+        Raises:
+            DataError: The file is missing, broken, or of another model.
+        """
         if not path.is_file():
             raise DataError(f"{path}: missing; a saved {cls.model_type} has {CONFIG} and {WEIGHTS}")
         try:

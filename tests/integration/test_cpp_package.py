@@ -11,9 +11,13 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from onerec import __version__
+from onerec import OneRec, OneRecConfig, Recommender, __version__
+from onerec.inference.exported import export
+from onerec.tokenizer import Catalog
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,6 +101,51 @@ def test_readme_example_compiles_and_searches(prefix: Path, tmp_path: Path) -> N
     run(compiler, tmp_path / "main.cc", *flags, f"-Wl,-rpath,{library.parent}", "-o", program)
     # Equal logits: six codes at -log 16 each, and the first two ids.
     assert run(program) == f"0 1: {-6 * math.log(16):.3f}\n"
+
+
+@pytest.fixture(scope="module")
+def examples(cmake: str, prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the built programs of examples/cpp."""
+    build = tmp_path_factory.mktemp("examples")
+    source = ROOT / "examples/cpp"
+    run(cmake, "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
+    run(cmake, "--build", build)
+    return build
+
+
+@pytest.mark.parametrize("text", [True, False], ids=["text", "integers"])
+def test_examples_recommend_the_items_of_python(examples: Path, text: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = OneRecConfig.preset("tiny", codebook_size=24, session_length=3, init_std=0.3)
+    sids = np.random.default_rng(0).integers(0, 24, (200, 3))
+    sids[51:54] = sids[50]  # items that share a semantic id
+    ids = [f"vidéo {i}" for i in range(200)] if text else [7 * i - 500 for i in range(200)]
+    catalog = Catalog.build(ids, sids, 24)
+    folder = tmp_path / "exported"
+    model = OneRec(config).eval()
+    export(model, catalog, folder)
+    recommender = Recommender(model, catalog)
+    for places in ([], [3], [50, 52, 1, 199, 0]):
+        history = [ids[i] for i in places]
+        (wanted,) = recommender.recommend([history], beam_width=32, num_sessions=3)
+        # An id that nobody has is left out.
+        given = [str(item) for item in history] + ["12345678"]
+        for name in ("recommend", "recommend_c"):
+            lines = run(examples / name, folder, *given).splitlines()
+            assert [line.split(" ", 1)[1] for line in lines] == [
+                " ".join(map(str, session)) for session in wanted.item_ids
+            ]
+            scores = [float(line.split(" ", 1)[0]) for line in lines]
+            np.testing.assert_allclose(scores, wanted.scores, atol=2e-3)
+    for name in ("recommend", "recommend_c"):
+        (folder / "catalog.bin").write_bytes(b"ONERCATL" + bytes(300))
+        refused = subprocess.run([examples / name, folder], capture_output=True, text=True)
+        assert refused.returncode == 1
+        assert "not a valid catalog.bin" in refused.stderr
+        (folder / "catalog.bin").unlink(missing_ok=True)
+        refused = subprocess.run([examples / name, folder], capture_output=True, text=True)
+        assert refused.returncode == 1
+        assert "catalog.bin: No such file" in refused.stderr
 
 
 def test_another_minor_version_is_refused(cmake: str, prefix: Path, tmp_path: Path) -> None:

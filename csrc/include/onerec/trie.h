@@ -95,7 +95,7 @@ struct TrieLevelStats {
 // The tag that every leaf has, whatever it was given; the others are bits 0 .. 62.
 inline constexpr uint64_t kEveryTag = uint64_t{1} << 63;
 
-struct TrieBlock;
+class FileBlock;
 
 // Never changes; what changes it makes another, so whoever holds one keeps what it holds.
 class ONEREC_API Trie {
@@ -161,9 +161,9 @@ class ONEREC_API Trie {
   using EdgeTags = std::array<std::vector<uint64_t>, kMaxTrieLevels>;
 
   Trie() = default;
-  explicit Trie(std::shared_ptr<TrieBlock> block);  // of bytes that are known to be a trie
+  explicit Trie(std::shared_ptr<FileBlock> block);  // of bytes that are known to be a trie
 
-  std::shared_ptr<const TrieBlock> block_;
+  std::shared_ptr<const FileBlock> block_;
   TrieView view_;
   std::array<std::vector<int64_t>, kMaxTrieLevels> dead_;
   std::shared_ptr<const EdgeTags> tags_;

@@ -1,0 +1,197 @@
+"""Whole sessions on the CPU: the native engine, the torch backend, transformers' generate().
+
+One call is a batch of requests from history codes to the best sessions, a million items, beam 128.
+`torch, network alone` runs the torch backend's network over the same steps with the beams given,
+so without any search. transformers gets a T5 of the same widths whose dense feed-forward layers are
+as wide as the experts that a token meets: about the same products, not the same weights; its
+results are checked to be items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onerec import OneRec, OneRecConfig, SidTrie
+from onerec.inference.decoding import TorchDecoder
+from onerec.inference.native import NativeDecoder, NativeModel
+from onerec.integrations.huggingface import SidLogitsProcessor, prefix_allowed_tokens_fn
+from onerec.ops import BeamResult
+
+K, LEVELS, BEAMS, ITEMS = 8192, 3, 128, 1_000_000
+SIZES = {
+    "tiny": {
+        "d_model": 128,
+        "n_heads": 4,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "d_ff": 512,
+        "n_experts": 8,
+        "expert_d_ff": 512,
+    },
+    "small": {
+        "d_model": 512,
+        "n_heads": 8,
+        "encoder_layers": 4,
+        "decoder_layers": 4,
+        "d_ff": 2048,
+        "n_experts": 24,
+        "expert_d_ff": 2048,
+    },
+}
+
+
+@cache
+def trie() -> SidTrie:
+    return SidTrie.build(np.random.default_rng(0).integers(0, K, (ITEMS, LEVELS)), K)
+
+
+@cache
+def network(size: str) -> OneRec:
+    torch.manual_seed(0)
+    config = OneRecConfig(codebook_size=K, levels=LEVELS, init_std=0.05, **SIZES[size])
+    return OneRec(config).eval()
+
+
+@cache
+def native(size: str, dtype: torch.dtype) -> NativeDecoder:
+    return NativeDecoder(NativeModel.pack(network(size), dtype=dtype), trie())
+
+
+@torch.inference_mode()
+def network_alone(model: OneRec, codes: list[np.ndarray], session_length: int) -> torch.Tensor:
+    """The network's share of a search: the same encoding and steps, each beam its own parent."""
+    batch = len(codes)
+    memory = model.encode(torch.from_numpy(np.stack(codes)))
+    caches = model.new_cache(batch, BEAMS, session_length)
+    logits = model.decode(torch.zeros(batch, 1, 1, dtype=torch.int64), caches, memory)
+    parents = torch.zeros(batch, BEAMS, dtype=torch.int64)
+    for step in range(1, session_length * LEVELS):
+        caches.choose(parents)
+        new = 2 if step % LEVELS == 0 else 1
+        tokens = torch.zeros(batch, BEAMS, new, dtype=torch.int64)
+        logits = model.decode(tokens, caches, memory)
+        parents = torch.arange(BEAMS).expand(batch, BEAMS)
+    return logits
+
+
+def generate(
+    size: str, codes: list[np.ndarray], session_length: int, way: str
+) -> Callable[[], Any]:
+    """A call of transformers' generate(); gives the codes [B * M, m * L]."""
+    from transformers import LogitsProcessorList, T5Config, T5ForConditionalGeneration
+
+    shape = SIZES[size]
+    offsets = [2 + level * K for level in range(LEVELS)]
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=2 + LEVELS * K,
+        d_model=shape["d_model"],
+        d_kv=shape["d_model"] // shape["n_heads"],
+        d_ff=2 * shape["expert_d_ff"],
+        num_layers=shape["encoder_layers"],
+        num_decoder_layers=shape["decoder_layers"],
+        num_heads=shape["n_heads"],
+        feed_forward_proj="gated-silu",
+        pad_token_id=0,
+        decoder_start_token_id=1,
+        eos_token_id=None,
+    )
+    model = T5ForConditionalGeneration(config).eval()
+    prompt = torch.from_numpy(np.stack(codes) + np.array(offsets)).flatten(1)
+    settings: dict[str, Any] = {
+        "prompt_length": 1,
+        "token_offset": offsets,
+        "session_length": session_length,
+    }
+    how: dict[str, Any] = (
+        {"prefix_allowed_tokens_fn": prefix_allowed_tokens_fn(trie(), **settings)}
+        if way == "callback"
+        else {"logits_processor": LogitsProcessorList([SidLogitsProcessor(trie(), **settings)])}
+    )
+
+    def call() -> torch.Tensor:
+        with torch.inference_mode():
+            written = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                max_new_tokens=LEVELS * session_length,
+                num_beams=BEAMS,
+                num_return_sequences=BEAMS,
+                do_sample=False,
+                **how,
+            )
+        return written[:, 1:] - torch.tensor(offsets * session_length)
+
+    return call
+
+
+# What one test runs: transformers' callback takes a second and more a call.
+CASES = [
+    ("tiny", 50, 1, 1, ("callback", "mask")),
+    ("tiny", 50, 1, 5, ("mask",)),
+    ("tiny", 50, 8, 1, ()),
+    ("tiny", 256, 1, 1, ()),
+    ("tiny", 256, 8, 5, ()),
+    ("small", 50, 1, 1, ("mask",)),
+    ("small", 50, 1, 5, ()),
+]
+
+
+@pytest.mark.parametrize(
+    ("size", "history", "batch", "session_length", "peers"),
+    CASES,
+    ids=[f"{size}-S{3 * h}-B{b}-m{m}" for size, h, b, m, _ in CASES],
+)
+def test_session(
+    compare: Any, size: str, history: int, batch: int, session_length: int, peers: tuple[str, ...]
+) -> None:
+    generator = np.random.default_rng(1)
+    codes = list(generator.integers(0, K, (batch, history, LEVELS)))
+    deny = [np.empty(0, dtype=np.int64)] * batch
+    model = network(size)
+    exact, rounded = (native(size, dtype) for dtype in (torch.float32, torch.bfloat16))
+    plain = TorchDecoder(model, trie(), torch.device("cpu"))
+    options: dict[str, Any] = {"beam_width": BEAMS, "session_length": session_length}
+
+    def overlap(one: BeamResult, other: BeamResult) -> float:
+        pairs = zip(one.items.tolist(), other.items.tolist(), strict=True)
+        shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / BEAMS for a, b in pairs]
+        return float(np.mean(shared))
+
+    expected = plain.search(codes, deny, **options)
+
+    def check(result: Any, wanted: BeamResult) -> None:
+        if isinstance(result, BeamResult):
+            assert overlap(result, wanted) > 0.3
+        elif result.dtype == torch.int64:
+            assert (trie().lookup(result.reshape(-1, LEVELS)) >= 0).all()
+        else:
+            assert torch.isfinite(result).all()
+
+    single, half = (decoder.search(codes, deny, **options) for decoder in (exact, rounded))
+    assert overlap(single, expected) > 0.97
+    torch.testing.assert_close(single.scores, expected.scores, atol=1e-3, rtol=1e-4)
+    providers: dict[str, Callable[[], Any]] = {
+        "native float32": lambda: exact.search(codes, deny, **options),
+        "native bfloat16": lambda: rounded.search(codes, deny, **options),
+        "torch": lambda: plain.search(codes, deny, **options),
+        "torch, network alone": lambda: network_alone(model, codes, session_length),
+        **{f"transformers, {way}": generate(size, codes, session_length, way) for way in peers},
+    }
+    compare(
+        providers,
+        check=check,
+        expected=expected,
+        facts={
+            "threads": torch.get_num_threads(),
+            "float32 overlap": round(overlap(single, expected), 4),
+            "bfloat16 overlap": round(overlap(half, expected), 4),
+        },
+        seconds=10.0,
+    )

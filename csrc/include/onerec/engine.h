@@ -1,0 +1,130 @@
+// The whole network on the CPU: history codes in, the best sessions of items out, in one call.
+//
+// A model is one read-only block of bytes, the same in memory and in a file, so that processes
+// share the pages of a mapped file. A result depends on its own request alone, bit for bit: not on
+// the other requests of a call, nor on the number of threads.
+//
+// File format, version 1, little endian: char[8] "ONERENGN", u32 version, u32 0x01020304, u64 size
+// of the file, EngineConfig, zeros up to byte 240, u64 XXH64 (seed 0) of bytes 256 .. end, u64
+// XXH64 of bytes 0 .. 248; then the tensors in the order and the packed form that the config
+// implies (csrc/cpu/engine_model.cc), each at the next multiple of 64.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+
+#include "onerec/beam_search.h"
+#include "onerec/export.h"
+#include "onerec/trie.h"
+
+namespace onerec {
+
+// A file that is no valid model or catalogue: truncated, corrupt, of another version or byte order.
+class ONEREC_API EngineFormatError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// What the network is made of; the fields of onerec.OneRecConfig that decoding needs.
+struct EngineConfig {
+  int32_t levels = 3;
+  int32_t codebook_size = 0;
+  int32_t session_length = 1;    // most items of a session
+  int32_t history_length = 1;    // most items of a history
+  int32_t history_is_items = 0;  // 1: the encoder reads a token an item; 0: a token a code
+  int32_t d_model = 0;
+  int32_t n_heads = 1;
+  int32_t encoder_layers = 1;
+  int32_t decoder_layers = 1;
+  int32_t d_ff = 0;
+  int32_t n_experts = 0;  // 0: dense decoder
+  int32_t experts_per_token = 0;
+  int32_t expert_d_ff = 0;
+  int32_t normalize_gates = 0;
+  int32_t activation = 0;   // 0 swiglu, 1 geglu, 2 gelu, 3 relu
+  int32_t share_codes = 1;  // encoder and decoder read one code table
+  int32_t bfloat16 = 0;     // matrices in bfloat16; activations and sums are float always
+  float norm_eps = 1e-6f;
+};
+
+class ONEREC_API EngineModel {
+ public:
+  // Gives the float32 values of a tensor of the PyTorch network, contiguous, by its name in the
+  // state dict ("encoder.0.attention.qkv.weight") and number of elements.
+  using Source = std::function<const float*(const std::string& name, int64_t elements)>;
+
+  // Packs a network. Throws std::invalid_argument for a config out of range, and what `source`
+  // throws.
+  static std::shared_ptr<const EngineModel> Build(const EngineConfig& config, const Source& source,
+                                                  int num_threads);
+  // Maps a file and checks header, sizes and hashes. Throws EngineFormatError for a bad file,
+  // std::runtime_error if it cannot be read.
+  static std::shared_ptr<const EngineModel> Load(const std::string& path);
+  ~EngineModel();
+  EngineModel(const EngineModel&) = delete;
+  EngineModel& operator=(const EngineModel&) = delete;
+
+  // Writes beside `path` and renames. Throws std::runtime_error if it cannot be written.
+  void Save(const std::string& path) const;
+  const EngineConfig& Config() const;
+  size_t Bytes() const;
+
+  struct Impl;
+  const Impl& impl() const { return *impl_; }
+
+ private:
+  EngineModel();
+  std::unique_ptr<Impl> impl_;
+};
+
+struct EngineRequest {
+  const int32_t* codes = nullptr;  // [items, levels], oldest first
+  int64_t items = 0;               // 0 .. history_length
+  const int64_t* deny = nullptr;   // leaf ids never to give, ascending and distinct
+  int64_t denied = 0;
+};
+
+struct EngineOptions {
+  int64_t beam_width = 128;
+  int64_t session_length = 1;  // items of every session, at most the model's
+  Scoring scoring = Scoring::kFullSoftmax;
+  double temperature = 1.0;
+  int num_threads = 1;
+};
+
+// The caller's arrays; rows past `valid` hold -1 and -inf.
+struct EngineResult {
+  int64_t* items = nullptr;  // [batch, beam_width, session_length], leaf ids, best session first
+  int32_t* sids = nullptr;   // [batch, beam_width, session_length, levels]; may be null
+  float* scores = nullptr;   // [batch, beam_width]
+  int32_t* valid = nullptr;  // [batch]
+};
+
+// A model and a catalogue's trie. Threads may share one engine: a call takes a workspace of its
+// own, which is kept for later calls. A call allocates only when it is larger than those before,
+// and nothing while it decodes.
+class ONEREC_API Engine {
+ public:
+  // Throws std::invalid_argument if levels or codebook sizes differ.
+  Engine(std::shared_ptr<const EngineModel> model, std::shared_ptr<const Trie> trie);
+  ~Engine();
+  Engine(const Engine&) = delete;
+  Engine& operator=(const Engine&) = delete;
+
+  // Throws std::invalid_argument for an option, a code or a leaf out of range.
+  void Run(const EngineRequest* requests, int64_t batch, const EngineOptions& options,
+           const EngineResult& result) const;
+
+  const EngineModel& Model() const;
+  const Trie& GetTrie() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace onerec

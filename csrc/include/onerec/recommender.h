@@ -1,0 +1,78 @@
+// Item ids in, sessions of item ids out: an exported folder served by the native engine, with the
+// rules of onerec.Recommender in Python and the same items.
+//
+// `onerec export` writes the folder: engine.bin, trie.bin and catalog.bin. The last one, version 1,
+// little endian: char[8] "ONERCATL", u32 version, u32 0x01020304, u64 size of the file, u64 items
+// N, u64 leaves, u64 whether ids are text, u64 bytes of the ids, u64 XXH64 (seed 0) of bytes 128 ..
+// end, u64 XXH64 of bytes 0 .. 64; zeros up to 128; then i64 leaf_of_item[N], i64 by_id[N] (items
+// in ascending order of their ids), i64 leaf_offsets[leaves + 1], i64 leaf_items[N] (items of each
+// leaf, ascending), and the ids: i64 [N], or i64 offsets[N + 1] and zero-terminated UTF-8.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "onerec/engine.h"
+#include "onerec/export.h"
+
+namespace onerec {
+
+struct RecommendOptions {
+  int64_t beam_width = 128;
+  int64_t session_length = 0;  // 0: the model's own, which is also the most
+  int64_t num_sessions = 1;    // at most beam_width
+  bool exclude_history = true;
+  Scoring scoring = Scoring::kFullSoftmax;
+  double temperature = 1.0;
+  int num_threads = 1;
+};
+
+struct RecommendedSession {
+  std::vector<int64_t> items;  // item indices, in order
+  float score = 0.0f;          // sum of the log-probabilities of their codes
+};
+
+// An item's index is its row in the catalogue. Read-only: threads may share one object.
+class ONEREC_API Recommender {
+ public:
+  // Throws EngineFormatError or TrieFormatError for a bad file, std::runtime_error if one cannot be
+  // read.
+  static std::shared_ptr<const Recommender> Load(const std::string& folder);
+  ~Recommender();
+  Recommender(const Recommender&) = delete;
+  Recommender& operator=(const Recommender&) = delete;
+
+  int64_t Items() const;
+  bool TextIds() const;
+  // Index of an item id, or -1; for ids of the other kind always -1.
+  int64_t Find(int64_t id) const;
+  int64_t Find(std::string_view id) const;
+  // Id of an item. Throws std::out_of_range for an index that is none, std::logic_error for ids of
+  // the other kind.
+  int64_t IntId(int64_t item) const;
+  const char* TextId(int64_t item) const;
+  const EngineConfig& Config() const;
+
+  // The best sessions after a history of items, oldest first; an index of -1 is left out of it.
+  // Throws std::invalid_argument for an option or index out of range.
+  std::vector<RecommendedSession> Recommend(const std::vector<int64_t>& history,
+                                            const std::vector<int64_t>& exclude,
+                                            const RecommendOptions& options) const;
+
+ private:
+  Recommender();
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Writes catalog.bin. `ids` are int64 [n], or, where `text`, zero-terminated UTF-8 beginning at
+// offsets[0 .. n], the last one being their size in bytes. Throws std::invalid_argument for a leaf
+// out of range, std::runtime_error if it cannot be written.
+ONEREC_API void SaveCatalog(const std::string& path, int64_t n, int64_t leaves,
+                            const int64_t* leaf_of_item, bool text, const void* ids,
+                            const int64_t* offsets);
+
+}  // namespace onerec

@@ -1,0 +1,301 @@
+#include "onerec/engine.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "onerec/engine_c.h"
+#include "onerec/recommender.h"
+#include "tests/random_sids.h"
+
+// Of the sanitizers' runtimes.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, size_t),
+                                                         void (*)(const volatile void*))
+    __attribute__((weak));
+
+namespace onerec {
+namespace {
+
+constexpr int kCodes = 20;
+constexpr int64_t kWidth = 13;
+
+EngineConfig Config(bool bfloat16) {
+  EngineConfig c;
+  c.levels = 3;
+  c.codebook_size = kCodes;
+  c.session_length = 3;
+  c.history_length = 5;
+  c.d_model = 18;
+  c.n_heads = 3;
+  c.encoder_layers = 2;
+  c.decoder_layers = 2;
+  c.d_ff = 21;
+  c.n_experts = 4;
+  c.experts_per_token = 2;
+  c.expert_d_ff = 19;
+  c.bfloat16 = bfloat16;
+  return c;
+}
+
+std::shared_ptr<const EngineModel> Model(const EngineConfig& config) {
+  std::mt19937 draw(7);
+  std::normal_distribution<float> normal(0.0f, 0.3f);
+  std::vector<float> values;
+  return EngineModel::Build(
+      config,
+      [&](const std::string&, int64_t elements) {
+        values.resize(static_cast<size_t>(elements));
+        for (float& value : values) value = normal(draw);
+        return values.data();
+      },
+      2);
+}
+
+struct Found {
+  explicit Found(int64_t batch, int64_t length)
+      : items(static_cast<size_t>(batch * kWidth * length)),
+        scores(static_cast<size_t>(batch * kWidth)),
+        valid(static_cast<size_t>(batch)) {}
+  EngineResult Result() { return {items.data(), nullptr, scores.data(), valid.data()}; }
+  std::vector<int64_t> items;
+  std::vector<float> scores;
+  std::vector<int32_t> valid;
+};
+
+struct Requests {
+  Requests() {
+    for (int64_t items : {0, 5, 1, 3}) {
+      codes.push_back(RandomSids(items, 3, kCodes, static_cast<uint32_t>(items)));
+    }
+    for (const auto& history : codes) {
+      list.push_back({history.data(), static_cast<int64_t>(history.size()) / 3, deny.data(),
+                      static_cast<int64_t>(deny.size())});
+    }
+  }
+  std::vector<std::vector<int32_t>> codes;
+  std::vector<int64_t> deny = {0, 7, 8};
+  std::vector<EngineRequest> list;
+};
+
+EngineOptions Options(Scoring scoring, int threads) {
+  EngineOptions o;
+  o.beam_width = kWidth;
+  o.session_length = 3;
+  o.scoring = scoring;
+  o.num_threads = threads;
+  return o;
+}
+
+TEST(Engine, AResultIsTheSameAloneInABatchAndOnMoreThreads) {
+  const auto trie = BuildTrie(RandomSids(60, 3, kCodes, 1), 3, kCodes);
+  const Requests requests;
+  for (bool bfloat16 : {false, true}) {
+    const Engine engine(Model(Config(bfloat16)), trie);
+    for (Scoring scoring : {Scoring::kFullSoftmax, Scoring::kLegalSoftmax}) {
+      Found together(4, 3);
+      engine.Run(requests.list.data(), 4, Options(scoring, 3), together.Result());
+      for (int64_t b = 0; b < 4; ++b) {
+        Found alone(1, 3);
+        engine.Run(&requests.list[static_cast<size_t>(b)], 1, Options(scoring, 1), alone.Result());
+        ASSERT_EQ(alone.valid[0], kWidth);
+        for (int64_t i = 0; i < kWidth * 3; ++i) {
+          ASSERT_EQ(alone.items[static_cast<size_t>(i)],
+                    together.items[static_cast<size_t>(b * kWidth * 3 + i)]);
+        }
+        for (int64_t i = 0; i < kWidth; ++i) {
+          ASSERT_EQ(alone.scores[static_cast<size_t>(i)],
+                    together.scores[static_cast<size_t>(b * kWidth + i)]);
+        }
+      }
+    }
+  }
+}
+
+std::atomic<bool> counting{false};
+std::atomic<int64_t> allocations{0};
+void Count(const volatile void*, size_t) {
+  if (counting) ++allocations;
+}
+void Ignore(const volatile void*) {}
+
+TEST(Engine, AnEqualCallAllocatesNothing) {
+  if (&__sanitizer_install_malloc_and_free_hooks == nullptr) {
+    GTEST_SKIP() << "a sanitizer's allocator counts; build with ONEREC_SANITIZE";
+  }
+  static const int installed = __sanitizer_install_malloc_and_free_hooks(&Count, &Ignore);
+  ASSERT_NE(installed, 0);
+  const Engine engine(Model(Config(false)), BuildTrie(RandomSids(60, 3, kCodes, 1), 3, kCodes));
+  const Requests requests;
+  Found found(4, 3);
+  for (Scoring scoring : {Scoring::kFullSoftmax, Scoring::kLegalSoftmax}) {
+    engine.Run(requests.list.data(), 4, Options(scoring, 2), found.Result());
+    allocations = 0;
+    counting = true;
+    engine.Run(requests.list.data(), 4, Options(scoring, 2), found.Result());
+    counting = false;
+    EXPECT_EQ(allocations, 0);
+  }
+}
+
+TEST(Engine, ThreadsShareIt) {
+  const Engine engine(Model(Config(true)), BuildTrie(RandomSids(60, 3, kCodes, 1), 3, kCodes));
+  const Requests requests;
+  Found wanted(4, 3);
+  engine.Run(requests.list.data(), 4, Options(Scoring::kFullSoftmax, 1), wanted.Result());
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&] {
+      for (int i = 0; i < 5; ++i) {
+        Found got(4, 3);
+        engine.Run(requests.list.data(), 4, Options(Scoring::kFullSoftmax, 2), got.Result());
+        wrong += got.items != wanted.items || got.scores != wanted.scores;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST(Engine, RefusesWrongArguments) {
+  const auto trie = BuildTrie(RandomSids(60, 3, kCodes, 1), 3, kCodes);
+  EXPECT_THROW(Engine(Model(Config(false)), BuildTrie(RandomSids(9, 3, 7, 1), 3, 7)),
+               std::invalid_argument);
+  EngineConfig config = Config(false);
+  config.n_heads = 4;
+  EXPECT_THROW(Model(config), std::invalid_argument);
+  const Engine engine(Model(Config(false)), trie);
+  Found found(1, 3);
+  const auto run = [&](const EngineRequest& request, const EngineOptions& options) {
+    engine.Run(&request, 1, options, found.Result());
+  };
+  const std::vector<int32_t> codes(18, kCodes);
+  const std::vector<int64_t> deny = {4, 3};
+  const EngineOptions good = Options(Scoring::kFullSoftmax, 1);
+  EXPECT_THROW(run({codes.data(), 1, nullptr, 0}, good), std::invalid_argument);
+  EXPECT_THROW(run({codes.data(), 6, nullptr, 0}, good), std::invalid_argument);
+  EXPECT_THROW(run({codes.data(), 0, deny.data(), 2}, good), std::invalid_argument);
+  EngineOptions bad = good;
+  bad.session_length = 4;
+  EXPECT_THROW(run({codes.data(), 0, nullptr, 0}, bad), std::invalid_argument);
+  bad = good;
+  bad.beam_width = 0;
+  EXPECT_THROW(run({codes.data(), 0, nullptr, 0}, bad), std::invalid_argument);
+  run({codes.data(), 0, nullptr, 0}, good);
+}
+
+// A folder as `onerec export` writes it.
+struct Folder {
+  Folder() {
+    path = ::testing::TempDir() + "onerec_engine_test_" + std::to_string(::getpid());
+    EXPECT_EQ(std::system(("mkdir -p '" + path + "'").c_str()), 0);
+    const auto sids = RandomSids(60, 3, kCodes, 1);
+    const auto trie = BuildTrie(sids, 3, kCodes);
+    trie->Save(path + "/trie.bin");
+    Model(Config(false))->Save(path + "/engine.bin");
+    std::vector<int64_t> leaves(60), ids(60);
+    trie->Lookup(sids.data(), 60, 3, 3, leaves.data(), 1);
+    for (int64_t i = 0; i < 60; ++i) ids[static_cast<size_t>(i)] = 1000 - 3 * i;
+    SaveCatalog(path + "/catalog.bin", 60, trie->View().Leaves(), leaves.data(), false, ids.data(),
+                nullptr);
+  }
+  ~Folder() { EXPECT_EQ(std::system(("rm -r '" + path + "'").c_str()), 0); }
+  std::string path;
+};
+
+TEST(Recommender, ServesAFolderAndTheCInterfaceGivesTheSame) {
+  const Folder folder;
+  const auto recommender = Recommender::Load(folder.path);
+  EXPECT_EQ(recommender->Find(int64_t{1000 - 3 * 17}), 17);
+  EXPECT_EQ(recommender->Find(int64_t{999}), -1);
+  EXPECT_EQ(recommender->Find(std::string_view("999")), -1);
+  EXPECT_EQ(recommender->IntId(59), 1000 - 3 * 59);
+  EXPECT_THROW(recommender->IntId(60), std::out_of_range);
+  EXPECT_THROW(recommender->TextId(0), std::logic_error);
+  RecommendOptions options;
+  options.beam_width = 9;
+  options.num_sessions = 4;
+  const std::vector<int64_t> history = {5, -1, 6, 7, 8, 9, 10}, exclude = {30, 31};
+  const auto found = recommender->Recommend(history, exclude, options);
+  ASSERT_EQ(found.size(), 4);
+  EXPECT_THROW(recommender->Recommend({60}, {}, options), std::invalid_argument);
+
+  char error[64];
+  onerec_recommender* handle = nullptr;
+  ASSERT_EQ(onerec_create(folder.path.c_str(), &handle, error, sizeof error), ONEREC_OK);
+  EXPECT_EQ(onerec_items(handle), 60);
+  EXPECT_EQ(onerec_session_length(handle), 3);
+  EXPECT_EQ(onerec_text_id(handle, 0), nullptr);
+  onerec_options o = onerec_default_options();
+  o.beam_width = 9;
+  o.num_sessions = 4;
+  std::vector<int64_t> items(12);
+  std::vector<float> scores(4);
+  int64_t sessions = 0, length = 0;
+  const auto ask = [&] {
+    return onerec_recommend(handle, history.data(), static_cast<int64_t>(history.size()),
+                            exclude.data(), 2, &o, items.data(), scores.data(), &sessions, &length,
+                            error, sizeof error);
+  };
+  ASSERT_EQ(ask(), ONEREC_OK);
+  ASSERT_EQ(sessions, 4);
+  ASSERT_EQ(length, 3);
+  for (size_t s = 0; s < 4; ++s) {
+    EXPECT_EQ(scores[s], found[s].score);
+    for (size_t i = 0; i < 3; ++i) {
+      const int64_t item = items[s * 3 + i];
+      EXPECT_EQ(item, found[s].items[i]);
+      EXPECT_EQ(std::count(history.begin(), history.end(), item), 0);
+      EXPECT_NE(item, 30);
+    }
+  }
+  o.num_sessions = 10;
+  EXPECT_EQ(ask(), ONEREC_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(error).rfind("num_sessions", 0), 0);
+  onerec_destroy(handle);
+  onerec_destroy(nullptr);
+  EXPECT_EQ(onerec_create("/nowhere", &handle, error, sizeof error), ONEREC_BAD_FILE);
+  EXPECT_EQ(handle, nullptr);
+}
+
+TEST(Recommender, DamagedFilesAreRefused) {
+  const Folder folder;
+  for (const char* name : {"/engine.bin", "/catalog.bin"}) {
+    const std::string path = folder.path + name;
+    std::ifstream in(path, std::ios::binary);
+    const std::string bytes((std::istreambuf_iterator<char>(in)), {});
+    const auto write = [&](const std::string& content) {
+      std::ofstream(path, std::ios::binary) << content;
+    };
+    std::mt19937 draw(3);
+    for (int i = 0; i < 60; ++i) {
+      std::string damaged = bytes;
+      // Bytes past the header's fields and before its hashes are reserved but hashed as well.
+      const size_t at = i < 40 ? draw() % 72 : draw() % bytes.size();
+      damaged[at] = static_cast<char>(damaged[at] ^ (1 << draw() % 8));
+      write(damaged);
+      if (name == std::string("/catalog.bin") && at >= 72 && at < 128) continue;
+      EXPECT_THROW(Recommender::Load(folder.path), EngineFormatError) << name << " byte " << at;
+    }
+    for (size_t size : {size_t{0}, size_t{1}, size_t{100}, bytes.size() - 1}) {
+      write(bytes.substr(0, size));
+      EXPECT_THROW(Recommender::Load(folder.path), EngineFormatError) << name << " " << size;
+    }
+    write(bytes);
+  }
+  Recommender::Load(folder.path);
+}
+
+}  // namespace
+}  // namespace onerec

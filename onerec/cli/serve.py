@@ -1,0 +1,82 @@
+"""`onerec serve`: recommendations over HTTP."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+from onerec.errors import OneRecError
+from onerec.serving.config import ServeConfig
+
+
+def main(argv: list[str]) -> None:
+    from onerec.cli.options import Parser
+
+    parser = Parser(
+        "serve",
+        "Serves a folder of `onerec export` over HTTP: POST /v1/recommend; /docs shows the rest. "
+        "Where the environment variable ONEREC_TOKEN is set, requests must bring it as a bearer "
+        "token, and /admin/swap and /admin/rollback exist.",
+        usage="FOLDER [options]",
+    )
+    parser.add_argument("folder", type=str, help="folder that `onerec export` wrote")
+    parser.add_class_arguments(ServeConfig)
+    options = parser.parse(argv)
+    try:
+        config = ServeConfig(**{f.name: options[f.name] for f in dataclasses.fields(ServeConfig)})
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        import uvicorn
+
+        from onerec.serving.app import JsonLines, create_app
+    except ImportError as error:
+        raise OneRecError(
+            f'`onerec serve` needs the extra: pip install "onerec[serve]" ({error})'
+        ) from None
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    if config.num_threads is None:
+        threads = max(1, (os.cpu_count() or 1) - 1)
+        config = dataclasses.replace(config, num_threads=threads)
+
+    from onerec.inference import Recommender
+
+    recommender = Recommender.from_exported(
+        options.folder, num_threads=config.num_threads, max_rows=config.max_rows
+    )
+    recommender.warmup(beam_width=config.beam_width)
+    app = create_app(
+        recommender, config, token=os.environ.get("ONEREC_TOKEN"), source=options.folder
+    )
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=config.host,
+            port=config.port,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=config.drain_seconds,
+        )
+    )
+    # uvicorn drains on a signal and raises it again for whoever handled it before: nothing is left
+    # to do then, and the exit code is 0.
+    before = {name: signal.signal(name, _ignore) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run()
+    finally:
+        for name, previous in before.items():
+            signal.signal(name, previous)
+    if not server.started:
+        raise OneRecError(f"cannot listen on {config.host}:{config.port}")
+
+
+def _ignore(*_: Any) -> None:
+    pass

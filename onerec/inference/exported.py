@@ -1,0 +1,106 @@
+"""Folders for serving: the packed network and the catalogue, for Python and for C++ programs.
+
+config.json (the network's), engine.bin, catalog.parquet and trie.bin, and catalog.bin, the
+catalogue for programs without Parquet.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from onerec._native import core
+from onerec.files import atomic_directory, atomic_write
+from onerec.inference.native import NativeModel
+from onerec.model.config import OneRecConfig
+from onerec.model.onerec import OneRec
+from onerec.model.pretrained import CONFIG
+from onerec.tokenizer import Catalog
+
+ENGINE = "engine.bin"
+CATALOG = "catalog.bin"
+
+
+def export(
+    model: OneRec | NativeModel,
+    catalog: Catalog,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+) -> NativeModel:
+    """Writes a folder that `Recommender.from_exported` and C++ programs load.
+
+    An earlier folder is replaced as a whole.
+
+    Args:
+        model: The network.
+        catalog: Its items.
+        folder: Where to.
+        dtype: Type of the packed matrices; as for `NativeModel.pack`.
+
+    Returns:
+        The packed network.
+
+    Raises:
+        ValueError: A network that the engine cannot run, or a catalogue of other levels or codebook
+            size.
+        OSError: It cannot be written.
+    """
+    config = model.config
+    if (config.levels, config.codebook_size) != (catalog.levels, catalog.codebook_size):
+        raise ValueError(
+            f"catalog must have {config.levels} levels of {config.codebook_size} codes as the "
+            f"model, got {catalog.levels} of {catalog.codebook_size}"
+        )
+    packed = NativeModel.pack(model, dtype=dtype) if isinstance(model, OneRec) else model
+    with atomic_directory(folder) as temporary:
+        fields = {"model_type": OneRec.model_type, **config.to_dict()}
+        with atomic_write(temporary / CONFIG) as file:
+            file.write_text(json.dumps(fields, indent=2) + "\n")
+        packed.save(temporary / ENGINE)
+        catalog.save(temporary)
+        save_catalog(catalog, temporary / CATALOG)
+    return packed
+
+
+def save_catalog(catalog: Catalog, path: str | Path) -> None:
+    """Writes item ids and their leaves for C++ programs (csrc/include/onerec/recommender.h).
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    text = catalog.item_ids.dtype == object
+    if text:
+        parts = [item.encode() + b"\0" for item in catalog.item_ids.tolist()]
+        values = np.frombuffer(b"".join(parts), dtype=np.uint8)
+        offsets = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    else:
+        values, offsets = np.ascontiguousarray(catalog.item_ids), np.empty(0, np.int64)
+    leaves = np.ascontiguousarray(catalog.leaf_of_item)
+    try:
+        core().save_catalog(
+            str(path),
+            len(catalog),
+            catalog.trie.n_leaves,
+            leaves.ctypes.data,
+            text,
+            values.ctypes.data,
+            offsets.ctypes.data,
+        )
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
+
+
+def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog]:
+    """The network and the catalogue of a folder that `export` wrote.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        DataError: A file is broken, or does not fit the others.
+    """
+    folder = Path(folder)
+    config: OneRecConfig = OneRec.read_config(folder / CONFIG)
+    return NativeModel.load(folder / ENGINE, config), Catalog.load(folder)

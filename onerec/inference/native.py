@@ -1,0 +1,251 @@
+"""The native engine: encoder, decoder and beam search in one call into C++, on the CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from onerec._native import core
+from onerec.errors import DataError
+from onerec.model.config import OneRecConfig
+from onerec.model.onerec import OneRec
+from onerec.ops import BeamResult
+from onerec.ops.beam_step import SCORINGS, check_scoring
+from onerec.trie import SidTrie
+
+if TYPE_CHECKING:
+    from onerec import _C
+
+_ACTIVATIONS = ("swiglu", "geglu", "gelu", "relu")
+# Fields that the engine decodes by under the same name, and those that decoding does not read:
+# training's, and the ones that only say where a weight lies.
+_SAME = (
+    "levels",
+    "codebook_size",
+    "session_length",
+    "history_length",
+    "d_model",
+    "n_heads",
+    "encoder_layers",
+    "decoder_layers",
+    "d_ff",
+    "n_experts",
+    "experts_per_token",
+    "expert_d_ff",
+    "norm_eps",
+)
+_TRANSLATED = ("history_tokens", "normalize_gates", "activation", "share_codes")
+_NOT_READ = (
+    "loss_free_balancing",
+    "balancing_rate",
+    "router_balance_loss",
+    "router_z_loss",
+    "dropout",
+    "tie_heads",
+    "init_std",
+)
+
+
+def refuse_unsupported(config: OneRecConfig) -> None:
+    """Refuses a network with a feature that the native engine lacks.
+
+    Raises:
+        ValueError: The message names the fields.
+    """
+    known = {*_SAME, *_TRANSLATED, *_NOT_READ}
+    foreign = [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in known and getattr(config, field.name) != field.default
+    ]
+    if foreign:
+        raise ValueError(
+            f"backend 'native' has no {', '.join(foreign)}; backend 'torch' decodes this network"
+        )
+
+
+class NativeModel:
+    """A network in the engine's packed form, in memory or mapped from a file; read-only.
+
+    Made by `pack` or `load`. Processes that load one file share its pages.
+
+    Attributes:
+        config: The network's.
+        dtype: `torch.float32` or `torch.bfloat16`: how matrices are stored. Activations and sums
+            are float32 always.
+        nbytes: Size in memory and in the file, in bytes.
+    """
+
+    def __init__(self, native: _C.EngineModel, config: OneRecConfig) -> None:
+        self._native = native
+        self.config = config
+        self.dtype = torch.bfloat16 if native.config["bfloat16"] else torch.float32
+        self.nbytes = native.nbytes
+
+    @classmethod
+    def pack(
+        cls, model: OneRec, *, dtype: torch.dtype | None = None, num_threads: int | None = None
+    ) -> Self:
+        """Packs a network; other types than these two are converted to float32 first.
+
+        Args:
+            model: Left as it is.
+            dtype: `torch.float32`, `torch.bfloat16`, or None for the network's own.
+            num_threads: None asks torch.
+
+        Raises:
+            ValueError: Another `dtype`, or a feature that the engine lacks.
+        """
+        config = model.config
+        refuse_unsupported(config)
+        wanted = model.start.dtype if dtype is None else dtype
+        if wanted not in (torch.float32, torch.bfloat16):
+            raise ValueError(
+                f"dtype must be torch.float32 or torch.bfloat16 for backend 'native', got {wanted}"
+            )
+        state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        state.setdefault("heads", state.get("decoder_codes.weight", state["codes.weight"]))
+        if not config.loss_free_balancing:
+            for name in state:
+                if name.endswith("selection_bias"):
+                    state[name] = torch.zeros_like(state[name])
+        tensors = {name: t.to("cpu", torch.float32).contiguous() for name, t in state.items()}
+        native = core().EngineModel.build(
+            _engine_config(config, wanted),
+            {name: (t.data_ptr(), t.numel()) for name, t in tensors.items()},
+            torch.get_num_threads() if num_threads is None else num_threads,
+        )
+        return cls(native, config)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one file, whole or not at all. Equal networks give equal bytes.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        try:
+            self._native.save(str(path))
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+
+    @classmethod
+    def load(cls, path: str | Path, config: OneRecConfig) -> Self:
+        """Maps a file that `save` wrote for a network of this config, and checks all of it.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            DataError: It is damaged, of another version, or of a network of another config.
+            OSError: It cannot be read.
+        """
+        Path(path).stat()
+        module = core()
+        try:
+            native = module.EngineModel.load(str(path))
+        except module.EngineFormatError as error:
+            raise DataError(f"{path}: {error}") from None
+        except RuntimeError as error:
+            raise OSError(str(error)) from None
+        found = native.config
+        wanted = _engine_config(config, torch.bfloat16 if found["bfloat16"] else torch.float32)
+        wanted["norm_eps"] = float(np.float32(wanted["norm_eps"]))
+        for name, value in wanted.items():
+            if found[name] != value:
+                raise DataError(
+                    f"{path}: {name} must be {value} as in the config, got {found[name]}"
+                )
+        return cls(native, config)
+
+    @property
+    def native(self) -> _C.EngineModel:
+        """The native object."""
+        return self._native
+
+
+def _engine_config(config: OneRecConfig, dtype: torch.dtype) -> dict[str, int | float]:
+    fields: dict[str, int | float] = {name: getattr(config, name) for name in _SAME}
+    if config.n_experts == 0:
+        fields["experts_per_token"] = fields["expert_d_ff"] = 0
+    fields["history_is_items"] = int(config.history_tokens == "items")
+    fields["normalize_gates"] = int(config.normalize_gates)
+    fields["activation"] = _ACTIVATIONS.index(config.activation)
+    fields["share_codes"] = int(config.share_codes)
+    fields["bfloat16"] = int(dtype == torch.bfloat16)
+    return fields
+
+
+class NativeDecoder:
+    """Sessions of a packed network under a trie; threads may share one object.
+
+    A request's result does not depend on the other requests of a call nor on the number of threads,
+    not even in its last bit.
+
+    Args:
+        model: The network.
+        trie: The allowed semantic ids.
+        num_threads: Threads of a call; None asks torch at each call.
+
+    Raises:
+        ValueError: A trie of other levels or codebook size.
+    """
+
+    def __init__(self, model: NativeModel, trie: SidTrie, num_threads: int | None = None) -> None:
+        self.model, self.trie, self.num_threads = model, trie, num_threads
+        self._engine = core().Engine(model.native, trie.native)
+
+    def search(
+        self,
+        codes: Sequence[npt.NDArray[np.int64]],
+        deny: Sequence[npt.NDArray[np.int64]],
+        *,
+        beam_width: int,
+        session_length: int,
+        scoring: str = "full_softmax",
+        temperature: float = 1.0,
+    ) -> BeamResult:
+        """The best sessions of each request.
+
+        Args:
+            codes: For each request its history, int64 [S, L].
+            deny: For each request leaf ids never to give, ascending and distinct.
+            beam_width: M.
+            session_length: m.
+            scoring: As for `onerec.ops.BeamSearch`.
+            temperature: As for `onerec.ops.BeamSearch`.
+
+        Raises:
+            ValueError: An argument out of range.
+        """
+        check_scoring(scoring, temperature)
+        levels = self.trie.levels
+        flat = np.concatenate([np.empty((0, levels), np.int64), *codes]).astype(np.int32)
+        offsets = np.cumsum([0, *map(len, codes)], dtype=np.int64)
+        leaves = np.concatenate([np.empty(0, np.int64), *deny])
+        deny_offsets = np.cumsum([0, *map(len, deny)], dtype=np.int64)
+        shape = (len(codes), beam_width, session_length)
+        items = torch.empty(shape, dtype=torch.int64)
+        sids = torch.empty((*shape, levels), dtype=torch.int32)
+        scores = torch.empty(shape[:2], dtype=torch.float32)
+        valid = torch.empty(shape[0], dtype=torch.int32)
+        self._engine.run(
+            flat.ctypes.data,
+            offsets.ctypes.data,
+            leaves.ctypes.data,
+            deny_offsets.ctypes.data,
+            len(codes),
+            beam_width,
+            session_length,
+            SCORINGS.index(scoring),
+            float(temperature),
+            torch.get_num_threads() if self.num_threads is None else self.num_threads,
+            items.data_ptr(),
+            sids.data_ptr(),
+            scores.data_ptr(),
+            valid.data_ptr(),
+        )
+        return BeamResult(sids, items, scores, valid)

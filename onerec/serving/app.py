@@ -1,0 +1,401 @@
+"""The HTTP interface: routes, limits, request ids, logs."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from onerec._version import __version__
+from onerec.errors import DataError
+from onerec.inference import Recommender
+from onerec.serving.config import ServeConfig
+from onerec.serving.metrics import Metrics
+from onerec.serving.worker import Draining, Expired, NoEarlierVersion, Options, QueueFull, Worker
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+log = logging.getLogger("onerec.serving")
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
+_Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
+_Text = Annotated[str, Field(max_length=4096, strict=True)]
+_Ids = list[_Int64] | list[_Text]
+
+
+class RecommendRequest(BaseModel):
+    """A user's history, and what is wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+    history: _Ids = Field(description="Item ids, oldest first; unknown ids are left out.")
+    exclude: _Ids = Field(default=[], description="Item ids never to show.")
+    exclude_history: bool = Field(default=True, description="Show nothing from the history.")
+    session_length: int | None = Field(
+        default=None, ge=1, description="Items of a session; null is the model's own."
+    )
+    num_sessions: int = Field(default=1, ge=1, description="Sessions, best first.")
+    beam_width: int | None = Field(
+        default=None, ge=1, description="Sessions followed at once; null is the server's default."
+    )
+    scoring: Literal["full_softmax", "legal_softmax"] = "full_softmax"
+    temperature: float = Field(default=1.0, ge=1e-3, le=1e3)
+    deadline_ms: int | None = Field(
+        default=None, ge=1, description="Longest wait for the engine; null is the server's default."
+    )
+
+
+class Session(BaseModel):
+    """Items in order, and the sum of the log-probabilities of their codes."""
+
+    items: list[int] | list[str]
+    score: float
+
+
+class RecommendResponse(BaseModel):
+    """Sessions, best first; fewer than asked where the catalogue has no more."""
+
+    request_id: str
+    version: int = Field(description="Of the model and the catalogue that answered.")
+    sessions: list[Session]
+
+
+class SwapRequest(BaseModel):
+    """A folder on the server's machine."""
+
+    model_config = ConfigDict(extra="forbid")
+    folder: str = Field(min_length=1, max_length=4096)
+
+
+class VersionResponse(BaseModel):
+    """What is served."""
+
+    version: int
+    source: str
+    items: int
+
+
+class ErrorResponse(BaseModel):
+    """What went wrong."""
+
+    request_id: str
+    error: str
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": text}
+    for status, text in {
+        400: "The body is not JSON.",
+        401: "No or a wrong bearer token.",
+        413: "The body is too large.",
+        422: "A field is wrong.",
+        429: "The queue is full; Retry-After says when to come back.",
+        503: "The server is stopping.",
+        504: "The deadline passed before the engine was free.",
+    }.items()
+}
+
+
+def create_app(
+    recommender: Recommender,
+    config: ServeConfig | None = None,
+    *,
+    token: str | None = None,
+    source: str = "",
+) -> FastAPI:
+    """The application around a recommender; its engine thread starts here and ends with the app.
+
+    Args:
+        recommender: What to serve first; warmed up by the caller.
+        config: Limits and defaults.
+        token: Bearer token that requests must bring. None: none, and then there are no admin
+            routes, as anybody could load any folder.
+        source: Name of the first version.
+    """
+    config = ServeConfig() if config is None else config
+    metrics = Metrics()
+    worker = Worker(
+        recommender,
+        metrics,
+        source=source,
+        max_queue=config.max_queue,
+        max_rows=config.max_rows,
+        keep_versions=config.keep_versions,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(worker.stop)
+
+    app = FastAPI(title="onerec", version=__version__, lifespan=lifespan)
+    app.state.worker, app.state.metrics = worker, metrics
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_error)
+    app.add_exception_handler(404, _on_error)
+    app.add_exception_handler(405, _on_error)
+
+    @app.post("/v1/recommend", response_model=RecommendResponse, responses=_ERRORS)
+    async def recommend(body: RecommendRequest, request: Request) -> Response:
+        state = request.scope["onerec"]
+        served = worker.version.recommender
+        options = _options(body, config, served)
+        for name, ids in (("history", body.history), ("exclude", body.exclude)):
+            _check_ids(name, ids, served, config.max_history)
+        wanted = config.deadline_ms if body.deadline_ms is None else body.deadline_ms
+        if wanted > config.max_deadline_ms:
+            raise _invalid("deadline_ms", f"at most {config.max_deadline_ms}", wanted)
+        try:
+            future = worker.submit(body.history, body.exclude, options, wanted / 1000)
+            answer = await asyncio.wrap_future(future)
+        except QueueFull as error:
+            raise HTTPException(
+                429, "the queue is full", headers={"Retry-After": str(error.retry_after)}
+            ) from None
+        except Draining as error:
+            raise HTTPException(503, str(error)) from None
+        except Expired as error:
+            raise HTTPException(504, str(error)) from None
+        except (TypeError, ValueError) as error:  # ids of the kind that a swap has just replaced
+            raise HTTPException(422, str(error)) from None
+        state.update(
+            version=answer.version.number,
+            queue_ms=round(1000 * answer.waited, 3),
+            batch=answer.batch,
+        )
+        found = answer.recommendation
+        return JSONResponse(
+            {
+                "request_id": state["request_id"],
+                "version": answer.version.number,
+                "sessions": [
+                    {"items": items, "score": score}
+                    for items, score in zip(found.item_ids, found.scores, strict=True)
+                ],
+            }
+        )
+
+    @app.get("/healthz", response_class=PlainTextResponse)
+    async def healthz() -> str:
+        """The process answers."""
+        return "ok"
+
+    @app.get("/readyz", response_class=PlainTextResponse, responses={503: _ERRORS[503]})
+    async def readyz() -> str:
+        """The engine takes requests."""
+        if not worker.ready:
+            raise HTTPException(503, "not ready")
+        return "ready"
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def show_metrics() -> Response:
+        """Counters in the Prometheus text format."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/version", response_model=VersionResponse)
+    async def version() -> dict[str, Any]:
+        """What is served."""
+        return _version(worker)
+
+    if token is not None:
+
+        @app.post("/admin/swap", response_model=VersionResponse, responses=_ERRORS)
+        async def swap(body: SwapRequest) -> dict[str, Any]:
+            """Serves another folder from the next batch on; if it is wrong, nothing changes."""
+            try:
+                await asyncio.to_thread(worker.swap, Path(body.folder))
+            except (DataError, ValueError, OSError) as error:
+                raise HTTPException(422, str(error)) from None
+            return _version(worker)
+
+        @app.post("/admin/rollback", response_model=VersionResponse, responses=_ERRORS)
+        async def rollback() -> dict[str, Any]:
+            """Serves again what was served before the last swap."""
+            try:
+                await asyncio.to_thread(worker.rollback)
+            except NoEarlierVersion as error:
+                raise HTTPException(422, str(error)) from None
+            return _version(worker)
+
+    app.add_middleware(_Edge, config=config, metrics=metrics, token=token)
+    return app
+
+
+def _options(body: RecommendRequest, config: ServeConfig, served: Recommender) -> Options:
+    width = config.beam_width if body.beam_width is None else body.beam_width
+    if width > config.max_beam_width:
+        raise _invalid("beam_width", f"at most {config.max_beam_width}", width)
+    if body.num_sessions > width:
+        raise _invalid("num_sessions", f"at most beam_width = {width}", body.num_sessions)
+    longest = served.config.session_length
+    if body.session_length is not None and body.session_length > longest:
+        raise _invalid("session_length", f"at most {longest}", body.session_length)
+    return Options(
+        body.session_length,
+        width,
+        body.num_sessions,
+        body.exclude_history,
+        body.scoring,
+        body.temperature,
+    )
+
+
+def _check_ids(name: str, ids: list[Any], served: Recommender, most: int) -> None:
+    if len(ids) > most:
+        raise _invalid(name, f"at most {most} items", len(ids))
+    text = served.catalog.item_ids.dtype == object
+    if ids and isinstance(ids[0], str) != text:
+        wanted = "strings" if text else "integers"
+        raise _invalid(name, f"{wanted} as in the catalogue", type(ids[0]).__name__)
+
+
+def _invalid(name: str, wanted: str, got: object) -> HTTPException:
+    return HTTPException(422, f"{name}: wanted {wanted}, got {got}")
+
+
+def _version(worker: Worker) -> dict[str, Any]:
+    now = worker.version
+    return {
+        "version": now.number,
+        "source": now.source,
+        "items": len(now.recommender.catalog),
+    }
+
+
+def _say(request: Request, status: int, text: str, headers: Any = None) -> JSONResponse:
+    return JSONResponse(
+        {"request_id": request.scope["onerec"]["request_id"], "error": text}, status, headers
+    )
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    """What is wrong and where, without the values, which may be anything."""
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    if problems and problems[0]["type"] == "json_invalid":
+        return _say(request, 400, "the body is not JSON")
+    parts = (f"{'.'.join(map(str, p['loc'][1:])) or 'body'}: {p['msg']}" for p in problems[:5])
+    text = "; ".join(parts).encode("ascii", "backslashreplace").decode()
+    return _say(request, 422, text)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    status, detail = getattr(error, "status_code", 500), getattr(error, "detail", "internal error")
+    return _say(request, status, str(detail), getattr(error, "headers", None))
+
+
+class _Edge:
+    """What every request passes: id, token, body limit, count and log line."""
+
+    def __init__(self, app: App, config: ServeConfig, metrics: Metrics, token: str | None) -> None:
+        self.app, self.config, self.metrics = app, config, metrics
+        self.token = None if token is None else f"Bearer {token}".encode()
+        self.too_large = f"the body may have {config.max_body_bytes} bytes"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        start = time.perf_counter()
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        state: dict[str, Any] = {"request_id": request_id}
+        scope["onerec"] = state
+        status = 500
+        started = False
+
+        async def answer(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        async def refuse(code: int, text: str, extra: dict[str, str] | None = None) -> None:
+            body = {"request_id": request_id, "error": text}
+            await JSONResponse(body, code, extra)(scope, receive, answer)
+
+        try:
+            if not self._allowed(scope["path"], headers):
+                await refuse(
+                    401, "wanted Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
+                )
+            elif _length(headers) > self.config.max_body_bytes:
+                await refuse(413, self.too_large)
+            else:
+                await self.app(scope, self._bounded(receive), answer)
+        except Exception:
+            log.exception("request failed", extra={"fields": dict(state)})
+            if not started:
+                await refuse(500, "internal error")
+        finally:
+            seconds = time.perf_counter() - start
+            route = scope.get("route")
+            path = getattr(route, "path", "other")
+            self.metrics.requests.labels(path, str(status)).inc()
+            self.metrics.seconds.labels(path).observe(seconds)
+            if log.isEnabledFor(logging.INFO):
+                fields = {
+                    **state,
+                    "method": scope["method"],
+                    "path": path,
+                    "status": status,
+                    "ms": round(1000 * seconds, 3),
+                }
+                log.info("request", extra={"fields": fields})
+
+    def _allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:
+        # Probes and scrapes come from the cluster, which has no token.
+        if self.token is None or path in ("/healthz", "/readyz", "/metrics"):
+            return True
+        return hmac.compare_digest(headers.get(b"authorization", b""), self.token)
+
+    def _bounded(self, receive: Receive) -> Receive:
+        """Counts the body's bytes, for a client may lie about its length or send chunks."""
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.config.max_body_bytes:
+                raise HTTPException(413, self.too_large)
+            return message
+
+        return counted
+
+
+def _length(headers: dict[bytes, bytes]) -> int:
+    given = headers.get(b"content-length", b"0")
+    return int(given) if given.isdigit() and len(given) < 20 else 0
+
+
+class JsonLines(logging.Formatter):
+    """A log record as one line of JSON."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)

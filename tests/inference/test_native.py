@@ -1,0 +1,224 @@
+"""The native engine: the same items as PyTorch, alone as in a batch, from memory and from files."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onerec import OneRec, OneRecConfig, Recommendation, Recommender
+from onerec._native import core
+from onerec.errors import DataError
+from onerec.inference.exported import export
+from onerec.inference.native import NativeModel, refuse_unsupported
+from onerec.tokenizer import Catalog
+
+K = 40  # codes of a level: two panels and a half
+N = 300
+
+
+def build(seed: int = 0, **overrides: Any) -> OneRec:
+    torch.manual_seed(seed)
+    fields: dict[str, Any] = {
+        "codebook_size": K,
+        "session_length": 3,
+        "history_length": 6,
+        "d_model": 24,
+        "n_heads": 3,
+        "d_ff": 40,
+        "n_experts": 5,
+        "expert_d_ff": 20,
+        "init_std": 0.4,
+    }
+    return OneRec(OneRecConfig.preset("tiny", **{**fields, **overrides})).eval()
+
+
+@pytest.fixture(scope="module")
+def catalog() -> Catalog:
+    sids = np.random.default_rng(0).integers(0, K, (N, 3))
+    sids[10:14] = sids[9]  # a semantic id of five items
+    return Catalog.build([f"v{i}" for i in range(N)], sids, K)
+
+
+@pytest.fixture(params=core().isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = core().isa()
+    core().set_isa(request.param)
+    yield request.param
+    core().set_isa(before)
+
+
+HISTORIES = [
+    [],
+    ["v1"],
+    ["unknown", "v9", "v2", "nobody"],
+    [f"v{i}" for i in range(20, 30)],  # longer than the model reads
+    ["v3", "v3", "v12", "v13"],
+]
+
+
+def same(got: list[Recommendation], wanted: list[Recommendation], atol: float = 2e-4) -> None:
+    for one, other in zip(got, wanted, strict=True):
+        assert one.item_ids == other.item_ids
+        assert np.array_equal(one.sids, other.sids)
+        np.testing.assert_allclose(one.scores, other.scores, atol=atol, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"history_tokens": "items"},
+        {"history_tokens": "codes", "normalize_gates": True, "share_codes": False},
+        {"n_experts": 0, "activation": "geglu", "tie_heads": False, "history_tokens": "codes"},
+        {"activation": "gelu", "n_heads": 4, "experts_per_token": 3},
+        {"activation": "relu", "encoder_layers": 1, "decoder_layers": 3},
+    ],
+    ids=["items", "codes", "dense", "gelu", "relu"],
+)
+def test_gives_the_items_of_torch(catalog: Catalog, overrides: dict[str, Any], isa: str) -> None:
+    model = build(**overrides)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("selection_bias"):
+                buffer.uniform_(-0.1, 0.1)
+    torch_, native = (Recommender(model, catalog, backend=b) for b in ("torch", "native"))
+    options: dict[str, Any] = {"beam_width": 33, "num_sessions": 20, "exclude": [["v5"]] * 5}
+    same(native.recommend(HISTORIES, **options), torch_.recommend(HISTORIES, **options))
+    assert native.rank(HISTORIES, 25, beam_width=30) == torch_.rank(HISTORIES, 25, beam_width=30)
+
+
+@pytest.mark.parametrize("scoring", ["legal_softmax", "raw"])
+@pytest.mark.parametrize("items", [300, 12])
+def test_legal_heads_and_forced_codes_change_nothing(scoring: str, items: int) -> None:
+    sids = np.random.default_rng(1).integers(0, K, (items, 3))
+    if items == 12:
+        sids[:, 0] = np.arange(12)  # every later code is the only one
+    catalog = Catalog.build(list(range(items)), sids, K)
+    model = build(history_tokens="codes")
+    histories = [[], [1, 2], [3]]
+    options: dict[str, Any] = {"beam_width": 10, "num_sessions": 10, "scoring": scoring}
+    native = Recommender(model, catalog, backend="native").recommend(histories, **options)
+    same(native, Recommender(model, catalog).recommend(histories, **options))
+
+
+def test_a_result_is_the_same_alone_in_a_batch_and_with_more_threads(catalog: Catalog) -> None:
+    native = Recommender(build(), catalog, backend="native", num_threads=1)
+    options: dict[str, Any] = {"beam_width": 40, "num_sessions": 40}
+    together = native.recommend(HISTORIES * 3, **options)
+    threaded = Recommender(build(), catalog, backend="native", num_threads=3)
+    for other in (
+        [native.recommend([history], **options)[0] for history in HISTORIES] * 3,
+        threaded.recommend(HISTORIES * 3, **options),
+    ):
+        for one, two in zip(together, other, strict=True):
+            assert one.item_ids == two.item_ids
+            assert one.scores == two.scores
+
+
+def test_threads_may_share_it(catalog: Catalog) -> None:
+    native = Recommender(build(), catalog, backend="native", num_threads=2)
+    wanted = [native.recommend([history], beam_width=8)[0].scores for history in HISTORIES]
+    wrong: list[int] = []
+
+    def work(place: int) -> None:
+        for _ in range(20):
+            if native.recommend([HISTORIES[place]], beam_width=8)[0].scores != wanted[place]:
+                wrong.append(place)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(HISTORIES))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_more_beams_than_sessions_and_more_items_than_are_left() -> None:
+    catalog = Catalog.build([0, 1, 2], [[1, 2, 3], [1, 2, 4], [7, 7, 7]], K)
+    model = build()
+    for history, count in (([], 6), ([0], 2), ([0, 1], 1), ([0, 1, 2], 0)):
+        backends = (Recommender(model, catalog, backend=b) for b in ("native", "torch"))
+        native, wanted = (b.recommend([history], beam_width=9, num_sessions=9) for b in backends)
+        same(native, wanted)
+        assert len(native[0].item_ids) == count
+
+
+def test_bfloat16_keeps_most_of_the_best(catalog: Catalog) -> None:
+    model = build(init_std=0.1, d_model=48)
+    exact, rounded = (
+        Recommender(model, catalog, backend="native", dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    overlap = [
+        len(set(a) & set(b)) / 20
+        for a, b in zip(exact.rank(HISTORIES, 20), rounded.rank(HISTORIES, 20), strict=True)
+    ]
+    assert np.mean(overlap) >= 0.9
+    # Weights that bfloat16 holds exactly give float32's results.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    same(
+        Recommender(model, catalog, backend="native", dtype=torch.bfloat16).recommend(HISTORIES),
+        Recommender(model, catalog, backend="native").recommend(HISTORIES),
+        atol=1e-6,
+    )
+
+
+def test_exported_folder_gives_the_same_and_refuses_damage(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    model = build()
+    folder = tmp_path / "exported"
+    export(model, catalog, folder)
+    loaded = Recommender.from_exported(folder)
+    wanted = Recommender(model, catalog, backend="native").recommend(HISTORIES, beam_width=10)
+    same(loaded.recommend(HISTORIES, beam_width=10), wanted, atol=0)
+    engine = (folder / "engine.bin").read_bytes()
+    export(model, catalog, folder)
+    assert (folder / "engine.bin").read_bytes() == engine
+    for place in (3, 9, 17, 100, 250, 300, len(engine) - 1):
+        damaged = bytearray(engine)
+        damaged[place] ^= 0x40
+        (folder / "engine.bin").write_bytes(damaged)
+        with pytest.raises(DataError, match=r"engine\.bin: not a valid engine model"):
+            Recommender.from_exported(folder)
+    (folder / "engine.bin").write_bytes(engine[:-64])
+    with pytest.raises(DataError, match="size in bytes"):
+        Recommender.from_exported(folder)
+    NativeModel.pack(build(history_length=7)).save(folder / "engine.bin")
+    with pytest.raises(DataError, match="history_length must be 6 as in the config, got 7"):
+        Recommender.from_exported(folder)
+    (folder / "engine.bin").unlink()
+    with pytest.raises(FileNotFoundError):
+        Recommender.from_exported(folder)
+
+
+def test_refuses_what_it_cannot_do_by_name(catalog: Catalog) -> None:
+    config = build().config
+    object.__setattr__(config, "dropout", 0.5)  # training's alone
+    refuse_unsupported(config)
+
+    @dataclasses.dataclass(frozen=True)
+    class Later(OneRecConfig):
+        rotary: bool = False
+
+    refuse_unsupported(Later())
+    with pytest.raises(ValueError, match="backend 'native' has no rotary=True"):
+        refuse_unsupported(Later(rotary=True))
+    native = Recommender(build(), catalog, backend="native")
+    with pytest.raises(ValueError, match="under the trie only"):
+        native.generate_unconstrained([[]])
+    with pytest.raises(ValueError, match="dtype must be"):
+        Recommender(build(), catalog, backend="native", dtype=torch.float16)
+    with pytest.raises(ValueError, match="runs on the CPU"):
+        Recommender(build(), catalog, backend="native", device="cuda")
+    with pytest.raises(ValueError, match="backend must be"):
+        Recommender(build(), catalog, backend="fast")
+    with pytest.raises(ValueError, match="needs a OneRec network"):
+        Recommender(NativeModel.pack(build()), catalog)

@@ -1,0 +1,317 @@
+"""The server: answers, limits, overload, deadlines, hot swap, drain."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("fastapi", reason='needs the extra "serve"')
+pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
+uvicorn = pytest.importorskip("uvicorn", reason='needs the extra "serve"')
+
+from onerec import OneRec, OneRecConfig, Recommender  # noqa: E402
+from onerec.inference.exported import export  # noqa: E402
+from onerec.serving.app import JsonLines, create_app  # noqa: E402
+from onerec.serving.config import ServeConfig  # noqa: E402
+from onerec.serving.metrics import Metrics  # noqa: E402
+from onerec.serving.worker import Draining, Expired, Options, QueueFull, Worker  # noqa: E402
+from onerec.tokenizer import Catalog  # noqa: E402
+
+K, TOKEN = 16, "sesame"
+CONFIG = ServeConfig(
+    beam_width=8, max_beam_width=64, max_body_bytes=4096, max_history=50, num_threads=1
+)
+
+
+def make_catalog(seed: int, first: int) -> Catalog:
+    """Sixty items, numbered from `first`."""
+    sids = np.random.default_rng(seed).integers(0, K, (60, 3))
+    return Catalog.build(list(range(first, first + 60)), sids, K)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """An export; another model with other items; a catalogue alone; one that does not fit."""
+    root = tmp_path_factory.mktemp("folders")
+    for number in range(2):
+        torch.manual_seed(number)
+        config = OneRecConfig.preset("tiny", codebook_size=K, session_length=3, init_std=0.3)
+        catalog = make_catalog(number, 1000 * number)
+        export(OneRec(config).eval(), catalog, root / f"{number}")
+    make_catalog(2, 2000).save(root / "2")
+    Catalog.build([1], [[1, 2]], K).save(root / "wrong")
+    return [root / name for name in ("0", "1", "2", "wrong")]
+
+
+class Server:
+    """The app on a loopback port, in a thread."""
+
+    def __init__(self, recommender: Recommender, config: ServeConfig, token: str | None) -> None:
+        self.app = create_app(recommender, config, token=token, source="first")
+        self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None))
+        self._thread = threading.Thread(target=self._server.run)
+        self._thread.start()
+        while not self._server.started:
+            time.sleep(0.01)
+        self.port = self._server.servers[0].sockets[0].getsockname()[1]
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    def send(
+        self, method: str, path: str, body: Any = None, token: str | None = TOKEN, **headers: str
+    ) -> tuple[int, Any, dict[str, str]]:
+        """Status, decoded answer and headers."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        headers.setdefault("Content-Type", "application/json")
+        connection.request(method, path, data, headers)
+        response = connection.getresponse()
+        text = response.read()
+        connection.close()
+        kind = response.headers.get("content-type", "")
+        got = json.loads(text) if kind.startswith("application/json") else text.decode()
+        return response.status, got, {k.lower(): v for k, v in response.headers.items()}
+
+
+@pytest.fixture(scope="module")
+def server(folders: list[Path]) -> Iterator[Server]:
+    running = Server(Recommender.from_exported(folders[0], num_threads=1), CONFIG, TOKEN)
+    yield running
+    running.stop()
+
+
+def test_answers_what_the_recommender_says(server: Server, folders: list[Path]) -> None:
+    body = {"history": [3, 77777, 5], "exclude": [9], "num_sessions": 3, "beam_width": 20}
+    status, got, headers = server.send("POST", "/v1/recommend", body, **{"X-Request-Id": "abc.1"})
+    (wanted,) = Recommender.from_exported(folders[0]).recommend(
+        [[3, 5]], exclude=[[9]], num_sessions=3, beam_width=20
+    )
+    assert status == 200
+    assert got["request_id"] == headers["x-request-id"] == "abc.1"
+    assert [s["items"] for s in got["sessions"]] == wanted.item_ids
+    assert [s["score"] for s in got["sessions"]] == wanted.scores
+    assert got["version"] == server.send("GET", "/v1/version")[1]["version"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        (b"{", 400, "not JSON"),
+        (b"\xff\xfe", 400, ""),
+        (b"[" * 2000 + b"]" * 2000, 400, ""),
+        ({}, 422, "history"),
+        ({"history": "3"}, 422, "history"),
+        ({"history": [1, "a"]}, 422, "history"),
+        ({"history": ["\ud800"]}, 422, "history"),
+        ({"history": ["näé"]}, 422, "integers as in the catalogue"),
+        ({"history": [2**63]}, 422, "history"),
+        ({"history": [1.5]}, 422, "history"),
+        ({"history": [True]}, 422, "history"),
+        ({"history": [1] * 51}, 422, "at most 50"),
+        ({"history": [], "beam_width": 0}, 422, "beam_width"),
+        ({"history": [], "beam_width": 65}, 422, "at most 64"),
+        ({"history": [], "num_sessions": 9}, 422, "at most beam_width = 8"),
+        ({"history": [], "session_length": -1}, 422, "session_length"),
+        ({"history": [], "session_length": 4}, 422, "at most 3"),
+        ({"history": [], "temperature": 0}, 422, "temperature"),
+        (b'{"history": [], "temperature": NaN}', 422, "temperature"),
+        ({"history": [], "scoring": "best"}, 422, "scoring"),
+        ({"history": [], "deadline_ms": 10**9}, 422, "at most 60000"),
+        ({"history": [], "colour": "red"}, 422, "colour"),
+        (b"x" * 5000, 413, "4096 bytes"),
+    ],
+)
+def test_bad_bodies_are_refused(server: Server, body: Any, status: int, words: str) -> None:
+    got_status, got, headers = server.send("POST", "/v1/recommend", body)
+    assert got_status == status, got
+    assert words in got["error"]
+    assert re.fullmatch(r"[0-9a-f]{32}", headers["x-request-id"])
+
+
+def test_a_body_without_a_length_is_bounded_too(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    chunks = (b" " * 1000 for _ in range(10))
+    headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+    connection.request("POST", "/v1/recommend", chunks, headers, encode_chunked=True)
+    assert connection.getresponse().status == 413
+    connection.close()
+
+
+def test_token_paths_and_methods(server: Server) -> None:
+    for token in (None, "wrong", "\u00fc"):
+        status, _, headers = server.send("POST", "/v1/recommend", {"history": []}, token)
+        assert (status, headers["www-authenticate"]) == (401, "Bearer")
+    assert server.send("GET", "/healthz", token=None)[:2] == (200, "ok")
+    assert server.send("GET", "/readyz", token=None)[:2] == (200, "ready")
+    assert server.send("GET", "/nothing")[0] == 404
+    assert server.send("GET", "/v1/recommend")[0] == 405
+    assert set(server.send("GET", "/openapi.json")[1]["paths"]) >= {"/v1/recommend", "/admin/swap"}
+    text = server.send("GET", "/metrics", token=None)[1]
+    assert 'onerec_requests_total{path="other",status="401"} 3.0' in text
+    assert "onerec_items_illegal_total 0.0" in text
+
+
+def test_no_admin_without_a_token(folders: list[Path]) -> None:
+    open_ = Server(Recommender.from_exported(folders[0]), CONFIG, None)
+    assert open_.send("POST", "/admin/swap", {"folder": "x"}, None)[0] == 404
+    assert open_.send("POST", "/v1/recommend", {"history": []}, None)[0] == 200
+    open_.stop()
+
+
+def test_swaps_under_load_fail_no_request(server: Server, folders: list[Path]) -> None:
+    """Each answer's items are in the catalogue of the version that it names."""
+    first = server.send("GET", "/v1/version")[1]["version"]
+    items_of = {first: range(0, 60)}
+    stop = threading.Event()
+    answers: list[tuple[int, Any]] = []
+
+    def ask(client: int) -> None:
+        number = 0
+        while not stop.is_set() or number < 40:
+            number += 1
+            body = {"history": [client, 1000 + number % 60], "num_sessions": 2}
+            status, got, _ = server.send("POST", "/v1/recommend", body)
+            answers.append((status, got))
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(ask, client) for client in range(4)]
+        for number in range(10):
+            which = (1, 2, 0)[number % 3]
+            status, got, _ = server.send("POST", "/admin/swap", {"folder": str(folders[which])})
+            assert status == 200
+            items_of[got["version"]] = range(1000 * which, 1000 * which + 60)
+            status, refused, _ = server.send("POST", "/admin/swap", {"folder": str(folders[3])})
+            assert (status, "levels" in refused["error"]) == (422, True)
+        before = items_of[got["version"] - 1]
+        got = server.send("POST", "/admin/rollback")[1]
+        items_of[got["version"]] = before
+        stop.set()
+        for client in clients:
+            client.result()
+    assert server.send("POST", "/admin/rollback")[0] == 422  # one earlier version is kept
+    assert server.send("POST", "/admin/swap", {"folder": "/none"})[0] == 422
+    assert len(answers) >= 160
+    for status, got in answers:
+        assert status == 200
+        for session in got["sessions"]:
+            assert all(item in items_of[got["version"]] for item in session["items"])
+    assert "onerec_items_illegal_total 0.0" in server.send("GET", "/metrics")[1]
+    server.send("POST", "/admin/swap", {"folder": str(folders[0])})
+
+
+class Slow:
+    """A recommender that waits until it is let go."""
+
+    def __init__(self, recommender: Recommender) -> None:
+        self.go, self.entered = threading.Event(), threading.Event()
+        self.batches: list[int] = []
+        self._recommender = recommender
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._recommender, name)
+
+    def recommend(self, histories: Any, **options: Any) -> Any:
+        self.batches.append(len(histories))
+        self.entered.set()
+        self.go.wait()
+        return self._recommender.recommend(histories, **options)
+
+
+def test_the_queue_is_bounded_late_requests_are_dropped_and_the_rest_is_drained(
+    folders: list[Path],
+) -> None:
+    slow = Slow(Recommender.from_exported(folders[0]))
+    worker = Worker(slow, Metrics(), max_queue=4, max_rows=20)  # type: ignore[arg-type]
+    eight = Options(None, 8, 1, True, "full_softmax", 1.0)
+    first = worker.submit([1], [], eight, 60)
+    assert slow.entered.wait(10)
+    late = worker.submit([2], [], eight, 0.001)
+    gone = worker.submit([2], [], eight, 60)
+    gone.cancel()
+    waiting = [worker.submit([i], [], eight, 60) for i in (3, 4)]
+    with pytest.raises(QueueFull) as full:
+        worker.submit([5], [], eight, 60)
+    assert full.value.retry_after >= 1
+    time.sleep(0.01)
+    slow.go.set()
+    assert first.result().batch == 1
+    with pytest.raises(Expired):
+        late.result()
+    assert [f.result().batch for f in waiting] == [2, 2]
+    # 20 rows hold two requests of 8; other options wait for a batch of their own.
+    slow.go.clear()
+    slow.entered.clear()
+    slow.batches.clear()
+    block = worker.submit([1], [], eight, 60)
+    assert slow.entered.wait(10)
+    rest = [worker.submit([1], [], o, 60) for o in (eight, Options(1, 8, 1, True, "raw", 1.0))]
+    rest += [worker.submit([1], [], eight, 60) for _ in range(2)]
+    stopping = threading.Thread(target=worker.stop)
+    stopping.start()
+    while worker.ready:
+        time.sleep(0.001)
+    with pytest.raises(Draining):
+        worker.submit([1], [], eight, 60)
+    slow.go.set()
+    stopping.join()
+    assert all(f.done() and f.exception() is None for f in (block, *rest))
+    assert slow.batches == [1, 2, 1, 1]
+
+
+def test_logs_are_lines_of_json() -> None:
+    record = logging.LogRecord("onerec", logging.INFO, "", 0, "request", None, None)
+    record.fields = {"status": 200, "path": "/v1/recommend"}
+    line = json.loads(JsonLines().format(record))
+    assert line["message"] == "request"
+    assert line["status"] == 200
+
+
+def test_the_command_serves_and_drains_on_sigterm(folders: list[Path]) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "onerec", "serve", str(folders[0]), "--port", str(port)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "ONEREC_TOKEN": TOKEN},
+    )
+    client = object.__new__(Server)
+    client.port = port
+    while True:
+        try:
+            assert client.send("GET", "/readyz", token=None)[0] == 200
+            break
+        except ConnectionError:
+            assert process.poll() is None
+            time.sleep(0.05)
+    assert client.send("POST", "/v1/recommend", {"history": [1]})[0] == 200
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0
+    lines = [json.loads(line) for line in errors.splitlines()]
+    (request,) = (line for line in lines if line.get("path") == "/v1/recommend")
+    assert request["status"] == 200
+    assert request["batch"] == 1

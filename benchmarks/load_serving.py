@@ -14,6 +14,7 @@ import argparse
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -171,7 +172,7 @@ def main() -> None:
         "server_mib_before": round(before, 1),
         "server_mib_after": round(after, 1),
         "illegal_by_its_own_count": float(
-            metrics.split("onerec_items_illegal_total ")[1].split()[0]
+            re.findall(r"^onerec_items_illegal_total (\S+)", metrics, re.M)[0]
         ),
         "exit_code": code,
     }

@@ -28,6 +28,8 @@ PACKAGES = (
     "jinja2",
     "transformers",
     "tensorboard",
+    "fastapi",
+    "uvicorn",
     "faiss-cpu",
     "pytest-benchmark",
 )

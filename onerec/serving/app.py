@@ -18,6 +18,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException as AnyHTTPException
 
 from onerec._version import __version__
 from onerec.errors import DataError
@@ -146,9 +147,7 @@ def create_app(
     app = FastAPI(title="onerec", version=__version__, lifespan=lifespan)
     app.state.worker, app.state.metrics = worker, metrics
     app.add_exception_handler(RequestValidationError, _on_invalid)
-    app.add_exception_handler(HTTPException, _on_error)
-    app.add_exception_handler(404, _on_error)
-    app.add_exception_handler(405, _on_error)
+    app.add_exception_handler(AnyHTTPException, _on_error)
 
     @app.post("/v1/recommend", response_model=RecommendResponse, responses=_ERRORS)
     async def recommend(body: RecommendRequest, request: Request) -> Response:

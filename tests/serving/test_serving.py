@@ -315,3 +315,16 @@ def test_the_command_serves_and_drains_on_sigterm(folders: list[Path]) -> None:
     (request,) = (line for line in lines if line.get("path") == "/v1/recommend")
     assert request["status"] == 200
     assert request["batch"] == 1
+
+
+def test_the_load_script_checks_every_answer() -> None:
+    root = Path(__file__).resolve().parents[2]
+    arguments = ["--requests", "300", "--swaps", "6", "--clients", "3", "--items", "500"]
+    script = root / "benchmarks" / "load_serving.py"
+    ended = subprocess.run(
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads(ended.stdout)
+    assert (record["requests"], record["failed"], record["items of another version"]) == (300, 0, 0)
+    assert record["versions that answered"] >= 4

@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constra
 export ONEREC_DATA ?= $(wildcard ../shared/data)
 
 NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
-CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cc' -o -name '*.cu')
+CXX_FILES = $(shell find csrc examples -name '*.h' -o -name '*.cc' -o -name '*.cu')
 # Where the GPU is, the machine's own interpreter and packages are used as they are.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 

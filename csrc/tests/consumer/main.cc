@@ -95,7 +95,7 @@ int main() {
   const auto trie = onerec::Trie::Build(sids.data(), kItems, kLevels, kLevels, kCodes);
   const int64_t leaves = trie->View().Leaves();
   std::vector<int64_t> leaf_of_item(kItems);
-  trie->Lookup(sids.data(), kItems, kLevels, leaf_of_item.data(), kThreads);
+  trie->Lookup(sids.data(), kItems, kLevels, kLevels, leaf_of_item.data(), kThreads);
   Check(*std::min_element(leaf_of_item.begin(), leaf_of_item.end()) == 0, "lookup");
   Check(*std::max_element(leaf_of_item.begin(), leaf_of_item.end()) == leaves - 1, "lookup");
   std::printf("%lld distinct ids in %zu bytes\n", static_cast<long long>(leaves), trie->Bytes());
@@ -107,7 +107,10 @@ int main() {
   onerec::BeamSearch search(trie, options);
   const std::vector<int64_t> denied = {0, leaves - 1};
   const std::vector<int64_t> offsets = {0, 2};
-  search.Reset({denied.data(), offsets.data()});
+  onerec::BeamRequests requests;
+  requests.deny = denied.data();
+  requests.deny_offsets = offsets.data();
+  search.Reset(requests);
   std::vector<uint64_t> paths(kBeams, 1);
   std::vector<float> logits(kBeams * kCodes);
   for (int64_t rows = 1; !search.Done(); rows = kBeams) {

@@ -1,7 +1,7 @@
 """Operations with one signature on every device; a folder has the fast ways and a reference."""
 
 from onerec.ops.beam_step import BeamStep, beam_step
-from onerec.ops.moe import MoEStats, Routing, moe, moe_experts, moe_route
+from onerec.ops.moe import MoEStats, Routing, moe, moe_experts, moe_experts_sorted, moe_route
 from onerec.ops.session_beam import BeamResult, BeamSearch, BeamState, LegalCodes
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "beam_step",
     "moe",
     "moe_experts",
+    "moe_experts_sorted",
     "moe_route",
 ]

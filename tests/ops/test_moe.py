@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from onerec.ops import moe, moe_experts, moe_route
+from onerec.ops import moe, moe_experts, moe_experts_sorted, moe_route
+from onerec.ops.moe import library
 
 ACTIVATIONS = ["swiglu", "geglu", "gelu", "relu"]
 FAST = ["torch", "grouped"]
@@ -308,6 +309,96 @@ def test_same_bits_every_time(backend: str) -> None:
         assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.parametrize("capacity", [0, 1, 4, 1000])
+def test_capacity_drops_later_choices(capacity: int) -> None:
+    given = weights(40, dtype=torch.float32)
+    mask = torch.arange(40) % 7 != 2
+    results = []
+    for backend in ("reference", "torch"):
+        routing = moe_route(*given[:2], top_k=3, mask=mask, capacity=capacity, backend=backend)
+        y, _ = moe(*given, top_k=3, mask=mask, capacity=capacity, backend=backend)
+        results.append((y, routing.ids, routing.gates, *routing.stats))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    free = moe_route(*given[:2], top_k=3, mask=mask)
+    kept = torch.bincount(routing.ids.flatten(), minlength=7)[:6]
+    assert kept.equal(free.stats.counts.clamp(max=capacity))
+    assert routing.stats.dropped == free.stats.counts.sum() - kept.sum()
+    assert routing.stats.counts.equal(free.stats.counts)
+    changed = routing.ids != free.ids
+    assert (routing.ids[changed] == 6).all()
+    if capacity >= 40:
+        assert not changed.any()
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_parts_of_the_experts_sum_to_the_whole(backend: str) -> None:
+    x, router, w13, w2 = weights(33, dtype=torch.float32)
+    whole, _ = moe(x, router, w13, w2, top_k=3, backend="reference")
+    parts = [
+        moe(x, router, w13[a:b], w2[a:b], top_k=3, first_expert=a, backend=backend)[0]
+        for a, b in ((0, 1), (1, 4), (4, 6))
+    ]
+    close(torch.stack(parts).sum(dim=0), whole, torch.float32)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 0, 9, 0, 1, 0), (0,) * 6, (0, 0, 0, 0, 0, 15)], ids=str)
+def test_sorted_rows(backend: str, recompute: bool, sizes: tuple[int, ...]) -> None:
+    x, _, w13, w2 = weights(15, dtype=torch.float32)
+    ends = torch.tensor(sizes).cumsum(0).int()
+    upstream = torch.randn(15, 16)
+    results = []
+    for name in (backend, "reference"):
+        y = moe_experts_sorted(x, ends, w13, w2, recompute=recompute, backend=name)
+        results.append((y, *torch.autograd.grad(y, (x, w13, w2), upstream)))
+    for got, want in zip(*results, strict=True):
+        close(got, want, torch.float32)
+    assert not results[0][0][sum(sizes) :].any()
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_recomputing_changes_memory_only(backend: str) -> None:
+    given = weights(40, dtype=torch.float32)
+    results, saved = [], []
+    for recompute in (False, True):
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            kept[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y, _ = moe(*given, top_k=2, recompute=recompute, backend=backend)
+        results.append((y, *torch.autograd.grad(y.square().sum(), given)))
+        saved.append(sum(kept.values()))
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    assert saved[0] - saved[1] == 40 * 2 * 48  # the pre-activation
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_operators_are_registered_rightly(backend: str, is_sorted: bool) -> None:
+    x, router, w13, w2 = weights(10, dtype=torch.float32)
+    routing = moe_route(x, router, top_k=2)
+    order, inverse, ends = library.plan(routing.ids, 6, 0, backend)
+    torch.library.opcheck(library.plan, (routing.ids, 6, 0, backend))
+    gates = routing.gates.detach().requires_grad_()
+    if is_sorted:
+        order = inverse = gates = None
+        ends = torch.tensor([1, 1, 4, 6, 10, 10], dtype=torch.int32)
+    arguments = (x, order, inverse, ends, gates, w13, w2, "swiglu", backend)
+    torch.library.opcheck(library.experts, (*arguments, True))
+    plain = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
+    hidden = library.experts(*plain, True)[1]
+    torch.library.opcheck(
+        torch.ops.onerec.moe_experts_backward.default,
+        (torch.randn(10, 16), *plain[:7], hidden, "swiglu", backend),
+    )
+
+
 IDS = torch.zeros(2, 1, dtype=torch.int64)
 NARROW: dict[str, Any] = {"width": 6, "dtype": torch.float32}
 CALLS: list[tuple[str, Callable[[], object]]] = [
@@ -320,6 +411,8 @@ CALLS: list[tuple[str, Callable[[], object]]] = [
     ("CUDA", lambda: moe(*weights(3), top_k=1, backend="triton")),
     ("multiple of 16", lambda: moe(*weights(3, **NARROW), top_k=1, backend="grouped")),
     ("selection_bias", lambda: moe(*weights(3), top_k=1, selection_bias=torch.zeros(5))),
+    ("capacity", lambda: moe(*weights(3), top_k=1, capacity=-1)),
+    ("ends", lambda: moe_experts_sorted(weights(3)[0], torch.zeros(6), *weights(3)[2:])),
     ("mask", lambda: moe(*weights(3), top_k=1, mask=torch.ones(3))),
     ("w13", lambda: moe(*weights(3), top_k=1, activation="relu")),
     ("router", lambda: moe_route(torch.zeros(2, 3), torch.zeros(4, 5), top_k=1)),

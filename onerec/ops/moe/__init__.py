@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from onerec.ops.moe import reference, triton_route
-from onerec.ops.moe.grouped import GATED, PLAIN, grouped_experts, grouped_mm_fits
+from onerec.ops.moe import library, reference
+from onerec.ops.moe.grouped import grouped_mm_fits
+from onerec.ops.moe.reference import GATED, PLAIN
 
-__all__ = ["MoEStats", "Routing", "moe", "moe_experts", "moe_route"]
+__all__ = ["MoEStats", "Routing", "moe", "moe_experts", "moe_experts_sorted", "moe_route"]
 
 
 class MoEStats(NamedTuple):
@@ -24,20 +25,22 @@ class MoEStats(NamedTuple):
     (E * sum_e counts_e / (T k) * mean_probability_e) and the z-loss of arXiv 2202.08906.
 
     Attributes:
-        counts: int64 [E], (token, slot) pairs that an expert got.
+        counts: int64 [E], (token, slot) pairs that chose an expert.
         mean_probability: [E], mean softmax probability over tokens.
         z_loss: [], mean squared log-sum-exp of the logits.
         entropy: [], mean entropy of the softmax in nats; no gradient.
+        dropped: int64 [], pairs of `counts` that were over the capacity and got no expert.
     """
 
     counts: Tensor
     mean_probability: Tensor
     z_loss: Tensor
     entropy: Tensor
+    dropped: Tensor
 
 
 class Routing(NamedTuple):
-    """Expert ids int64 [T, k] (best first; E where a token is masked), gates [T, k], statistics."""
+    """Expert ids int64 [T, k] (best first; E for nobody), gates [T, k], statistics."""
 
     ids: Tensor
     gates: Tensor
@@ -55,19 +58,24 @@ def moe(
     normalize: bool = False,
     selection_bias: Tensor | None = None,
     mask: Tensor | None = None,
+    capacity: int | None = None,
+    first_expert: int = 0,
+    recompute: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, MoEStats]:
     """y[t] = sum over the top-k experts e of softmax(router x[t])_e * FFN_e(x[t]).
 
-    Dropless and deterministic: pairs are sorted by expert (stable), multiplied expert by expert,
-    and summed per token in the order of its choices; no atomics. Gradients flow to `x`, `router`,
+    Dropless unless `capacity` is given, and deterministic: pairs are sorted by expert (stable),
+    multiplied expert by expert, and summed per token in the order of its choices; no atomics.
+    Gradients flow to `x`, `router`,
     `w13` and `w2`. Under `torch.autocast` the experts compute in the autocast type; the router
     computes in float32 always (float64 for float64 input).
 
     Args:
         x: [T, d], float32, float64, float16 or bfloat16; T = 0 is legal.
         router: [E, d], one centroid an expert.
-        w13: [E, 2F, d], gate half first; [E, F, d] for the plain activations.
+        w13: [E, 2F, d], gate half first; [E, F, d] for the plain activations. Fewer experts than
+            the router's are those from `first_expert` on (expert parallelism).
         w2: [E, d, F].
         top_k: Experts a token, 1..E. Ties go to the lower expert id.
         activation: "swiglu" or "geglu" (gated), "gelu" or "relu" (plain).
@@ -75,10 +83,14 @@ def moe(
         selection_bias: [E], added to the probabilities for the choice only, never to the gates
             (loss-free balancing, arXiv 2408.15664, section 3).
         mask: bool [T]; tokens with False get no expert: y = 0, and they are in no statistic.
+        capacity: Pairs that an expert takes at most; first choices go before second ones, tokens in
+            order (arXiv 2006.16668, algorithm 1). A pair over it adds nothing to y.
+        first_expert: Id of the first expert of `w13` and `w2`; others' pairs add nothing.
+        recompute: Save x only for the backward pass, not the pre-activation [T k, 2F]: 2 of the 9
+            products of a training step are then computed twice.
         backend: "reference" (loop over experts), "torch" (sorted, a matrix product per expert),
-            "grouped" (sorted, `F.grouped_mm`), "triton" (routing by one Triton kernel on CUDA,
-            then "grouped"), or "auto": "torch" on the CPU, "grouped" on CUDA where its types and
-            strides fit, else "torch".
+            "grouped" (sorted, `F.grouped_mm`), "triton" (CUDA, not float64), or "auto": "torch" on
+            the CPU; on CUDA "triton" for float16 and bfloat16, else "torch".
 
     Returns:
         y [T, d] of the type of `x` (the autocast type under autocast), and the statistics.
@@ -87,6 +99,7 @@ def moe(
         ValueError: Shapes that do not fit, `top_k` out of range, an unknown activation or backend,
             or a backend that cannot run these types on this device.
     """
+    backend = _choose(backend, x)
     routing = moe_route(
         x,
         router,
@@ -94,7 +107,8 @@ def moe(
         normalize=normalize,
         selection_bias=selection_bias,
         mask=mask,
-        backend=backend if backend in ("reference", "triton") else "torch",
+        capacity=capacity,
+        backend="torch" if backend == "grouped" else backend,
     )
     y = moe_experts(
         x,
@@ -103,7 +117,9 @@ def moe(
         w13,
         w2,
         activation=activation,
-        backend="grouped" if backend == "triton" else backend,
+        first_expert=first_expert,
+        recompute=recompute,
+        backend=backend,
     )
     return y, routing.stats
 
@@ -116,13 +132,14 @@ def moe_route(
     normalize: bool = False,
     selection_bias: Tensor | None = None,
     mask: Tensor | None = None,
+    capacity: int | None = None,
     backend: str = "auto",
 ) -> Routing:
     """The choice of experts alone; arguments as for `moe`.
 
     Args:
-        backend: "reference", "torch", "triton" (one kernel, CUDA, not float64), or "auto", which is
-            "torch": the kernel is compiled and interpreted in tests, but no GPU has run it yet.
+        backend: "reference", "torch", "triton" (CUDA, not float64, at most 1,024 experts), or
+            "auto": "triton" on CUDA where it can, else "torch".
 
     Raises:
         ValueError: As for `moe`.
@@ -138,20 +155,33 @@ def moe_route(
         raise ValueError(f"selection_bias must be [{n_experts}], got {list(selection_bias.shape)}")
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:1]):
         raise ValueError(f"mask must be bool [{x.shape[0]}], got {mask.dtype} {list(mask.shape)}")
+    if capacity is not None and capacity < 0:
+        raise ValueError(f"capacity must be at least 0, got {capacity}")
     if backend not in ("auto", "reference", "torch", "triton"):
         raise ValueError(
             f"backend must be 'auto', 'reference', 'torch' or 'triton', got {backend!r}"
         )
+    if backend == "triton":
+        _need_triton(x)
+    elif backend == "auto":
+        able = x.is_cuda and x.dtype != torch.float64 and n_experts <= 1024
+        backend = "triton" if able else "torch"
+    dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(device_type=x.device.type, enabled=False):
         if backend == "reference":
             logits, gates, ids = reference.route(
                 x, router, top_k=top_k, normalize=normalize, selection_bias=selection_bias
             )
-            probabilities = logits.softmax(dim=-1)
+            ids, stats = _statistics(logits, logits.softmax(dim=-1), ids, mask)
         elif backend == "triton":
-            return _triton_route(x, router, top_k, normalize, selection_bias, mask)
+            ids, gates, counts, mass, z_sum, entropy_sum = library.route(
+                x.to(dtype) @ router.to(dtype).T, selection_bias, mask, top_k, normalize
+            )
+            total = max(len(x), 1) if mask is None else mask.sum().clamp(min=1)
+            stats = MoEStats(
+                counts, mass / total, z_sum / total, entropy_sum / total, counts.new_zeros(())
+            )
         else:
-            dtype = torch.promote_types(x.dtype, torch.float32)
             logits = x.to(dtype) @ router.to(dtype).T
             probabilities = logits.softmax(dim=-1)
             scores = probabilities.detach()
@@ -161,30 +191,15 @@ def moe_route(
             gates = probabilities.gather(1, ids)
             if normalize:
                 gates = gates / gates.sum(dim=-1, keepdim=True)
-        return _finish(logits, probabilities, ids, gates, mask)
-
-
-def _triton_route(
-    x: Tensor,
-    router: Tensor,
-    top_k: int,
-    normalize: bool,
-    selection_bias: Tensor | None,
-    mask: Tensor | None,
-) -> Routing:
-    if not x.is_cuda or x.dtype == torch.float64:
-        raise ValueError(
-            f"backend 'triton' needs CUDA tensors, not float64; got {x.dtype} on {x.device}"
-        )
-    ids, gates, counts, mass, z_sum, entropy_sum = triton_route.route(
-        x.float() @ router.float().T,
-        top_k=top_k,
-        normalize=normalize,
-        selection_bias=selection_bias,
-        mask=mask,
-    )
-    total = max(len(x), 1) if mask is None else mask.sum().clamp(min=1)
-    return Routing(ids, gates, MoEStats(counts, mass / total, z_sum / total, entropy_sum / total))
+            ids, stats = _statistics(logits, probabilities, ids, mask)
+        if capacity is not None:
+            if backend == "reference":
+                ids = reference.limit(ids, n_experts, capacity)
+            else:
+                ids = _limit(ids, n_experts, capacity)
+            dropped = (stats.counts - capacity).clamp(min=0).sum()
+            stats = stats._replace(dropped=dropped)
+    return Routing(ids, gates, stats)
 
 
 def _top_k(scores: Tensor, top_k: int) -> Tensor:
@@ -201,10 +216,19 @@ def _top_k(scores: Tensor, top_k: int) -> Tensor:
     return torch.cat(chosen, dim=1)
 
 
-def _finish(
-    logits: Tensor, probabilities: Tensor, ids: Tensor, gates: Tensor, mask: Tensor | None
-) -> Routing:
-    """Statistics of the routed tokens; masked tokens get the id E, which belongs to nobody."""
+def _limit(ids: Tensor, n_experts: int, capacity: int) -> Tensor:
+    """`reference.limit` without a loop."""
+    slots_first = ids.T.flatten()
+    keys, order = slots_first.sort(stable=True)
+    rank = torch.arange(len(keys), device=keys.device) - torch.searchsorted(keys, keys)
+    kept = torch.where(rank < capacity, keys, n_experts)
+    return torch.empty_like(keys).index_copy_(0, order, kept).view(ids.T.shape).T.contiguous()
+
+
+def _statistics(
+    logits: Tensor, probabilities: Tensor, ids: Tensor, mask: Tensor | None
+) -> tuple[Tensor, MoEStats]:
+    """The ids with E, which is nobody, for masked tokens, and the statistics of the others."""
     tokens, n_experts = logits.shape
     z = logits.logsumexp(dim=-1).square()
     with torch.no_grad():
@@ -217,10 +241,13 @@ def _finish(
         total = mask.sum().clamp(min=1)
     each = torch.arange(n_experts, device=ids.device)
     counts = (ids.unsqueeze(-1) == each).sum(dim=(0, 1))
-    stats = MoEStats(
-        counts, probabilities.sum(dim=0) / total, z.sum() / total, entropy.sum() / total
+    return ids, MoEStats(
+        counts,
+        probabilities.sum(dim=0) / total,
+        z.sum() / total,
+        entropy.sum() / total,
+        counts.new_zeros(()),
     )
-    return Routing(ids, gates, stats)
 
 
 def moe_experts(
@@ -231,11 +258,14 @@ def moe_experts(
     w2: Tensor,
     *,
     activation: str = "swiglu",
+    first_expert: int = 0,
+    recompute: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """y[t] = sum_j gates[t, j] FFN_{ids[t, j]}(x[t]) for a choice that is already made.
 
-    An id outside 0..E-1 means "not here": it adds nothing (masked tokens, experts elsewhere).
+    An id outside first_expert .. first_expert + E - 1 means "not here": it adds nothing (masked or
+    dropped tokens, experts elsewhere).
 
     Args:
         x: [T, d].
@@ -244,11 +274,108 @@ def moe_experts(
         w13: [E, 2F, d], or [E, F, d] for the plain activations.
         w2: [E, d, F].
         activation: "swiglu", "geglu", "gelu" or "relu".
-        backend: "reference", "torch", "grouped" or "auto", as for `moe`.
+        first_expert: As for `moe`.
+        recompute: As for `moe`.
+        backend: As for `moe`.
 
     Raises:
         ValueError: As for `moe`.
     """
+    _check_weights(x, w13, w2, activation)
+    if ids.shape != gates.shape or ids.dim() != 2 or ids.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"ids and gates must both be [{x.shape[0]}, k], "
+            f"got {list(ids.shape)} and {list(gates.shape)}"
+        )
+    if torch.is_autocast_enabled(x.device.type):
+        x, w13, w2 = x.to(_type(x)), w13.to(_type(x)), w2.to(_type(x))
+    backend = _fit(_choose(backend, x), x, w13, w2)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        if backend == "reference":
+            return reference.experts(
+                x, ids, gates, w13, w2, activation=activation, first_expert=first_expert
+            )
+        sort = library.plan(ids, len(w2), first_expert, backend)
+        save = not recompute and _needs_gradient(x, gates, w13, w2)
+        y: Tensor = library.experts(x, *sort, gates, w13, w2, activation, backend, save)[0]
+        return y
+
+
+def moe_experts_sorted(
+    x: Tensor,
+    ends: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    *,
+    activation: str = "swiglu",
+    recompute: bool = False,
+    backend: str = "auto",
+) -> Tensor:
+    """FFN_e(x[p]) for rows that are sorted by expert, as an all-to-all delivers them; no gates.
+
+    Args:
+        x: [P, d].
+        ends: int32 [E], not falling: rows ends[e - 1] .. ends[e] - 1 are those of expert e (from 0
+            for the first); rows from ends[E - 1] on give zeros.
+        w13: [E, 2F, d], or [E, F, d] for the plain activations.
+        w2: [E, d, F].
+        activation: As for `moe_experts`.
+        recompute: As for `moe`.
+        backend: As for `moe`.
+
+    Returns:
+        [P, d].
+
+    Raises:
+        ValueError: As for `moe`; `ends` is not int32 [E].
+    """
+    _check_weights(x, w13, w2, activation)
+    if ends.dtype != torch.int32 or ends.shape != w2.shape[:1]:
+        raise ValueError(f"ends must be int32 [{len(w2)}], got {ends.dtype} {list(ends.shape)}")
+    if torch.is_autocast_enabled(x.device.type):
+        x, w13, w2 = x.to(_type(x)), w13.to(_type(x)), w2.to(_type(x))
+    backend = _fit(_choose(backend, x), x, w13, w2)
+    with torch.autocast(device_type=x.device.type, enabled=False):
+        if backend == "reference":
+            ids = torch.searchsorted(ends, torch.arange(len(x), device=x.device), right=True)
+            ones = x.new_ones(len(x), 1)
+            return reference.experts(x, ids[:, None], ones, w13, w2, activation=activation)
+        save = not recompute and _needs_gradient(x, w13, w2)
+        y: Tensor = library.experts(x, None, None, ends, None, w13, w2, activation, backend, save)[
+            0
+        ]
+        return y
+
+
+def _type(x: Tensor) -> torch.dtype:
+    """The type that the experts compute in: that of `x`, or the autocast type."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def _needs_gradient(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _choose(backend: str, x: Tensor) -> str:
+    """The backend that "auto" means for `x`."""
+    if backend not in ("auto", "reference", "torch", "grouped", "triton"):
+        raise ValueError(
+            f"backend must be 'auto', 'reference', 'torch', 'grouped' or 'triton', got {backend!r}"
+        )
+    if backend != "auto":
+        return backend
+    return "triton" if x.is_cuda and _type(x) in (torch.float16, torch.bfloat16) else "torch"
+
+
+def _need_triton(x: Tensor) -> None:
+    if not x.is_cuda or x.dtype == torch.float64:
+        raise ValueError(
+            f"backend 'triton' needs CUDA tensors, not float64; got {x.dtype} on {x.device}"
+        )
+
+
+def _check_weights(x: Tensor, w13: Tensor, w2: Tensor, activation: str) -> None:
     if activation not in (*GATED, *PLAIN):
         raise ValueError(f"activation must be one of {(*GATED, *PLAIN)}, got {activation!r}")
     if w2.dim() != 3 or w13.dim() != 3 or x.dim() != 2:
@@ -263,26 +390,14 @@ def moe_experts(
             f"with w2 {list(w2.shape)} and {activation}, x must be [T, {width}] and w13 "
             f"[{n_experts}, {rows}, {width}], got {list(x.shape)} and {list(w13.shape)}"
         )
-    if ids.shape != gates.shape or ids.dim() != 2 or ids.shape[0] != x.shape[0]:
-        raise ValueError(
-            f"ids and gates must both be [{x.shape[0]}, k], "
-            f"got {list(ids.shape)} and {list(gates.shape)}"
-        )
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
-        x, w13, w2 = x.to(dtype), w13.to(dtype), w2.to(dtype)
+
+
+def _fit(backend: str, x: Tensor, w13: Tensor, w2: Tensor) -> str:
+    """`backend`, if it can run these tensors."""
     if not x.dtype == w13.dtype == w2.dtype:
         raise ValueError(f"x, w13, w2 must share a type, got {x.dtype}, {w13.dtype}, {w2.dtype}")
-    fits = grouped_mm_fits(x, w13, w2)
-    if backend == "auto":
-        backend = "grouped" if x.is_cuda and fits is None else "torch"
-    with torch.autocast(device_type=x.device.type, enabled=False):
-        if backend == "reference":
-            return reference.experts(x, ids, gates, w13, w2, activation=activation)
-        if backend == "torch":
-            return grouped_experts(x, ids, gates, w13, w2, activation, False)
-        if backend == "grouped":
-            if fits is not None:
-                raise ValueError(f"backend 'grouped' cannot be used: {fits}")
-            return grouped_experts(x, ids, gates, w13, w2, activation, True)
-    raise ValueError(f"backend must be 'auto', 'reference', 'torch' or 'grouped', got {backend!r}")
+    if backend == "triton":
+        _need_triton(x)
+    if backend == "grouped" and (why := grouped_mm_fits(x, w2)):
+        raise ValueError(f"backend 'grouped' cannot be used: {why}")
+    return backend

@@ -1,26 +1,24 @@
-"""The fast PyTorch experts: pairs sorted by expert, grouped products, a deterministic combine.
+"""The experts in PyTorch: pairs sorted by expert, one product an expert or `F.grouped_mm`.
 
-Forward keeps x and the pre-activation only; backward recomputes the activation from it and takes
+Forward keeps x and at most the pre-activation; backward recomputes the activation from it and takes
 the gate's gradient from <d activation, activation>, so the expert outputs are never kept (the
-arrangement of arXiv 2512.14080).
+arrangement of arXiv 2512.14080). Sums over slots have a fixed order; there are no atomics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-GATED: dict[str, Callable[[Tensor], Tensor]] = {"swiglu": F.silu, "geglu": F.gelu}
-PLAIN: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu}
+from onerec.ops.moe.reference import GATED, activate
+
+_aten = torch.ops.aten
 
 
-def grouped_mm_fits(x: Tensor, w13: Tensor, w2: Tensor) -> str | None:
+def grouped_mm_fits(x: Tensor, w2: Tensor) -> str | None:
     """Why `F.grouped_mm` cannot take these tensors, or None when it can."""
     types = (torch.bfloat16,) if x.is_cuda else (torch.bfloat16, torch.float16, torch.float32)
     if x.dtype not in types:
@@ -33,161 +31,207 @@ def grouped_mm_fits(x: Tensor, w13: Tensor, w2: Tensor) -> str | None:
     return None
 
 
-def grouped_experts(
-    x: Tensor, ids: Tensor, gates: Tensor, w13: Tensor, w2: Tensor, activation: str, fused: bool
-) -> Tensor:
-    """y [T, d]; arguments as for `onerec.ops.moe_experts`, already checked.
+def plan(ids: Tensor, n_experts: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The order of the P = T k (token, slot) pairs by expert; those of nobody come last.
 
     Args:
-        fused: Multiply by `F.grouped_mm`, which needs no copy of the counts to the host, instead of
-            expert by expert with `torch.mm`.
+        ids: int64 [T, k]; experts first .. first + n_experts - 1 are here.
+        n_experts: Experts that are here.
+        first: Id of the first of them.
+
+    Returns:
+        order int32 [P], the pair t k + j of each sorted row, stable, so by token within an expert;
+        inverse int32 [P], the sorted row of each pair; ends int32 [E], the sorted row where each
+        expert's rows end.
     """
-    # grouped_mm is not asked to multiply nothing; no rows cost no copy either.
-    function = _Fused if fused and len(ids) else _Segmented
-    out: Tensor = function.apply(x, ids, gates, w13, w2, activation)  # type: ignore[no-untyped-call]
-    return out
+    local = ids.flatten() - first
+    local = torch.where((local < 0) | (local >= n_experts), n_experts, local)
+    keys, order = local.sort(stable=True)
+    experts = torch.arange(n_experts, device=keys.device)
+    ends = torch.searchsorted(keys, experts, right=True, out_int32=True)
+    inverse = torch.empty(len(order), dtype=torch.int32, device=order.device)
+    inverse[order] = torch.arange(len(order), dtype=torch.int32, device=order.device)
+    return order.int(), inverse, ends
 
 
-def _activate(hidden: Tensor, activation: str) -> Tensor:
-    if activation in PLAIN:
-        return PLAIN[activation](hidden)
-    gate, value = hidden.chunk(2, dim=-1)
-    return GATED[activation](gate) * value
+def forward(
+    x: Tensor,
+    order: Tensor | None,
+    inverse: Tensor | None,
+    ends: Tensor,
+    gates: Tensor | None,
+    w13: Tensor,
+    w2: Tensor,
+    activation: str,
+    fused: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """The experts' forward pass.
 
+    Args:
+        x: [T, d].
+        order: int32 [P] of `plan`, or None when the rows of `x` are sorted already (P = T).
+        inverse: int32 [P] of `plan`, None when `order` is.
+        ends: int32 [E].
+        gates: [T, k], or None with sorted rows, which have no gate.
+        w13: [E, 2F, d] or [E, F, d].
+        w2: [E, d, F].
+        activation: See `reference.activate`.
+        fused: Multiply by `F.grouped_mm`, which needs no copy of `ends` to the host.
+        save: Return the pre-activation too.
 
-def _activate_backward(hidden: Tensor, grad: Tensor, activation: str) -> Tensor:
-    with torch.enable_grad():
-        leaf = hidden.detach().requires_grad_()
-        return torch.autograd.grad(_activate(leaf, activation), leaf, grad)[0]
-
-
-class _Plan:
-    """The order of (token, slot) pairs by expert; P = T k pairs, those of nobody last.
-
-    Attributes:
-        order: int64 [P], pair of each sorted position; stable, so by token within an expert.
-        inverse: int64 [T, k], sorted position of each pair.
-        token: int64 [P], token of each sorted position.
-        here: bool [P], sorted positions that belong to an expert.
-        ends: int64 [E], sorted position where the rows of each expert end.
+    Returns:
+        y [T, d]; the pre-activation [P, 2F or F] in sorted order, or [0, ...] without `save`.
     """
-
-    def __init__(self, ids: Tensor, n_experts: int) -> None:
-        outside = (ids < 0) | (ids >= n_experts)
-        keys, self.order = ids.masked_fill(outside, n_experts).flatten().sort(stable=True)
-        inverse = torch.empty_like(self.order)
-        inverse[self.order] = torch.arange(len(keys), device=keys.device)
-        self.inverse = inverse.view_as(ids)
-        self.token = self.order // ids.shape[1]
-        self.here = keys < n_experts
-        experts = torch.arange(n_experts, device=keys.device)
-        self.ends = torch.searchsorted(keys, experts, right=True)
-
-    def segments(self) -> list[tuple[int, int, int]]:
-        """(expert, first, last) of the experts that have rows; copies the ends to the host."""
-        bounds = [0, *self.ends.tolist()]
-        return [(e, a, b) for e, (a, b) in enumerate(pairwise(bounds)) if a < b]
-
-    def combine(self, rows: Tensor, gates: Tensor | None) -> Tensor:
-        """Sums the k rows of each token in slot order, times its gates, in float32 or more.
-
-        Args:
-            rows: [P, n], zeros for the rows of nobody.
-            gates: [T, k], or None for ones.
-
-        Returns:
-            [T, n] of the type of `rows`.
-        """
-        dtype = torch.promote_types(rows.dtype, torch.float32)
-        total = rows.new_zeros(self.inverse.shape[0], rows.shape[1], dtype=dtype)
-        for slot in range(self.inverse.shape[1]):
-            part = rows.index_select(0, self.inverse[:, slot])
-            if gates is None:
-                total += part
-            else:
-                total.addcmul_(part.to(dtype), gates[:, slot, None].to(dtype))
-        return total.to(rows.dtype)
-
-
-class _Segmented(torch.autograd.Function):
-    """Expert by expert over its contiguous rows, so that a segment stays in the cache."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, ids: Tensor, gates: Tensor, w13: Tensor, w2: Tensor, activation: str
-    ) -> Tensor:
-        plan = _Plan(ids, w2.shape[0])
-        segments = plan.segments()
-        keep = any(ctx.needs_input_grad)
-        hidden = x.new_empty(len(plan.order), w13.shape[1]) if keep else None
-        out = x.new_empty(len(plan.order), x.shape[1])
+    rows = len(x) if order is None else len(order)
+    token = _tokens(order, gates)
+    if fused and rows:
+        gathered = x if token is None else x.index_select(0, token)
+        hidden = F.grouped_mm(gathered, w13.transpose(1, 2), offs=ends)
+        out = F.grouped_mm(activate(hidden, activation), w2.transpose(1, 2), offs=ends)
+        # grouped_mm leaves the rows of nobody as they were in memory.
+        out = torch.where(_here(ends, rows), out, 0)
+        if not save:
+            hidden = hidden.new_empty(0, w13.shape[1])
+    else:
+        # A segment of rows stays in the cache between the two products of an expert.
+        segments = _segments(ends)
+        hidden = x.new_empty(rows if save else 0, w13.shape[1])
+        out = x.new_empty(rows, x.shape[1])
         out[segments[-1][2] if segments else 0 :].zero_()
         for e, a, b in segments:
-            rows = x.index_select(0, plan.token[a:b])
-            h = torch.mm(rows, w13[e].T, out=None if hidden is None else hidden[a:b])
-            torch.mm(_activate(h, activation), w2[e].T, out=out[a:b])
-        if keep:
-            ctx.save_for_backward(x, gates, w13, w2, hidden)
-            ctx.plan, ctx.segments, ctx.activation = plan, segments, activation
-        return plan.combine(out, gates)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gates, w13, w2, hidden = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        flat = gates.flatten()
-        dots = torch.zeros_like(flat)
-        d_rows = torch.zeros(len(plan.order), x.shape[1], dtype=x.dtype, device=x.device)
-        d_w13, d_w2 = torch.zeros_like(w13), torch.zeros_like(w2)
-        for e, a, b in ctx.segments:
-            pair, token = plan.order[a:b], plan.token[a:b]
-            d_out = grad.index_select(0, token)
-            gate = flat.index_select(0, pair)
-            activated = _activate(hidden[a:b], ctx.activation)
-            d_activated = d_out @ w2[e]
-            dots[pair] = (d_activated.to(flat.dtype) * activated.to(flat.dtype)).sum(dim=-1)
-            gate = gate[:, None].to(x.dtype)
-            torch.mm(d_out.T, activated * gate, out=d_w2[e])
-            d_hidden = _activate_backward(hidden[a:b], d_activated * gate, ctx.activation)
-            torch.mm(d_hidden.T, x.index_select(0, token), out=d_w13[e])
-            torch.mm(d_hidden, w13[e], out=d_rows[a:b])
-        return plan.combine(d_rows, None), None, dots.view_as(gates), d_w13, d_w2, None
+            part = x[a:b] if token is None else x.index_select(0, token[a:b])
+            h = torch.mm(part, w13[e].T, out=hidden[a:b] if save else None)
+            torch.mm(activate(h, activation), w2[e].T, out=out[a:b])
+    if inverse is None or gates is None:
+        return out, hidden
+    return _combine(out, inverse.view_as(gates), gates), hidden
 
 
-class _Fused(torch.autograd.Function):
-    """All experts in one `F.grouped_mm` a product; nothing is copied to the host."""
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    order: Tensor | None,
+    inverse: Tensor | None,
+    ends: Tensor,
+    gates: Tensor | None,
+    w13: Tensor,
+    w2: Tensor,
+    hidden: Tensor,
+    activation: str,
+    fused: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of `x`, `gates` ([0] when None), `w13` and `w2`; arguments as for `forward`.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, ids: Tensor, gates: Tensor, w13: Tensor, w2: Tensor, activation: str
-    ) -> Tensor:
-        plan = _Plan(ids, w2.shape[0])
-        ends = plan.ends.to(torch.int32)
-        rows = x.index_select(0, plan.token)
-        hidden = F.grouped_mm(rows, w13.transpose(1, 2), offs=ends)
-        out = F.grouped_mm(_activate(hidden, activation), w2.transpose(1, 2), offs=ends)
-        ctx.save_for_backward(x, gates, w13, w2, hidden)
-        ctx.plan, ctx.activation = plan, activation
-        # grouped_mm leaves the rows of nobody as they were in memory.
-        return plan.combine(torch.where(plan.here[:, None], out, 0), gates)
+    Args:
+        grad: [T, d].
+        hidden: The saved pre-activation, or [0, ...] to compute it again.
+    """
+    rows = len(x) if order is None else len(order)
+    token = _tokens(order, gates)
+    flat = None if order is None or gates is None else gates.flatten().index_select(0, order)
+    slot_type = torch.float32 if flat is None else flat.dtype
+    dots = torch.zeros(0 if flat is None else rows, dtype=slot_type, device=x.device)
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, gates, w13, w2, hidden = ctx.saved_tensors
-        plan: _Plan = ctx.plan
-        ends = plan.ends.to(torch.int32)
-        flat = gates.flatten()
-        d_out = grad.index_select(0, plan.token)
-        activated = _activate(hidden, ctx.activation)
+    def gather(source: Tensor, a: int, b: int) -> Tensor:
+        return source[a:b] if token is None else source.index_select(0, token[a:b])
+
+    if fused and rows:
+        inputs, d_out = gather(x, 0, rows), gather(grad, 0, rows)
+        if not len(hidden):
+            hidden = F.grouped_mm(inputs, w13.transpose(1, 2), offs=ends)
+        activated = activate(hidden, activation)
         d_activated = F.grouped_mm(d_out, w2, offs=ends)
-        dots = (d_activated.to(flat.dtype) * activated.to(flat.dtype)).sum(dim=-1)
-        d_gates = torch.where(plan.here, dots, 0).index_select(0, plan.inverse.flatten())
-        gate = flat.index_select(0, plan.order)[:, None].to(x.dtype)
-        d_w2 = F.grouped_mm(d_out.T, activated * gate, offs=ends)
-        d_hidden = _activate_backward(hidden, d_activated * gate, ctx.activation)
-        d_w13 = F.grouped_mm(d_hidden.T, x.index_select(0, plan.token), offs=ends)
+        if flat is not None:
+            product = (d_activated.to(slot_type) * activated.to(slot_type)).sum(dim=-1)
+            dots = torch.where(_here(ends, rows)[:, 0], product, 0)
+            gate = flat[:, None].to(x.dtype)
+            d_activated, d_out = d_activated * gate, d_out * gate
+        d_w2 = F.grouped_mm(d_out.T, activated, offs=ends)
+        d_hidden = torch.empty_like(hidden)
+        _activate_backward(hidden, d_activated, activation, d_hidden)
+        d_w13 = F.grouped_mm(d_hidden.T, inputs, offs=ends)
         d_rows = F.grouped_mm(d_hidden, w13, offs=ends)
-        d_x = plan.combine(torch.where(plan.here[:, None], d_rows, 0), None)
-        return d_x, None, d_gates.view_as(gates), d_w13, d_w2, None
+        d_rows = torch.where(_here(ends, rows), d_rows, 0)
+    else:
+        segments = _segments(ends)
+        d_rows = x.new_empty(rows, x.shape[1])
+        d_rows[segments[-1][2] if segments else 0 :].zero_()
+        d_w13, d_w2 = torch.empty_like(w13), torch.empty_like(w2)
+        idle = set(range(len(w2))) - {e for e, _, _ in segments}
+        for e in idle:
+            d_w13[e].zero_()
+            d_w2[e].zero_()
+        for e, a, b in segments:
+            inputs, d_out = gather(x, a, b), gather(grad, a, b)
+            h = hidden[a:b] if len(hidden) else inputs @ w13[e].T
+            activated = activate(h, activation)
+            d_activated = d_out @ w2[e]
+            if flat is not None:
+                torch.sum(
+                    d_activated.to(slot_type) * activated.to(slot_type), dim=-1, out=dots[a:b]
+                )
+                gate = flat[a:b, None].to(x.dtype)
+                d_activated, d_out = d_activated.mul_(gate), d_out * gate
+            torch.mm(d_out.T, activated, out=d_w2[e])
+            d_hidden = torch.empty_like(h)
+            _activate_backward(h, d_activated, activation, d_hidden)
+            torch.mm(d_hidden.T, inputs, out=d_w13[e])
+            torch.mm(d_hidden, w13[e], out=d_rows[a:b])
+    if inverse is None or gates is None:
+        return d_rows, dots, d_w13, d_w2
+    d_x = _combine(d_rows, inverse.view_as(gates), None)
+    return d_x, dots.index_select(0, inverse).view_as(gates), d_w13, d_w2
+
+
+def _tokens(order: Tensor | None, gates: Tensor | None) -> Tensor | None:
+    """int32 [P], the token of each sorted row; None when rows are tokens."""
+    return None if order is None or gates is None else order // gates.shape[1]
+
+
+def _here(ends: Tensor, rows: int) -> Tensor:
+    """bool [P, 1], sorted rows that belong to an expert."""
+    return (torch.arange(rows, device=ends.device) < ends[-1])[:, None]
+
+
+def _segments(ends: Tensor) -> list[tuple[int, int, int]]:
+    """(expert, first, last) of the experts that have rows; copies the ends to the host."""
+    bounds = [0, *ends.tolist()]
+    return [(e, a, b) for e, (a, b) in enumerate(pairwise(bounds)) if a < b]
+
+
+def _combine(rows: Tensor, where: Tensor, gates: Tensor | None) -> Tensor:
+    """[T, n], the sum of the k rows of each token in slot order, in float32 or more.
+
+    Args:
+        rows: [P, n] in sorted order, zeros for nobody.
+        where: int32 [T, k], the sorted row of each pair.
+        gates: [T, k], the weights of the sum, or None for ones.
+    """
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    total = rows.new_zeros(len(where), rows.shape[1], dtype=dtype)
+    for slot in range(where.shape[1]):
+        part = rows.index_select(0, where[:, slot])
+        if gates is None:
+            total += part
+        else:
+            total.addcmul_(part.to(dtype), gates[:, slot, None].to(dtype))
+    return total.to(rows.dtype)
+
+
+def _activate_backward(hidden: Tensor, grad: Tensor, activation: str, out: Tensor) -> None:
+    """Writes the gradient of `activate(hidden)` to `out`, of the shape of `hidden`."""
+    if activation in GATED:
+        gate, value = hidden.chunk(2, dim=-1)
+        d_gate, d_value = out.chunk(2, dim=-1)
+        product = grad * value
+        if activation == "swiglu":
+            torch.mul(grad, F.silu(gate), out=d_value)
+            d_gate.copy_(_aten.silu_backward(product, gate))
+        else:
+            torch.mul(grad, F.gelu(gate), out=d_value)
+            d_gate.copy_(_aten.gelu_backward(product, gate))
+    elif activation == "gelu":
+        out.copy_(_aten.gelu_backward(grad, hidden))
+    else:
+        out.copy_(_aten.threshold_backward(grad, hidden, 0))

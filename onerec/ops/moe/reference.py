@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+GATED = ("swiglu", "geglu")
+PLAIN = ("gelu", "relu")
+
 
 def route(
     x: Tensor,
@@ -39,6 +42,25 @@ def route(
     return logits, gates, ids
 
 
+def limit(ids: Tensor, n_experts: int, capacity: int) -> Tensor:
+    """`ids` with n_experts where an expert had taken `capacity` pairs before.
+
+    First choices of all tokens come before second choices, tokens in order (arXiv 2006.16668,
+    algorithm 1).
+    """
+    ids, taken = ids.clone(), [0] * n_experts
+    for slot in range(ids.shape[1]):
+        for token in range(ids.shape[0]):
+            expert = int(ids[token, slot])
+            if expert == n_experts:
+                continue
+            if taken[expert] == capacity:
+                ids[token, slot] = n_experts
+            else:
+                taken[expert] += 1
+    return ids
+
+
 def activate(hidden: Tensor, activation: str) -> Tensor:
     """`swiglu` and `geglu` gate the second half by the first; `gelu` and `relu` are plain."""
     if activation == "swiglu":
@@ -51,9 +73,16 @@ def activate(hidden: Tensor, activation: str) -> Tensor:
 
 
 def experts(
-    x: Tensor, ids: Tensor, gates: Tensor, w13: Tensor, w2: Tensor, *, activation: str = "swiglu"
+    x: Tensor,
+    ids: Tensor,
+    gates: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    *,
+    activation: str = "swiglu",
+    first_expert: int = 0,
 ) -> Tensor:
-    """y[t] = sum_j gates[t, j] FFN_{ids[t, j]}(x[t]); an id outside 0..E-1 adds nothing.
+    """y[t] = sum_j gates[t, j] FFN_{ids[t, j]}(x[t]); an id of no expert here adds nothing.
 
     Args:
         x: [T, d].
@@ -62,6 +91,7 @@ def experts(
         w13: [E, 2F, d] for gated activations (gate half first), [E, F, d] for plain ones.
         w2: [E, d, F].
         activation: See `activate`.
+        first_expert: Id of the first of the E experts.
 
     Returns:
         [T, d], of the type of `x`.
@@ -69,7 +99,7 @@ def experts(
     dtype = torch.promote_types(x.dtype, torch.float32)
     y = torch.zeros(x.shape, dtype=dtype, device=x.device)
     for expert in range(w2.shape[0]):
-        token, slot = (ids == expert).nonzero(as_tuple=True)
+        token, slot = (ids == first_expert + expert).nonzero(as_tuple=True)
         hidden = activate(x[token] @ w13[expert].T, activation)
         out = (hidden @ w2[expert].T).to(dtype) * gates[token, slot, None]
         y = y.index_add(0, token, out)

@@ -44,7 +44,7 @@ def providers(
     ids, gates, _ = moe_route(x, router, top_k=TOP_K)
     gates = gates.to(dtype)
     weights = (x, gates, w13, w2)
-    backend = "grouped" if device == "cuda" else "torch"
+    backend = "triton" if device == "cuda" else "torch"
     calls: dict[str, Callable[[], Tensor]] = {
         "onerec": lambda: moe_experts(x, ids, gates, w13, w2, backend=backend),
         "F.grouped_mm": lambda: grouped_mm(x, ids, gates, w13, w2),

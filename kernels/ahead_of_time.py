@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +24,15 @@ class Resources(NamedTuple):
         stack: Bytes of local memory a thread; above 0 means that registers were spilled.
         shared: Bytes of shared memory a block, static and dynamic.
         ptx: The code.
+        log: What ptxas said, where the environment has TRITON_DUMP_PTXAS_LOG=1 and the kernel was
+            not in Triton's cache.
     """
 
     registers: int
     stack: int
     shared: int
     ptx: str
+    log: str
 
 
 def compile_kernel(
@@ -59,7 +64,9 @@ def compile_kernel(
     }
     source = ASTSource(fn=kernel, signature=types, constexprs=dict(constants), attrs=aligned)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    log = io.StringIO()
+    with redirect_stdout(log):
+        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -69,4 +76,4 @@ def compile_kernel(
         ).stdout
     found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", usage)}
     shared = max(found["SHARED"], compiled.metadata.shared)
-    return Resources(found["REG"], found["STACK"], shared, compiled.asm["ptx"])
+    return Resources(found["REG"], found["STACK"], shared, compiled.asm["ptx"], log.getvalue())

@@ -80,16 +80,21 @@ SINGLE: dict[str, list[tuple[float, Config]]] = {
 }
 
 
-def config(kind: str, dtype: torch.dtype, rows: float) -> Config:
+def config(kind: str, dtype: torch.dtype, rows: float, capability: int = 90) -> Config:
     """The configuration of a product.
 
     Args:
         kind: A key of `HALF`.
         dtype: Of its operands.
         rows: Mean rows an expert.
+        capability: 90 or more for wgmma, 80 or more for mma.
     """
     table = (SINGLE if dtype == torch.float32 else HALF)[kind]
-    return next(entry for limit, entry in table if rows <= limit)
+    cut = next(entry for limit, entry in table if rows <= limit)
+    if kind == "up" and capability < 90 and cut.bm == 128:
+        # mma keeps its operands in registers too: two accumulators of 128 columns would spill.
+        return cut._replace(bn=64)
+    return cut
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -452,8 +457,10 @@ def moe_weight_kernel(  # type: ignore[no-untyped-def]
 
 
 @lru_cache
-def _processors(index: int) -> int:
-    return int(torch.cuda.get_device_properties(index).multi_processor_count)
+def _properties(index: int) -> tuple[int, int]:
+    """Multiprocessors and compute capability (10 major + minor) of a CUDA device."""
+    found = torch.cuda.get_device_properties(index)
+    return found.multi_processor_count, 10 * found.major + found.minor
 
 
 class _Launch:
@@ -466,10 +473,10 @@ class _Launch:
         exact = x.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32
         self.precision = "ieee" if exact else "tf32"
         # In the interpreter programs run one after the other; a few show the loop over tiles.
-        self.processors = _processors(x.device.index or 0) if x.is_cuda else 2
+        self.processors, self.capability = _properties(x.device.index) if x.is_cuda else (2, 90)
 
     def config(self, kind: str) -> Config:
-        return config(kind, self.dtype, self.rows / self.experts)
+        return config(kind, self.dtype, self.rows / self.experts, self.capability)
 
     def row_tiles(self, cut: Config) -> int:
         """The most row tiles that any routing can give; the device knows how many there are."""

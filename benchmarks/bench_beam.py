@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onerec import SidTrie
-from onerec.ops import BeamSearch
+from onerec.ops import BeamSearch, beam_step
 
 # Levels, codes of a level; "wide" is the paper's.
 SHAPES = {"wide": (3, 8192), "narrow": (4, 256)}
@@ -304,6 +304,72 @@ def test_filters(compare: Any, shape: str, filters: str) -> None:
         steps=len(steps),
         calls=5,
         seconds=0.5,
+    )
+
+
+class Captured:
+    """The steps of one item in a CUDA graph."""
+
+    def __init__(self, trie: SidTrie, steps: list[Tensor], scoring: str) -> None:
+        self.trie = trie.to("cuda")
+        self.steps = [rows.cuda() for rows in steps]
+        self.scoring = scoring
+        self.run()
+        torch.cuda.synchronize()
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.found = self.run()
+
+    def run(self) -> Found:
+        batch = len(self.steps[0])
+        nodes = torch.zeros(batch, 1, dtype=torch.int64, device="cuda")
+        scores = torch.zeros(batch, 1, dtype=torch.float64, device="cuda")
+        for level, rows in enumerate(self.steps):
+            _, _, nodes, scores, _ = beam_step(
+                rows,
+                scores,
+                nodes,
+                self.trie,
+                level=level,
+                beam_width=BEAMS,
+                scoring=self.scoring,
+            )
+        return nodes, scores
+
+    def __call__(self) -> Found:
+        self.graph.replay()
+        return self.found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scoring", ["full_softmax", "legal_softmax"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("batch", [1, 8, 64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_step_on_gpu(compare: Any, shape: str, batch: int, dtype: str, scoring: str) -> None:
+    trie, steps = catalogue(shape, 1_000_000), logits(shape, batch, BEAMS, dtype)
+    on_device = [rows.cuda() for rows in steps]
+    out = torch.empty((), dtype=DTYPES[dtype], device="cuda")
+
+    def read() -> None:
+        for rows in on_device:
+            torch.amax(rows, (0, 1, 2), out=out)
+
+    search = Ours(trie, steps, scoring, 1)()
+    result = search.result()
+
+    def near(found: Found | None, _: object) -> None:
+        if found is not None:
+            same((found[0].cpu(), found[1].float().cpu()), (result.items[..., 0], result.scores))
+
+    compare(
+        {"onerec, in a graph": Captured(trie, steps, scoring), "logits read once": read},
+        check=near,
+        expected=(),
+        steps=len(steps),
+        calls=10,
+        seconds=0.5,
+        device="cuda",
     )
 
 

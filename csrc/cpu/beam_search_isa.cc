@@ -255,23 +255,28 @@ template <class Format>
 double FullNorm(const RowInput& row, const float* values, double threshold) {
   const auto* logits = static_cast<const typename Format::Type*>(row.logits);
   const double infinity = static_cast<double>(kInfinity);
-  double limit = infinity;  // of the norm
-  if (threshold > -infinity) {
-    float best = LargestOf(values, row.degree);
-    if (best == -kInfinity) return infinity;
-    if (best > kLargest) best = kLargest;
-    limit = row.score + static_cast<double>(best) / row.temperature - threshold + 1e-9;
+  const bool bounded = threshold > -infinity;
+  double best = 0;
+  if (bounded) {
+    float top = LargestOf(values, row.degree);
+    if (top == -kInfinity) return infinity;
+    if (top > kLargest) top = kLargest;
+    best = static_cast<double>(top);
   }
   LogSumExp sum(row.temperature);
   float seen = -kInfinity;
-  double bound = infinity;  // the limit for the sum relative to `seen`
+  double bound = infinity;  // of the sum relative to `seen`, beyond which the row is out
   for (int64_t i = 0; i < row.vocab; i += kBlock) {
     const int64_t left = row.vocab - i;
     sum.Take<Format>(logits + i, static_cast<int>(left < kBlock ? left : kBlock));
-    if (limit == infinity) continue;
+    if (!bounded) continue;
     if (sum.largest != seen) {
       seen = sum.largest;
-      const double exponent = limit - static_cast<double>(seen) / row.temperature;
+      const auto far = static_cast<double>(seen);
+      // With room for what the score's own sums round away.
+      const double slack =
+          1e-9 + (__builtin_fabs(best) + __builtin_fabs(far)) / row.temperature * 1e-15;
+      const double exponent = (row.score - threshold) + (best - far) / row.temperature + slack;
       bound = exponent < 700.0 ? Exp(exponent) : infinity;
     }
     if (sum.Sum() > bound) return infinity;

@@ -91,7 +91,9 @@ struct BruteForce {
       std::vector<double> row, legal;
       for (int32_t code = 0; code < codebook_size; ++code) {
         const double x = logits[static_cast<int64_t>(r) * row_stride + code];
-        row.push_back(std::isnan(x) ? kNothing : x / temperature);
+        row.push_back(std::isnan(x)
+                          ? kNothing
+                          : std::min<double>(x, std::numeric_limits<float>::max()) / temperature);
         if (Legal(beams[r].codes, code)) legal.push_back(row.back());
       }
       double norm = 0;
@@ -186,7 +188,9 @@ void PlayAgainstBruteForce(uint32_t seed, Scoring scoring) {
   const bool sparse = scoring != Scoring::kFullSoftmax && draw() % 2 == 0;
   while (!search.Done()) {
     for (float& x : logits) {
-      x = draw() % 50 == 0 ? -std::numeric_limits<float>::infinity() : normal(draw);
+      const float unusual[] = {-std::numeric_limits<float>::infinity(), std::nanf(""),
+                               std::numeric_limits<float>::infinity()};
+      x = draw() % 30 == 0 ? unusual[draw() % 3] : normal(draw);
     }
     const auto step = static_cast<size_t>(search.Steps());
     const int64_t most = step < options.ramp.size() ? options.ramp[step] : options.width;

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onerec import SidTrie
-from onerec.ops import BeamSearch, beam_step
+from onerec.ops import BeamSearch, beam_step, legal_logits
 
 # Levels, codes of a level; "wide" is the paper's.
 SHAPES = {"wide": (3, 8192), "narrow": (4, 256)}
@@ -275,6 +275,47 @@ def test_legal(compare: Any, shape: str, batch: int, scoring: str) -> None:
         expected=constrained(trie, steps, scoring),
         steps=len(steps),
         seconds=0.4,
+    )
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_sparse_head(compare: Any, level: int) -> None:
+    """Output layer and step, width 512: gathered products for legal codes beside the dense one."""
+    trie, beams = catalogue("wide", 1_000_000), BEAMS
+    torch.manual_seed(0)
+    head, hidden = torch.randn(trie.codebook_size, 512) / 512**0.5, torch.randn(1, beams, 512)
+    rows = [hidden[:, :1] if at == 0 else hidden for at in range(level + 1)]
+    search = BeamSearch(
+        trie, batch_size=1, beam_width=beams, session_length=1, scoring="legal_softmax"
+    )
+
+    class Way:
+        def __init__(self, backend: str) -> None:
+            self.backend = backend
+
+        def prepare(self) -> None:
+            search.reset()
+            for states in rows[:level]:
+                search.step(states @ head.T)
+
+        def __call__(self) -> tuple[Tensor, Tensor]:
+            if self.backend == "dense":
+                state = search.step(rows[level] @ head.T)
+            else:
+                state = search.step_legal(legal_logits(rows[level], head, search.legal()))
+            return state.tokens, state.scores
+
+    Way("dense").prepare()
+    share = len(search.legal().codes) / (beams * trie.codebook_size)
+
+    def near(found: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> None:
+        torch.testing.assert_close(found[1], expected[1], rtol=0, atol=1e-4)
+
+    compare(
+        {"legal codes": Way("sparse"), "all codes": Way("dense")},
+        check=near,
+        facts={"share of legal codes": f"{share:.2%}"},
+        seconds=0.5,
     )
 
 

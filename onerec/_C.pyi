@@ -152,6 +152,20 @@ def beam_step(
     out_valid: int,
     num_threads: int,
 ) -> None: ...
+def legal_logits(
+    hidden: int,
+    batch_stride: int,
+    row_stride: int,
+    size: int,
+    beams: int,
+    head: int,
+    head_stride: int,
+    rows: int,
+    codes: int,
+    count: int,
+    logits: int,
+    num_threads: int,
+) -> None: ...
 def cuda_beam_step_bytes(batch: int, rows: int) -> int: ...
 def cuda_beam_step(
     trie: int,

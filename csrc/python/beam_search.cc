@@ -52,6 +52,17 @@ void BindBeamSearch(py::module_& m) {
                  static_cast<Scoring>(scoring), temperature, output, workspace, num_threads);
       },
       py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "legal_logits",
+      [](uintptr_t hidden, int64_t batch_stride, int64_t row_stride, int64_t size, int64_t beams,
+         uintptr_t head, int64_t head_stride, uintptr_t rows, uintptr_t codes, int64_t count,
+         uintptr_t logits, int num_threads) {
+        LegalLogits({reinterpret_cast<const float*>(hidden), batch_stride, row_stride, size, beams},
+                    reinterpret_cast<const float*>(head), head_stride,
+                    reinterpret_cast<const int64_t*>(rows), reinterpret_cast<const int32_t*>(codes),
+                    count, reinterpret_cast<float*>(logits), num_threads);
+      },
+      py::call_guard<py::gil_scoped_release>());
   m.def("cuda_beam_step_bytes", &CudaBeamStepBytes);
   m.def("cuda_beam_step",
         [](uintptr_t trie, int codebook_size, int level, uintptr_t logits, int type,

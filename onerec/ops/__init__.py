@@ -1,6 +1,7 @@
 """Operations with one signature on every device; a folder has the fast ways and a reference."""
 
 from onerec.ops.beam_step import BeamStep, beam_step
+from onerec.ops.legal_logits import legal_logits
 from onerec.ops.moe import MoEStats, Routing, moe, moe_experts, moe_experts_sorted, moe_route
 from onerec.ops.session_beam import BeamResult, BeamSearch, BeamState, LegalCodes
 
@@ -13,6 +14,7 @@ __all__ = [
     "MoEStats",
     "Routing",
     "beam_step",
+    "legal_logits",
     "moe",
     "moe_experts",
     "moe_experts_sorted",

@@ -117,6 +117,22 @@ struct LegalCodes {
   const int32_t* codes = nullptr;    // [offsets[batch * M]]
 };
 
+// Hidden states: beam i of request b at data + b * batch_stride + i * row_stride, `size` floats.
+struct HiddenRows {
+  const float* data = nullptr;
+  int64_t batch_stride = 0;
+  int64_t row_stride = 0;
+  int64_t size = 0;
+  int64_t beams = 0;  // of a request, M
+};
+
+// logits[i] = the hidden state of beam rows[i] (request * M + beam) times row codes[i] of the
+// output layer, at head + codes[i] * head_stride, for `count` pairs. Changes with neither threads
+// nor instruction set.
+ONEREC_API void LegalLogits(const HiddenRows& hidden, const float* head, int64_t head_stride,
+                            const int64_t* rows, const int32_t* codes, int64_t count, float* logits,
+                            int num_threads);
+
 // Beams of `batch` requests through sessions of `items` items: after the last level a beam has an
 // item and starts at the root again. A continuation is legal if it leads to an item that the trie
 // has, that its request is allowed and that is not yet in its own session, so no beam meets a dead

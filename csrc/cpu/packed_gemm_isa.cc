@@ -104,7 +104,7 @@ void Block(const GemmTile& tile, int64_t row, int64_t panel) {
   for (int r = 0; r < R; ++r) {
     for (int p = 0; p < P; ++p) acc[r][p] = Set(0.0f);
   }
-  for (int64_t s = 0; s < steps; ++s) {
+  _Pragma("GCC unroll 4") for (int64_t s = 0; s < steps; ++s) {
     _Pragma("GCC unroll 2") for (int j = 0; j < Format::kStep; ++j) {
       Column<Format, R, P>(a, s * Format::kStep + j, w, s * kPanelWidth, j, acc);
     }

@@ -97,6 +97,8 @@ SECTIONS: dict[str, tuple[str, str, frozenset[str]]] = {
         frozenset({"codebook_size", "levels", "session_length"}),
     ),
     "train": ("onerec.training.config", "TrainConfig", frozenset()),
+    "reward": ("onerec.training.reward_config", "RewardConfig", frozenset()),
+    "align": ("onerec.training.alignment_config", "AlignmentConfig", frozenset()),
     "evaluate": ("onerec.evaluation.config", "EvaluationConfig", frozenset()),
     "recommend": ("onerec.cli.config", "RecommendConfig", frozenset()),
 }
@@ -124,6 +126,8 @@ class Settings:
         tokenize: TokenizeConfig.
         model: Fields of OneRecConfig, less those that the data decide.
         train: TrainConfig.
+        reward: RewardConfig.
+        align: AlignmentConfig.
         evaluate: EvaluationConfig.
         recommend: RecommendConfig.
     """
@@ -136,6 +140,8 @@ class Settings:
     tokenize: TokenizeConfig
     model: dict[str, Any]
     train: Any
+    reward: Any
+    align: Any
     evaluate: Any
     recommend: RecommendConfig
 

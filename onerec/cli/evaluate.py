@@ -12,30 +12,45 @@ from rich.table import Table
 
 from onerec.cli import console
 from onerec.cli.config import Settings
-from onerec.cli.inputs import load_data
+from onerec.cli.inputs import load_data, served_model
 from onerec.cli.stage import StageResult, require, run_stage
 from onerec.cli.verb import stage_verb
 
 
 def make(directory: Path, settings: Settings) -> StageResult:
     """Makes `directory/evaluate` from the trained model and the held-out sessions."""
+    served = served_model(directory, settings)
+    aligned = served.stage == "align"
     names = ["sessions", "tokenize", "pretrain"]
     if settings.data is None:
         names.append("world")
+    if aligned:
+        names += ["reward", "align"]
     inputs = {name: require(directory, name).fingerprint for name in names}
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.data import World
         from onerec.evaluation import evaluate
         from onerec.inference import Recommender
+        from onerec.model import RewardModel
 
         data, catalog = load_data(directory)
-        recommender = Recommender.from_pretrained(
-            directory / "pretrain" / "model", catalog, batching=True
-        )
+        models = {
+            stage: Recommender.from_pretrained(directory / stage / "model", catalog, batching=True)
+            for stage in dict.fromkeys(("pretrain", served.stage))
+        }
         world = World.load(directory / "world") if settings.data is None else None
+        judge = directory / "reward" / "judge"
         with console.progress("evaluate") as report:
-            result = evaluate(recommender, data, settings.evaluate, world=world, progress=report)
+            result = evaluate(
+                models[served.stage],
+                data,
+                settings.evaluate,
+                world=world,
+                pretrained=models["pretrain"] if aligned else None,
+                judge=RewardModel.from_pretrained(judge) if aligned and judge.is_dir() else None,
+                progress=report,
+            )
         result.save(folder / "evaluation.json")
         return headline(result)
 
@@ -66,8 +81,17 @@ def headline(result: Any) -> dict[str, Any]:
     return {"split": split, "measures": measures}
 
 
-_COLUMNS = ("model", "popularity", "random", "oracle", "model - popularity")
-_ROWS = ("recall@", "ndcg@", "hit@", "session_hit", "item_watch_seconds", "coverage@")
+_COLUMNS = (
+    "model",
+    "pretrained",
+    "popularity",
+    "random",
+    "oracle",
+    "model - pretrained",
+    "model - popularity",
+)
+_ROWS = ("recall@", "ndcg@", "hit@", "session_hit", "watch_seconds", "item_watch_seconds")
+_ROWS += ("judged_reward", "coverage@")
 
 
 def metric_table(summary: dict[str, Any]) -> Table:
@@ -79,6 +103,8 @@ def metric_table(summary: dict[str, Any]) -> Table:
         if metric.startswith(_ROWS) and "model" in systems
     }
     columns = [c for c in _COLUMNS if any(c in systems for systems in shown.values())]
+    if "pretrained" in columns:  # what alignment changed, instead of the lead over popularity
+        columns.remove("model - popularity")
     table = Table(
         "metric", box=box.SIMPLE, title=f"{summary['split']} sessions", title_justify="left"
     )

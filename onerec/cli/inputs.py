@@ -7,11 +7,39 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onerec.cli.config import Settings
+from onerec.cli.stage import StageRecord, read_record, require
 from onerec.errors import DataError
 
 if TYPE_CHECKING:
     from onerec.data import SessionSet
     from onerec.tokenizer import Catalog
+
+
+def has_feedback(directory: Path) -> bool:
+    """Whether the log of a run has what a reward model needs."""
+    return (directory / "sessions" / "exposed.parquet").is_file()
+
+
+def served_model(directory: Path, settings: Settings) -> StageRecord:
+    """The stage whose model is measured and served: `align` if it belongs to `pretrain`.
+
+    Args:
+        directory: The run's directory.
+        settings: With `align.iterations` of 0 it is `pretrain` in any case.
+
+    Raises:
+        OneRecError: There is no trained model, or the stage is damaged.
+    """
+    pretrain = require(directory, "pretrain")
+    aligned = read_record(directory / "align")
+    if (
+        aligned is None
+        or settings.align.iterations == 0
+        or aligned.inputs.get("pretrain") != pretrain.fingerprint
+    ):
+        return pretrain
+    return require(directory, "align")
 
 
 def load_data(directory: Path) -> tuple[SessionSet, Catalog]:

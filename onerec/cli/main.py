@@ -18,11 +18,13 @@ from onerec.errors import Interrupted, OneRecError
 
 # In the order of the main job, then the tools.
 VERBS = {
-    "run": "logs -> semantic ids -> training -> evaluation -> recommendations -> report",
+    "run": "logs -> semantic ids -> training -> alignment -> evaluation -> report",
     "simulate": "stage: make a short-video world with known user interests, and its log",
     "sessions": "stage: read a log, keep the good sessions, make item vectors",
     "tokenize": "stage: item vectors -> balanced semantic ids, catalogue and trie",
     "pretrain": "stage: train the generative model on the sessions (resumes by itself)",
+    "reward": "stage: train the reward model on what was shown (needs feedback)",
+    "align": "stage: prefer what the reward model prefers (resumes by itself)",
     "evaluate": "stage: metrics with confidence intervals beside popularity and random",
     "recommend": "stage: sessions of items for every user, as Parquet",
     "report": "stage: one HTML file about the whole run",

@@ -7,7 +7,6 @@ the first process makes the stage and the others take part in the training.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from onerec.cli import console
 from onerec.cli.config import Settings, parse_command
 from onerec.cli.inputs import load_data
-from onerec.cli.stage import StageResult, join_stage, require, run_stage
+from onerec.cli.stage import StageResult, join_stage, rank, require, run_stage
 from onerec.cli.verb import stage_verb
 
 SECTIONS = ("model", "train")
@@ -77,13 +76,8 @@ def _described(directory: Path, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _rank() -> int:
-    """This process among those of `torchrun` or `accelerate launch`; 0 without one."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def main(argv: list[str]) -> None:
-    if _rank():
+    if rank():
         command = parse_command("pretrain", "", argv, SECTIONS)
         described = _described(command.out, command.settings)
         join_stage(command.out, "pretrain", **described)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from onerec.cli import console
 from onerec.cli.config import Settings
-from onerec.cli.inputs import load_data
+from onerec.cli.inputs import load_data, served_model
 from onerec.cli.stage import StageResult, require, run_stage, write_json
 from onerec.cli.verb import stage_verb
 
@@ -29,15 +29,16 @@ _SHOWN_HISTORY = 5
 
 def make(directory: Path, settings: Settings) -> StageResult:
     """Makes `directory/recommend` from the trained model and the users' whole histories."""
-    names = ["sessions", "tokenize", "pretrain"]
-    inputs = {name: require(directory, name).fingerprint for name in names}
+    served = served_model(directory, settings)
+    inputs = {name: require(directory, name).fingerprint for name in ("sessions", "tokenize")}
+    inputs[served.stage] = served.fingerprint
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.inference import Recommender
 
         data, catalog = load_data(directory)
         recommender = Recommender.from_pretrained(
-            directory / "pretrain" / "model", catalog, batching=True
+            directory / served.stage / "model", catalog, batching=True
         )
         return _write(folder, data, recommender, settings)
 

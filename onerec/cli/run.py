@@ -9,16 +9,19 @@ from pathlib import Path
 from rich.markup import escape
 
 from onerec.cli import (
+    align,
     console,
     evaluate,
     pretrain,
     recommend,
     report,
+    reward,
     sessions,
     simulate,
     tokenize,
 )
 from onerec.cli.config import SECTIONS, Settings, parse_command
+from onerec.cli.inputs import has_feedback
 from onerec.cli.stage import StageResult, locked
 
 STAGES: tuple[tuple[str, Callable[[Path, Settings], StageResult]], ...] = (
@@ -26,17 +29,25 @@ STAGES: tuple[tuple[str, Callable[[Path, Settings], StageResult]], ...] = (
     ("sessions", sessions.make),
     ("tokenize", tokenize.make),
     ("pretrain", pretrain.make),
+    ("reward", reward.make),
+    ("align", align.make),
     ("evaluate", evaluate.make),
     ("recommend", recommend.make),
     ("report", report.make),
 )
 
 
+def _aligned(directory: Path, settings: Settings) -> bool:
+    """Whether the run has a reward model and an alignment."""
+    return settings.align.iterations > 0 and has_feedback(directory)
+
+
 def main(argv: list[str]) -> None:
     command = parse_command(
         "run",
-        "The main job: log -> sessions -> semantic ids -> pretraining -> evaluation -> "
-        "recommendations -> report. A stage whose inputs have not changed is skipped; an "
+        "The main job: log -> sessions -> semantic ids -> pretraining -> reward model -> alignment "
+        "-> evaluation -> recommendations -> report. A log without feedback has no reward model "
+        "and no alignment. A stage whose inputs have not changed is skipped; an "
         "interrupted one goes on when the same command is given again.",
         argv,
         list(SECTIONS),
@@ -49,6 +60,8 @@ def main(argv: list[str]) -> None:
         command.settings.save(command.out / "config.yaml")
         for name, make in STAGES:
             if name == "world" and command.settings.data is not None:
+                continue
+            if name in ("reward", "align") and not _aligned(command.out, command.settings):
                 continue
             results[name] = make(command.out, command.settings)
     seconds = time.monotonic() - begin
@@ -71,7 +84,15 @@ def main(argv: list[str]) -> None:
             }
         )
         return
-    for name, module in (("evaluate", evaluate), ("recommend", recommend)):
-        module.show(command.out / name, results[name].record.summary)
+    if not has_feedback(command.out):
+        console.say("run: the log has no feedback columns: no reward model, no alignment")
+    for name, show in (
+        ("reward", reward.show),
+        ("align", align.show),
+        ("evaluate", evaluate.show),
+        ("recommend", recommend.show),
+    ):
+        if name in results:
+            show(command.out / name, results[name].record.summary)
     console.stdout().print(f"report           {escape(str(report_path))}")
     console.say(f"run: {seconds:.0f} s")

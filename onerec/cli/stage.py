@@ -225,6 +225,11 @@ def run_stage(
     return StageResult(wanted, skipped=False)
 
 
+def rank() -> int:
+    """This process among those of `torchrun` or `accelerate launch`; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def join_stage(
     directory: Path,
     name: str,

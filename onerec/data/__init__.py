@@ -12,12 +12,13 @@ from onerec.data.config import SessionConfig, SimulatorConfig
 
 if TYPE_CHECKING:
     from onerec.data.readers import open_log
-    from onerec.data.session_set import Samples, SessionSet
+    from onerec.data.session_set import ExposedSessions, Samples, SessionSet
     from onerec.data.sessions import build_sessions
     from onerec.data.simulator import World, simulate
     from onerec.data.source import LogSource
 
 _HOMES = {
+    "ExposedSessions": "onerec.data.session_set",
     "LogSource": "onerec.data.source",
     "Samples": "onerec.data.session_set",
     "SessionSet": "onerec.data.session_set",
@@ -28,6 +29,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "ExposedSessions",
     "LogSource",
     "Samples",
     "SessionConfig",

@@ -48,6 +48,8 @@ class SessionConfig:
         embedding_dim: Of co-occurrence vectors.
         cooccurrence_window: Largest distance of a co-occurring pair.
         seed: Of co-occurrence and of filled vectors.
+        exposed_sessions: Most exposed sessions with feedback that are written for a reward model; 0
+            writes none. Of more, those with a known watch time come first, then an even sample.
     """
 
     rule: Literal["auto", "request", "session", "gap", "next"] = "auto"
@@ -72,6 +74,7 @@ class SessionConfig:
     embedding_dim: int = 64
     cooccurrence_window: int = 5
     seed: int = 0
+    exposed_sessions: int = 100_000
 
     def __post_init__(self) -> None:
         for name in ("length", "stride", "embedding_dim", "cooccurrence_window"):
@@ -84,6 +87,7 @@ class SessionConfig:
             "min_watch_seconds",
             "min_interactions",
             "min_history",
+            "exposed_sessions",
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: wanted 0 or more, got {getattr(self, name)}")

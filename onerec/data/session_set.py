@@ -43,6 +43,13 @@ _COLUMNS = {
         "interactions": pa.int32(),
     },
 }
+_EXPOSED = {
+    "user_row": pa.int32(),
+    "start": pa.int32(),
+    "split": pa.string(),
+    "timestamp": pa.int64(),
+    "items": pa.list_(pa.int32()),
+}
 
 
 @dataclass(frozen=True)
@@ -144,6 +151,53 @@ def list_values(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], npt.NDArray[
 
 
 @dataclass(frozen=True)
+class ExposedSessions:
+    """What was shown in one split, with feedback: what a reward model learns from.
+
+    Args:
+        sequence_values: As in `Samples`.
+        history_begin: As in `Samples`.
+        history_end: As in `Samples`.
+        items: int32 [n, m], item indices in the order shown, -1 past a session's end.
+        feedback: Column of the log -> float32 [n, m], NaN where unknown and past a session's end:
+            "watch_time_ms", "duration_ms" (of the log, else of the items table) and the flags.
+        user_row: int32 [n].
+        timestamp: int64 [n].
+    """
+
+    sequence_values: npt.NDArray[np.int32]
+    history_begin: npt.NDArray[np.int64]
+    history_end: npt.NDArray[np.int64]
+    items: npt.NDArray[np.int32]
+    feedback: dict[str, npt.NDArray[np.float32]]
+    user_row: npt.NDArray[np.int32]
+    timestamp: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.user_row)
+
+    def histories(self, indices: npt.ArrayLike, length: int) -> npt.NDArray[np.int32]:
+        """The last `length` history items of each session, padded with -1: int32 [n, length]."""
+        indices = np.asarray(indices, dtype=np.int64)
+        end = self.history_end[indices]
+        begin = np.maximum(self.history_begin[indices], end - length)
+        return _gather(self.sequence_values, begin, end, length)
+
+    def take(self, indices: npt.ArrayLike) -> ExposedSessions:
+        """The sessions at `indices`, in that order."""
+        at = np.asarray(indices, dtype=np.int64)
+        return ExposedSessions(
+            self.sequence_values,
+            self.history_begin[at],
+            self.history_end[at],
+            self.items[at],
+            {name: values[at] for name, values in self.feedback.items()},
+            self.user_row[at],
+            self.timestamp[at],
+        )
+
+
+@dataclass(frozen=True)
 class SessionSet:
     """The output of the sessions stage.
 
@@ -154,6 +208,9 @@ class SessionSet:
             watch_time_ms, watched, interactions.
         embeddings: float32 [N, d], one row an item.
         funnel: What was counted, dropped and chosen on the way (funnel.json).
+        exposed: What was shown, with feedback: user_row, start, split, timestamp, items (a list),
+            and lists float32 (null where unknown) of the log's feedback columns; None for a log
+            without feedback.
     """
 
     items: pa.Table
@@ -161,6 +218,7 @@ class SessionSet:
     sessions: pa.Table
     embeddings: npt.NDArray[np.float32]
     funnel: dict[str, Any]
+    exposed: pa.Table | None = None
 
     @classmethod
     def load(cls, folder: str | Path) -> SessionSet:
@@ -170,7 +228,9 @@ class SessionSet:
             DataError: A file is missing, cut short, or does not agree with the others.
         """
         folder = Path(folder)
-        tables = {name: _read(folder / f"{name}.parquet", name) for name in _COLUMNS}
+        tables = {
+            name: _read(folder / f"{name}.parquet", columns) for name, columns in _COLUMNS.items()
+        }
         funnel_path, vectors_path = folder / "funnel.json", folder / "embeddings.npy"
         for path in (funnel_path, vectors_path):
             if not path.is_file():
@@ -190,12 +250,18 @@ class SessionSet:
                 f"wanted float32 [{n_items}, d] (one row an item of items.parquet), "
                 f"got {vectors.dtype} {list(vectors.shape)}",
             )
+        if (folder / "exposed.parquet").is_file():
+            tables["exposed"] = _read_exposed(folder / "exposed.parquet")
         loaded = cls(**tables, embeddings=vectors, funnel=funnel)
         for name, column, size in (
             ("sequences", "items", n_items),
             ("sessions", "target", n_items),
             ("sessions", "user_row", n_users),
+            ("exposed", "items", n_items),
+            ("exposed", "user_row", n_users),
         ):
+            if name not in tables:
+                continue
             table = tables[name]
             values = (
                 table[column].to_numpy() if column == "user_row" else list_values(table[column])[0]
@@ -207,17 +273,20 @@ class SessionSet:
                     column=column,
                 )
         lengths = pc.list_value_length(loaded.sequences["items"]).to_numpy()
-        start = loaded.sessions["start"].to_numpy()
-        limit = lengths[loaded.sessions["user_row"].to_numpy()]
-        wrong = (start < 0) | (start > limit)
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise bad(
-                folder / "sessions.parquet",
-                f"wanted 0..{limit[row]} (the user's sequence), got {start[row]}",
-                column="start",
-                row=row,
-            )
+        for name in ("sessions", "exposed"):
+            if name not in tables:
+                continue
+            start = tables[name]["start"].to_numpy()
+            limit = lengths[tables[name]["user_row"].to_numpy()]
+            wrong = (start < 0) | (start > limit)
+            if wrong.any():
+                row = int(wrong.argmax())
+                raise bad(
+                    folder / f"{name}.parquet",
+                    f"wanted 0..{limit[row]} (the user's sequence), got {start[row]}",
+                    column="start",
+                    row=row,
+                )
         return loaded
 
     @property
@@ -251,8 +320,66 @@ class SessionSet:
             timestamp=rows["timestamp"].to_numpy(),
         )
 
+    def exposed_sessions(self, split: str) -> ExposedSessions:
+        """What was shown in one split, with its feedback.
 
-def _read(path: Path, name: str) -> pa.Table:
+        Args:
+            split: "train", "valid" or "test".
+
+        Raises:
+            ValueError: Another split, or a log without feedback.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split: wanted one of {', '.join(SPLITS)}, got {split!r}")
+        if self.exposed is None:
+            why = self.funnel.get("exposed", {}).get("why", "exposed.parquet is missing")
+            raise ValueError(f"exposed sessions: {why}")
+        rows = self.exposed.filter(pc.equal(self.exposed["split"], split))
+        values, offsets = list_values(self.sequences["items"])
+        shown, at = list_values(rows["items"])
+        width = int(np.diff(at).max(initial=1))
+        items = _gather(shown, at[:-1], at[1:], width)
+        inside = items >= 0
+        feedback = {}
+        for name in rows.column_names:
+            if name in _EXPOSED:
+                continue
+            column = np.full(items.shape, np.nan, dtype=np.float32)
+            column[inside] = list_values(rows[name])[0]
+            feedback[name] = column
+        known = self.items["duration_ms"].to_numpy().astype(np.float32)
+        of_items = np.where(inside, known[np.maximum(items, 0)], np.float32(np.nan))
+        duration = feedback.get("duration_ms", of_items)
+        feedback["duration_ms"] = np.where(duration > 0, duration, of_items)
+        user_row = rows["user_row"].to_numpy()
+        begin = offsets[user_row]
+        return ExposedSessions(
+            sequence_values=values,
+            history_begin=begin,
+            history_end=begin + rows["start"].to_numpy(),
+            items=items,
+            feedback=feedback,
+            user_row=user_row,
+            timestamp=rows["timestamp"].to_numpy(),
+        )
+
+
+def _read_exposed(path: Path) -> pa.Table:
+    """exposed.parquet: its fixed columns, and its feedback as lists of equal lengths."""
+    table = _read(path, _EXPOSED)
+    whole = pq.read_table(path)
+    offsets = list_values(table["items"])[1]
+    for name in whole.column_names:
+        if name in table.column_names:
+            continue
+        column = whole[name].cast(pa.list_(pa.float32()))
+        if not np.array_equal(list_values(column)[1], offsets):
+            raise bad(path, "wanted a value for each item of `items`", column=name)
+        table = table.append_column(name, column)
+    return table
+
+
+def _read(path: Path, wanted: dict[str, Any]) -> pa.Table:
     if not path.is_file():
         raise bad(path, "there is no such file; run the sessions stage again")
     try:
@@ -260,7 +387,7 @@ def _read(path: Path, name: str) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         raise bad(path, f"not a whole Parquet file: {error}") from error
     columns = []
-    for column, type_ in _COLUMNS[name].items():
+    for column, type_ in wanted.items():
         if column not in table.column_names:
             raise bad(path, "the column is missing", column=column)
         values = table[column]
@@ -270,4 +397,4 @@ def _read(path: Path, name: str) -> pa.Table:
             except pa.ArrowException as error:
                 raise bad(path, f"wanted {type_}, got {values.type}", column=column) from error
         columns.append(values)
-    return cast(pa.Table, pa.table(columns, names=list(_COLUMNS[name])))
+    return cast(pa.Table, pa.table(columns, names=list(wanted)))

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onerec.data.config import SessionConfig
-from onerec.data.schema import bad
+from onerec.data.schema import FLAGS, bad
 from onerec.data.session_set import SPLITS, SessionSet, list_values
 from onerec.data.source import LogSource, Rule, SplitRule
 from onerec.data.vectors import FILL_RULE, align, cooccurrence_vectors, fill
@@ -40,7 +40,7 @@ def build_sessions(
     """Builds sessions, sequences, item counts and item vectors, and writes them to `out_dir`.
 
     The folder appears whole or not at all: items.parquet, sequences.parquet, sessions.parquet,
-    embeddings.npy, funnel.json (docs/data.md).
+    exposed.parquet where the log has feedback, embeddings.npy, funnel.json (docs/data.md).
 
     A history holds only exposures before the session. Train counts and co-occurrence come from
     positive exposures before the valid cut alone, and a session that reaches over a cut is
@@ -177,6 +177,9 @@ def _build(
             folder / "items.parquet",
             compression="zstd",
         )
+        funnel["exposed"] = _write_exposed(
+            log, config, rule, split, cuts, exposures, candidates, folder
+        )
         tell(4, "item vectors")
         vectors, funnel["embeddings"] = _vectors(log, config, train)
         np.save(folder / "embeddings.npy", vectors)
@@ -303,7 +306,7 @@ def _exposures(
     }
     if "split" in t.columns:
         chosen["period"] = t.split.cases(("valid", _VALID), ("test", _TEST), else_=_TRAIN)
-    for name in ("request_id", "session_id"):
+    for name in ("request_id", "session_id", "duration_ms", *FLAGS):
         if name in t.columns:
             chosen[name] = t[name]
     log.connection.keep("onerec_exposures", t.select(**chosen))
@@ -584,6 +587,112 @@ def _keep(
         "interactions",
     )
     return rows, steps, {name: counted[name] for name in SPLITS}
+
+
+def _write_exposed(
+    log: LogSource,
+    config: SessionConfig,
+    rule: Rule,
+    split: SplitRule,
+    cuts: tuple[int, int] | None,
+    exposures: Any,
+    candidates: Any,
+    folder: Path,
+) -> dict[str, Any]:
+    """Writes exposed.parquet, what was shown with its feedback; returns the funnel's part."""
+    columns = log.interactions.columns
+    flags = [name for name in FLAGS if name in columns]
+    if config.exposed_sessions == 0 or not (flags or "watch_time_ms" in columns):
+        why = (
+            "exposed_sessions is 0"
+            if config.exposed_sessions == 0
+            else "the log has no feedback column (watch_time_ms, "
+            f"{', '.join(FLAGS)}), so no reward model can be trained on it"
+        )
+        return {"sessions": 0, "why": why}
+    found = _exposed(exposures, candidates, config, rule, split, cuts)
+    found = log.connection.keep("onerec_exposed", found)
+    all_sessions = int(found.count().to_pyarrow().as_py())
+    found = found.filter(found.place < config.exposed_sessions)
+    kept = ["user_row", "start", "split", "timestamp", "items", "watch_time_ms"]
+    kept += [name for name in ("duration_ms", *flags) if name in columns]
+    order = ["period", "user_row", "timestamp", "start", "chunk"]
+    found = found.order_by(order).mutate(
+        split=found.period.cases((_TRAIN, "train"), (_VALID, "valid"), else_="test")
+    )
+    log.connection.backend.to_parquet(
+        found.select(kept), folder / "exposed.parquet", compression="zstd"
+    )
+    counts = found.group_by("split").aggregate(n=found.count()).to_pyarrow().to_pylist()
+    log.connection.drop("onerec_exposed")
+    return {
+        "sessions": min(all_sessions, config.exposed_sessions),
+        "of": all_sessions,
+        "feedback": [name for name in ("watch_time_ms", *flags) if name in columns],
+        **{row["split"]: row["n"] for row in counts},
+    }
+
+
+def _exposed(
+    exposures: Any,
+    candidates: Any,
+    config: SessionConfig,
+    rule: Rule,
+    split: SplitRule,
+    cuts: tuple[int, int] | None,
+) -> Any:
+    """What was shown, in runs of at most `length` exposures of one request and one period.
+
+    With the rule "next" a run is the user's next `length` exposures, good or not.
+    """
+    import ibis
+
+    rows = exposures
+    if rule == "gap":
+        rows = _numbered_gaps(rows, "user_row", config.gap_minutes)
+    elif rule == "next":
+        rows = rows.mutate(key=ibis.literal(0))
+    else:
+        rows = rows.mutate(key=rows[f"{rule}_id"])
+    if cuts is not None:
+        rows = rows.mutate(period=_period(rows.timestamp, cuts))
+    elif split == "last":
+        begins = candidates.group_by("user_row").aggregate(
+            valid_begins=candidates.timestamp.min(where=candidates.period == _VALID),
+            test_begins=candidates.timestamp.min(where=candidates.period == _TEST),
+        )
+        rows = rows.left_join(begins, "user_row").drop("user_row_right")
+        late = [(rows.timestamp >= rows[f"{name}_begins"]) for name in ("valid", "test")]
+        rows = rows.mutate(
+            period=late[0].fill_null(False).cast("int8") + late[1].fill_null(False).cast("int8")
+        )
+    before = ibis.range_window(preceding=(None, 1), group_by=rows.user_row, order_by=rows.timestamp)
+    order = [rows.timestamp, rows.row]
+    inside = [rows.user_row, rows.key, rows.period]
+    rows = rows.mutate(
+        before=rows.positive.cast("int32").sum().over(before).fill_null(0),
+        chunk=ibis.row_number().over(group_by=inside, order_by=order) // config.length,
+    )
+    feedback = [name for name in ("watch_time_ms", "duration_ms", *FLAGS) if name in rows.columns]
+    order = [rows.timestamp, rows.row]
+    runs = rows.group_by(["user_row", "key", "period", "chunk"]).aggregate(
+        timestamp=rows.timestamp.min(),
+        start=rows.before.min().cast("int32"),
+        known=(rows.watch_time_ms.count() > 0).cast("int8"),
+        items=rows.item_index.collect(order_by=order),
+        **{
+            name: rows[name].cast("float32").collect(order_by=order, include_null=True)
+            for name in feedback
+        },
+    )
+    # A number of its own for each run, scattered by a congruential step: the even sample.
+    number = ibis.row_number().over(order_by=["user_row", "key", "period", "chunk"])
+    runs = runs.mutate(number=number)
+    scattered = (runs.number % 2147483648) * 1103515245 % 2147483648
+    runs = runs.mutate(scattered=scattered)
+    return runs.mutate(
+        place=ibis.row_number().over(order_by=[ibis.desc(runs.known), runs.scattered])
+    )
 
 
 def _vectors(

@@ -58,6 +58,28 @@ class TrueWatchTime(Protocol):
         ...
 
 
+class SessionJudge(Protocol):
+    """What the harness asks of a reward model (`onerec.model.RewardModel`)."""
+
+    @property
+    def config(self) -> Any:
+        """With `history_length`, the most items of a history."""
+        ...
+
+    def score(self, history: Any, sessions: Any) -> Any:
+        """Rewards [B, 1] of sessions [B, 1, m] of item indices after histories [B, S]."""
+        ...
+
+
+def judged(judge: SessionJudge, histories: IntArray, sessions: IntArray) -> FloatArray:
+    """Rewards float64 [B] of sessions [B, m] after histories [B, S], both padded with -1."""
+    import torch
+
+    with torch.inference_mode():
+        found = judge.score(torch.from_numpy(histories), torch.from_numpy(sessions[:, None]))
+    return np.asarray(found[:, 0].double().numpy())
+
+
 class RecommenderRanker:
     """A recommender as a `Ranker` over item indices; items of one trie leaf are a group.
 
@@ -70,7 +92,7 @@ class RecommenderRanker:
     def __init__(
         self, recommender: SessionRecommender, item_ids: Sequence[Any], *, beam_width: int
     ) -> None:
-        self._recommender = recommender
+        self.recommender = recommender
         self._beam_width = beam_width
         self._ids = np.empty(len(item_ids), dtype=object)
         self._ids[:] = list(item_ids)
@@ -103,7 +125,7 @@ class RecommenderRanker:
         k: int,
         exclude: Sequence[npt.ArrayLike] | None = None,
     ) -> IntArray:
-        ranked = self._recommender.rank(
+        ranked = self.recommender.rank(
             self.ids(histories),
             k,
             beam_width=self._beam_width,

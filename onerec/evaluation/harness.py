@@ -23,9 +23,11 @@ from onerec.data.session_set import Samples, SessionSet
 from onerec.evaluation import metrics as m
 from onerec.evaluation.adapters import (
     RecommenderRanker,
+    SessionJudge,
     SessionRecommender,
     TrueWatchTime,
     WorldRows,
+    judged,
 )
 from onerec.evaluation.baselines import Popularity, Random, Ranker
 from onerec.evaluation.config import EvaluationConfig
@@ -43,6 +45,8 @@ def evaluate(
     config: EvaluationConfig | None = None,
     *,
     world: TrueWatchTime | None = None,
+    pretrained: SessionRecommender | None = None,
+    judge: SessionJudge | None = None,
     progress: ProgressCall | None = None,
 ) -> EvalResult:
     """Measures a recommender on the held-out sessions.
@@ -56,6 +60,10 @@ def evaluate(
         config: Options; the defaults of `EvaluationConfig` when None.
         world: The simulated world behind the log; adds the true expected watch time of generated
             sessions, and the oracle.
+        pretrained: The same model before its alignment; measured beside it as "pretrained", with
+            the history masked.
+        judge: A reward model that took no part in the alignment; adds the reward that it gives to
+            every system's sessions.
         progress: Called as `progress(done, total, note)` with sessions measured.
 
     Returns:
@@ -87,11 +95,14 @@ def evaluate(
 
     advance(0, "")
     result = EvalResult(protocol=_protocol(config, items, parts), versions=_versions())
+    before = None
+    if pretrained is not None:
+        before = RecommenderRanker(pretrained, items.ids, beam_width=config.beam_width)
     users_of_world = None
     if world is not None:
         users_of_world = WorldRows(world, session_set.sequences["user_id"].to_pylist(), items.ids)
     for name, (samples, _) in parts.items():
-        split = _SplitRun(name, samples, items, recommender, ranker, config, users_of_world)
+        split = _SplitRun(name, samples, items, ranker, config, users_of_world, before, judge)
         split.measure(advance)
         split.report(result)
     last, (samples, _) = next(reversed(parts.items()))
@@ -139,10 +150,11 @@ class _SplitRun:
     name: str
     samples: Samples
     items: _Items
-    recommender: SessionRecommender
     model: RecommenderRanker
     config: EvaluationConfig
     world: WorldRows | None
+    pretrained: RecommenderRanker | None = None
+    judge: SessionJudge | None = None
     # (history, system, metric) -> values and weights, one entry a batch
     values: dict[tuple[str, str, str], list[FloatArray]] = field(default_factory=dict)
     weights: dict[tuple[str, str, str], list[FloatArray]] = field(default_factory=dict)
@@ -155,6 +167,8 @@ class _SplitRun:
             "popularity": Popularity(self.items.train_count, seed=seed),
             "random": Random(len(self.items), seed=seed),
         }
+        if self.pretrained is not None:
+            self.rankers["pretrained"] = self.pretrained
         edges = (-1, *self.config.buckets)
         self.bucket_names = [
             str(high) if high - low == 1 else f"{low + 1}-{high}"
@@ -170,6 +184,8 @@ class _SplitRun:
             for history in ("masked", "unmasked") if self.config.unmasked else ("masked",):
                 masked = history == "masked"
                 for system, ranker in self.rankers.items():
+                    if system == "pretrained" and not masked:
+                        continue
                     ranked = ranker.rank(
                         histories, max(self.config.ks), histories if masked else None
                     )
@@ -238,13 +254,13 @@ class _SplitRun:
         self, histories: list[Any], hidden: IntArray, targets: IntArray, user_rows: IntArray
     ) -> None:
         """The model's sessions, and lists of the same lengths from the other systems."""
-        made = self.recommender.recommend(
-            self.model.ids(histories), beam_width=self.config.beam_width, exclude_history=True
-        )
-        best = [r.item_ids[0] if len(r.item_ids) else [] for r in made]
+        best = self._generated("model", self.model, histories)
         width = max(1, *(len(items) for items in best))
         sessions = {"model": self.model.indices(best, width)}
         lengths = m.session_lengths(sessions["model"])
+        if self.pretrained is not None:
+            earlier = self._generated("pretrained", self.pretrained, histories)
+            sessions["pretrained"] = self.model.indices([e[:width] for e in earlier], width)
         for system in ("popularity", "random"):
             sessions[system] = self.rankers[system].rank(histories, width, histories)
         if self.world is not None:
@@ -258,17 +274,33 @@ class _SplitRun:
         if self.world is not None:
             for system, rows in (*sessions.items(), ("logged", targets)):
                 self._watch_time(self.world, system, user_rows, rows)
-        self._add("masked", "model", "session_length", lengths, None)
-        repeats = m.session_duplicates(sessions["model"])
-        self._add("masked", "model", "session_duplicates", repeats, None)
-        self._expose("session", "model", sessions["model"])
-        trie = self.recommender.catalog.trie
+        if self.judge is not None:
+            past = m.pad_rows([h[-self.judge.config.history_length :] for h in histories])
+            for system, rows in (*sessions.items(), ("logged", targets[:, :width])):
+                reward = judged(self.judge, past, rows)
+                self._add("masked", system, "judged_reward", reward, None)
+        for system in ("model", "pretrained") if self.pretrained is not None else ("model",):
+            rows = sessions[system]
+            self._add("masked", system, "session_length", m.session_lengths(rows), None)
+            self._add("masked", system, "session_duplicates", m.session_duplicates(rows), None)
+            self._expose("session", system, rows)
+
+    def _generated(
+        self, system: str, ranker: RecommenderRanker, histories: list[Any]
+    ) -> list[list[Any]]:
+        """The best session of each user, as item ids; adds how legal the model is."""
+        recommender = ranker.recommender
+        made = recommender.recommend(
+            ranker.ids(histories), beam_width=self.config.beam_width, exclude_history=True
+        )
+        trie = recommender.catalog.trie
         codes = [np.asarray(r.sids[0]) if len(r.sids) else np.empty((0, 0)) for r in made]
-        self._add("masked", "model", "legality", _legal(trie, codes), None)
-        if hasattr(self.recommender, "generate_unconstrained"):
-            free = self.recommender.generate_unconstrained(self.model.ids(histories))
+        self._add("masked", system, "legality", _legal(trie, codes), None)
+        if hasattr(recommender, "generate_unconstrained"):
+            free = recommender.generate_unconstrained(ranker.ids(histories))
             legal = _legal(trie, list(np.asarray(free)))
-            self._add("masked", "model", "unconstrained_legality", legal, None)
+            self._add("masked", system, "unconstrained_legality", legal, None)
+        return [r.item_ids[0] if len(r.item_ids) else [] for r in made]
 
     def _watch_time(
         self, world: WorldRows, system: str, user_rows: IntArray, rows: IntArray
@@ -285,7 +317,7 @@ class _SplitRun:
         pairs = [
             (key, (key[0], other, key[2]))
             for key in keys
-            for other in ("popularity", "random", "oracle")
+            for other in ("pretrained", "popularity", "random", "oracle")
             if key[1] == "model" and (key[0], other, key[2]) in columns
         ]
         table = [columns[key] for key in keys] + [columns[a] - columns[b] for a, b in pairs]

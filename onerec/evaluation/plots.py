@@ -23,6 +23,7 @@ from onerec.evaluation.result import Measure
 
 SYSTEM_COLOURS = {
     "model": "#2457c5",
+    "pretrained": "#4a90a4",
     "popularity": "#d9822b",
     "random": "#8a929c",
     "oracle": "#2b8a5e",
@@ -471,3 +472,60 @@ def latency(times_ms: npt.NDArray[np.float64], p50: float, p99: float) -> str:
         _legend_above(ax, 2)
 
     return _svg("latency", (9.2, 2.6), draw)
+
+
+def calibration(curves: dict[str, Sequence[Sequence[float]]]) -> str:
+    """Predicted against observed rates of each target, in bins of equally many rows."""
+
+    def draw(ax: Axes) -> None:
+        values = [v for rows in curves.values() for row in rows for v in row[:2] if v > 0]
+        low, high = min(values, default=1e-3), max(values, default=1.0)
+        ax.plot([low, high], [low, high], color="#8a929c", lw=1, ls=(0, (4, 3)))
+        for (target, rows), colour in zip(curves.items(), TAG_COLOURS, strict=False):
+            points = np.array([row[:2] for row in rows if row[0] > 0 and row[1] > 0])
+            if len(points):
+                ax.plot(*points.T, marker="o", ms=3.5, lw=1.4, color=colour, label=target)
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        ax.set_xlabel("predicted rate")
+        ax.set_ylabel("observed rate")
+        ax.legend(loc="lower right")
+
+    return _svg("calibration", (5.6, 4.2), draw)
+
+
+def alignment(rounds: Sequence[dict[str, Any]]) -> str:
+    """Rewards before and after, and what each iteration did to the model.
+
+    Args:
+        rounds: The seed's measures, then those of each iteration (align/alignment.json).
+    """
+
+    def draw(left: Axes, middle: Axes, right: Axes) -> None:
+        before, after = (np.asarray(rounds[n]["rewards"], np.float64) for n in (0, -1))
+        edges = np.histogram_bin_edges(np.concatenate([before, after]), bins=24).tolist()
+        left.hist(before, bins=edges, color="#8a929c", alpha=0.75, label="before")
+        left.hist(after, bins=edges, color=LEVEL_COLOURS[0], alpha=0.6, label="after")
+        left.set_title("Reward of the best session")
+        left.set_xlabel("1 = average of the log")
+        left.legend()
+        at = np.arange(len(rounds))
+        for key, name, colour in (
+            ("reward_best", "best by its own score", LEVEL_COLOURS[0]),
+            ("reward_mean", "mean of the beam", LEVEL_COLOURS[1]),
+            ("reward_max", "best of the beam", LEVEL_COLOURS[2]),
+        ):
+            middle.plot(at, [r[key] for r in rounds], marker="o", ms=4, color=colour, label=name)
+        middle.set_title("Reward by iteration")
+        for key, name, colour in (
+            ("drift_seed", "divergence from the seed", LEVEL_COLOURS[0]),
+            ("drift_last", "from the last snapshot", LEVEL_COLOURS[1]),
+        ):
+            right.plot(at, [r[key] for r in rounds], marker="o", ms=4, color=colour, label=name)
+        right.set_title("Drift, nats an item")
+        for ax in (middle, right):
+            ax.set_xlabel("iteration")
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            ax.legend()
+
+    return _svg("alignment", (10.5, 3.1), draw, panels=3)

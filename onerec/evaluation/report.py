@@ -43,8 +43,8 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     """Writes the report of a run.
 
     Reads config.yaml, */stage.json, sessions/ (funnel.json, items.parquet, sessions.parquet),
-    tokenize/ (metrics.json, catalog.parquet), pretrain/metrics.jsonl and
-    evaluate/evaluation.json. A stage that is missing or damaged is named in its section.
+    tokenize/ (metrics.json, catalog.parquet), pretrain/metrics.jsonl, reward/metrics.json, align/
+    (alignment.json, pairs) and evaluate/evaluation.json. A stage that is missing or damaged is named in its section.
 
     Args:
         run_dir: The run's directory.
@@ -68,6 +68,8 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
             ("tree", "Tree of ids", sections.tree),
             ("training", "Training", sections.training),
             ("router", "Router load", sections.router),
+            ("reward", "Reward model", sections.reward_model),
+            ("alignment", "Preference alignment", sections.alignment),
             ("metrics", "Ranking", sections.ranking),
             ("sessions", "Generated sessions", sections.sessions),
             ("latency", "Latency", sections.latency),
@@ -88,7 +90,6 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         sections=parts,
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        systems=sections.SYSTEMS,
     )
     path = run / "report.html" if out is None else Path(out)
     with atomic_write(path) as temporary:

@@ -23,13 +23,15 @@ class Measure:
     Attributes:
         split: "valid" or "test".
         history: "masked" (the user's history cannot be recommended) or "unmasked".
-        system: "model", "popularity", "random", "oracle" (greatest true watch time) or "logged"
-            (what the user really watched next); for a difference, "a - b".
+        system: "model", "pretrained" (it before its alignment), "popularity", "random", "oracle"
+            (greatest true watch time) or "logged" (what the user really watched next); for a
+            difference, "a - b".
         metric: "recall@10", "ndcg@10", "hit@10" (with "[1-5]" behind it: targets of that many
             train exposures); "id_recall@10" (any item with the target's id counts);
             "session_hit", "session_recall", "session_length", "session_duplicates", "legality",
             "unconstrained_legality", "watch_seconds" (true expectation of a whole session),
-            "item_watch_seconds" (of an item shown alone); "coverage@10",
+            "item_watch_seconds" (of an item shown alone), "judged_reward" (of a reward model that
+            took no part in the alignment; 1 is the log's average); "coverage@10",
             "popular_share@10", "gini@10", "entropy_bits@10", and the same as "session_coverage".
         value: Mean over the rows.
         low: Lower end of the interval; None for a statistic that has none (coverage).

@@ -17,8 +17,17 @@ from onerec.errors import DataError
 from onerec.evaluation import plots
 from onerec.evaluation.result import EvalResult, Measure
 
-STAGES = ("world", "sessions", "tokenize", "pretrain", "evaluate", "recommend")
-SYSTEMS = ("model", "popularity", "random")
+STAGES = (
+    "world",
+    "sessions",
+    "tokenize",
+    "pretrain",
+    "reward",
+    "align",
+    "evaluate",
+    "recommend",
+)
+SYSTEMS = ("model", "pretrained", "popularity", "random")
 
 # A tag on more of the items than this says little about any of them.
 _COMMON_TAG = 0.4
@@ -26,6 +35,7 @@ _COMMON_TAG = 0.4
 LABELS = {
     "watch_seconds": "expected watch seconds of a session",
     "item_watch_seconds": "expected watch seconds of an item, alone",
+    "judged_reward": "reward by a judge that took no part",
     "session_hit": "session hit rate",
     "session_recall": "session recall",
     "session_length": "items in a session",
@@ -72,6 +82,12 @@ def _json(run: Path, name: str) -> Any:
 
 def _evaluation(run: Path) -> EvalResult:
     return EvalResult.load(_file(run, "evaluate/evaluation.json"))
+
+
+def _systems(result: EvalResult) -> tuple[str, ...]:
+    """The systems that were measured, in the order of tables."""
+    measured = {measure.system for measure in result.measures}
+    return tuple(system for system in SYSTEMS if system in measured)
 
 
 def label(metric: str) -> str:
@@ -330,12 +346,13 @@ def router(run: Path) -> dict[str, Any]:
 def ranking(run: Path) -> dict[str, Any]:
     result = _evaluation(run)
     splits, ks = result.protocol["splits"], result.protocol["ks"]
+    systems = _systems(result)
     single = all(s["targets"] == s["sessions"] for s in result.protocol["split_sizes"].values())
     kinds = ["recall", "ndcg"] if single else ["recall", "ndcg", "hit"]
     metrics = [f"{kind}@{k}" for kind in kinds for k in ks]
     tables = []
     for history in ("masked", "unmasked"):
-        rows = _rows(result.measures, metrics, SYSTEMS, splits, history)
+        rows = _rows(result.measures, metrics, systems, splits, history)
         if rows:
             tables.append({"history": history, "rows": rows})
     differences = [
@@ -354,7 +371,7 @@ def ranking(run: Path) -> dict[str, Any]:
     last = splits[-1]
     figure = plots.systems(
         [
-            [m for s in SYSTEMS if (m := _find(result.measures, metric, s, last, "masked"))]
+            [m for s in systems if (m := _find(result.measures, metric, s, last, "masked"))]
             for metric in metrics
         ],
         [label(metric) for metric in metrics],
@@ -364,12 +381,13 @@ def ranking(run: Path) -> dict[str, Any]:
     extra = _rows(
         result.measures,
         [f"{name}@{top}" for name in ("id_recall", "coverage", "popular_share", "gini")],
-        SYSTEMS,
+        systems,
         splits,
         "masked",
     )
     return {
         "splits": splits,
+        "systems": systems,
         "tables": tables,
         "differences": differences,
         "histories": [t["history"] for t in tables],
@@ -415,7 +433,7 @@ def _buckets(result: EvalResult, metric: str, split: str) -> dict[str, Any] | No
     lines = [
         [
             m
-            for system in SYSTEMS
+            for system in _systems(result)
             if (m := _find(result.measures, f"{metric}[{name}]", system, split, "masked"))
         ]
         for name in names
@@ -430,15 +448,17 @@ def _buckets(result: EvalResult, metric: str, split: str) -> dict[str, Any] | No
 def sessions(run: Path) -> dict[str, Any]:
     result = _evaluation(run)
     splits = result.protocol["splits"]
-    compared = ["session_hit", "session_recall"]
-    rows = _rows(result.measures, compared, SYSTEMS, splits, "masked")
+    own_systems = tuple(s for s in _systems(result) if s in ("model", "pretrained"))
+    shown_systems = _systems(result)
+    compared = ["session_hit", "session_recall", "judged_reward"]
+    rows = _rows(result.measures, compared, shown_systems, splits, "masked")
     own = ["session_length", "session_duplicates", "legality", "unconstrained_legality"]
     own += ["session_coverage", "session_popular_share", "session_gini", "session_entropy_bits"]
-    own_rows = _rows(result.measures, own, ("model",), splits, "masked")
+    own_rows = _rows(result.measures, own, own_systems, splits, "masked")
     last = splits[-1]
     watch = [
         m
-        for system in ("oracle", *SYSTEMS, "logged")
+        for system in ("oracle", *shown_systems, "logged")
         if (m := _find(result.measures, "watch_seconds", system, last, "masked"))
     ]
     figure = None
@@ -455,12 +475,12 @@ def sessions(run: Path) -> dict[str, Any]:
         gaps = [
             (metric, m)
             for metric in metrics
-            for other in ("popularity", "random", "oracle")
+            for other in ("pretrained", "popularity", "random", "oracle")
             if (m := _find(result.differences, metric, f"model - {other}", last, "masked"))
         ]
-    systems = ("oracle", *SYSTEMS, "logged")
+    watch_systems = ("oracle", *shown_systems, "logged")
     watch_rows = _rows(
-        result.measures, ["watch_seconds", "item_watch_seconds"], systems, [last], "masked"
+        result.measures, ["watch_seconds", "item_watch_seconds"], watch_systems, [last], "masked"
     )
     offered = any(m.metric == "unconstrained_legality" for m in result.measures)
     return {
@@ -470,7 +490,9 @@ def sessions(run: Path) -> dict[str, Any]:
         "figure": figure,
         "gaps": gaps,
         "watch_rows": watch_rows,
-        "watch_systems": systems,
+        "watch_systems": watch_systems,
+        "systems": shown_systems,
+        "own_systems": own_systems,
         "last": last,
         "unconstrained": offered,
     }
@@ -518,4 +540,79 @@ def setup(run: Path) -> dict[str, Any]:
         "config": config.read_text(encoding="utf-8") if config.is_file() else None,
         "stages": stages,
         "versions": versions,
+    }
+
+
+def reward_model(run: Path) -> dict[str, Any]:
+    metrics = _json(run, "reward/metrics.json")
+    split = "test"
+    systems = ("model", "judge", "logistic regression", "item mean")
+    measured = metrics["splits"][split]
+    present = [s for s in systems if any(s in row for row in measured.values())]
+    rows = [
+        {
+            "target": target,
+            "rows": row["rows"],
+            "rate": row["positives"] / max(row["rows"], 1),
+            "auc": [row[s]["auc"] if s in row else None for s in present],
+            "loss": [row[s]["log_loss"] if s in row else None for s in present],
+            "ratio": row["model"]["calibration"]["ratio"] if "model" in row else None,
+            "error": row["model"]["calibration"]["error"] if "model" in row else None,
+        }
+        for target, row in measured.items()
+    ]
+    curves = {
+        target: row["model"]["calibration"]["bins"]
+        for target, row in measured.items()
+        if "model" in row
+    }
+    return {
+        "split": split,
+        "systems": present,
+        "rows": rows,
+        "skipped": metrics["skipped"],
+        "labels": metrics["labels"],
+        "judge": metrics["judge"],
+        "watch_cap": metrics["watch_cap_seconds"],
+        "figure": Markup(plots.calibration(curves)) if curves else None,
+    }
+
+
+_SHOWN_PAIRS = 4
+
+
+def alignment(run: Path) -> dict[str, Any]:
+    record = _json(run, "align/alignment.json")
+    rounds = [record["seed"], *record["iterations"]]
+    pairs = []
+    chosen = record["iterations"][-1]["iteration"]
+    table = pq.read_table(_file(run, f"align/pairs/iteration_{chosen:02d}.parquet"))
+    items = pq.read_table(_file(run, "sessions/items.parquet"), columns=["text", "tags"])
+    texts, tags = items["text"].to_pylist(), items["tags"].to_pylist()
+    rows = table.to_pylist()
+    begins = [n for n, row in enumerate(rows) if row["member"] == 0]
+    ends = [*begins[1:], len(rows)]
+    order = np.random.default_rng(0).permutation(len(begins))[:_SHOWN_PAIRS]
+    for number in order:
+        group = [r for r in rows[begins[number] : ends[number]] if r["reward"] is not None]
+        sides = []
+        for name, row in (("highest reward", group[0]), ("lowest reward", group[-1])):
+            listed = [
+                {"item": i, "text": texts[i] or "", "tags": tags[i] or [], "hit": False}
+                for i in row["items"]
+            ]
+            sides.append({"name": name, "reward": row["reward"], "items": listed})
+        sides.sort(key=lambda side: -side["reward"])
+        pairs.append({"sample": rows[begins[number]]["sample"], "sides": sides})
+    return {
+        "method": record["method"],
+        "weight": record["weight"],
+        "stopped": record["stopped"],
+        "chosen": record["chosen"],
+        "rounds": [
+            {"name": "seed" if n == 0 else str(n), "chosen": n == record["chosen"], **one}
+            for n, one in enumerate(rounds)
+        ],
+        "figure": Markup(plots.alignment(rounds)),
+        "pairs": pairs,
     }

@@ -38,6 +38,19 @@ class Recommendation:
 
 
 @dataclass(frozen=True)
+class Candidates:
+    """All sessions that a beam found for one request, best first, as arrays.
+
+    Attributes:
+        items: int64 [n, m], item indices of the catalogue.
+        scores: float32 [n], sums of the log-probabilities of the codes.
+    """
+
+    items: _Ints
+    scores: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
 class _Request:
     """One history as the model sees it, and what it must not get.
 
@@ -280,6 +293,41 @@ class Recommender:
             {"scoring": scoring, "temperature": temperature},
             keep,
         )
+        return results
+
+    def candidates(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        *,
+        beam_width: int = 128,
+        exclude_history: bool = True,
+    ) -> list[Candidates]:
+        """Every session of the beam, for a reward model to choose among (arXiv 2502.18965, alg. 2).
+
+        Args:
+            histories: As for `recommend`.
+            beam_width: Sessions wanted; a small catalogue may give fewer.
+            exclude_history: As for `recommend`.
+
+        Raises:
+            ValueError: An argument out of range.
+            TypeError: Item ids of another kind than the catalogue's.
+        """
+        length = self.model.config.session_length
+        self._check_search(length, beam_width)
+        nothing = Candidates(np.empty((0, length), np.int64), np.empty(0, np.float32))
+        results = [nothing for _ in histories]
+
+        def keep(request: _Request, result: BeamResult, row: int) -> None:
+            found = int(result.valid[row])
+            leaves = result.items[row, :found].numpy()
+            items = self.catalog.leaf_item_indices[self.catalog.leaf_offsets[leaves]]
+            for at in np.argwhere(np.isin(items, request.excluded)):
+                free = self.catalog.leaf_items(int(leaves[tuple(at)]))
+                items[tuple(at)] = free[~np.isin(free, request.excluded)][0]
+            results[request.place] = Candidates(items, result.scores[row, :found].numpy())
+
+        self._search(self._requests(histories, None, exclude_history, length), beam_width, {}, keep)
         return results
 
     def generate_unconstrained(

@@ -1,4 +1,4 @@
-"""The network: configuration, attention, mixture of experts, OneRec.
+"""The networks: configuration, attention, mixture of experts, OneRec, reward model.
 
 Names are imported on first use, so that the configuration alone does not wait for torch.
 """
@@ -8,20 +8,31 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from onerec.model.config import OneRecConfig
+from onerec.model.config import OneRecConfig, RewardModelConfig
 
 if TYPE_CHECKING:
     from onerec.model.onerec import DecoderCache, Memory, OneRec, OneRecOutput, RouterStats
+    from onerec.model.reward import RewardModel
 
 _HOMES = {
     "DecoderCache": "onerec.model.onerec",
     "Memory": "onerec.model.onerec",
     "OneRec": "onerec.model.onerec",
     "OneRecOutput": "onerec.model.onerec",
+    "RewardModel": "onerec.model.reward",
     "RouterStats": "onerec.model.onerec",
 }
 
-__all__ = ["DecoderCache", "Memory", "OneRec", "OneRecConfig", "OneRecOutput", "RouterStats"]
+__all__ = [
+    "DecoderCache",
+    "Memory",
+    "OneRec",
+    "OneRecConfig",
+    "OneRecOutput",
+    "RewardModel",
+    "RewardModelConfig",
+    "RouterStats",
+]
 
 
 def __getattr__(name: str) -> Any:

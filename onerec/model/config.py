@@ -162,3 +162,77 @@ class OneRecConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """Shape of a `RewardModel` (arXiv 2502.18965, section 3.3), and what its outputs mean.
+
+    Attributes:
+        n_items: Items of the catalogue.
+        feature_dim: Width of the item features that it is given (`RewardModel.item_features`).
+        targets: Names of the outputs, one tower each. Paper: watch time, view, follow, like.
+        weights: Share of each target in the fused score. Open.
+        base_rates: Mean label of each target in training, in (0, 1).
+        positive_weights: Weight that positive labels of each target had in training; taken out of
+            the probabilities again.
+        watch_cap: Seconds of watch time of an item that count as the label 1.
+        labels: "item": a tower reads each item's state and a session's output is the mean over its
+            items; "session": a tower reads the sum of the states (the paper's formula).
+        history_length: Items of history that the target attention sees, the latest ones. Open.
+        session_length: Most items of a session.
+        d_model: Width. Open.
+        n_heads: Attention heads; divides `d_model`. Open.
+        tower_width: Hidden width of a tower. Open.
+        item_ids: Whether items also have vectors of their own, learned here, beside their features.
+        dropout: Rate on item states before the towers. Open.
+    """
+
+    n_items: int
+    feature_dim: int
+    targets: tuple[str, ...]
+    weights: tuple[float, ...]
+    base_rates: tuple[float, ...]
+    positive_weights: tuple[float, ...]
+    watch_cap: float = 1.0
+    labels: Literal["item", "session"] = "item"
+    history_length: int = 50
+    session_length: int = 5
+    d_model: int = 64
+    n_heads: int = 4
+    tower_width: int = 32
+    item_ids: bool = True
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("targets", "weights", "base_rates", "positive_weights"):
+            values = tuple(getattr(self, name))  # JSON has lists
+            object.__setattr__(self, name, values)
+            if not values or len(values) != len(self.targets):
+                raise ValueError(
+                    f"{name} must have a value for each of {len(self.targets)} targets, at least "
+                    f"one, got {len(values)}"
+                )
+        for name in (
+            "n_items",
+            "feature_dim",
+            "history_length",
+            "session_length",
+            "d_model",
+            "n_heads",
+            "tower_width",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}")
+        if not all(0 < rate < 1 for rate in self.base_rates):
+            raise ValueError(f"base_rates must lie in (0, 1), got {self.base_rates}")
+        if not all(weight > 0 for weight in self.positive_weights):
+            raise ValueError(f"positive_weights must be positive, got {self.positive_weights}")
+        if not self.watch_cap > 0:
+            raise ValueError(f"watch_cap must be positive, got {self.watch_cap}")
+        if self.labels not in ("item", "session"):
+            raise ValueError(f"labels must be 'item' or 'session', got {self.labels!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")

@@ -277,17 +277,18 @@ class OneRec(Pretrained):
                 loss = loss + self.config.router_z_loss * router.z_loss.sum()
         return OneRecOutput(loss, per_level.detach(), items, router)
 
-    def session_logits(self, history: Tensor, target: Tensor) -> Tensor:
+    def session_logits(self, history: Tensor, target: Tensor, copies: int = 1) -> Tensor:
         """Teacher-forced logits of each code of the target sessions.
 
         Args:
             history: As for `forward`.
-            target: As for `forward`.
+            target: As for `forward`, but [B * copies, m, L]: first those of history 0, and so on.
+            copies: Sessions of each history, which is encoded once for all of them.
 
         Returns:
-            [B, m, L, K] in at least float32; rows of padded items mean nothing.
+            [B * copies, m, L, K] in at least float32; rows of padded items mean nothing.
         """
-        hidden, _ = self._session_hidden(history, target)
+        hidden, _ = self._session_hidden(history, target, copies)
         levels = range(self.config.levels)
         return torch.stack([self._logits(hidden[:, :, level], level) for level in levels], dim=2)
 
@@ -336,16 +337,21 @@ class OneRec(Pretrained):
 
     # Decoder
 
-    def _session_hidden(self, history: Tensor, target: Tensor) -> tuple[Tensor, list[MoEStats]]:
-        """Decoder states [B, m, L, d] that predict the codes of the target."""
+    def _session_hidden(
+        self, history: Tensor, target: Tensor, copies: int = 1
+    ) -> tuple[Tensor, list[MoEStats]]:
+        """Decoder states [B * copies, m, L, d] that predict the codes of the target."""
         self._check("target", target, self.config.session_length)
-        if history.shape[0] != target.shape[0]:
+        if history.shape[0] * copies != target.shape[0]:
             raise ValueError(
-                "history and target must have one batch size, "
-                f"got {history.shape[0]} and {target.shape[0]}"
+                f"target must have {copies} rows for each one of history, "
+                f"got {target.shape[0]} and {history.shape[0]}"
             )
         batch, items, levels = target.shape
         context, memory_mask = self._encode(history)
+        if copies > 1:
+            context = context.repeat_interleave(copies, dim=0)
+            memory_mask = memory_mask.repeat_interleave(copies, dim=0)
         tokens = F.pad(target, (1, 0)).flatten(1)[:, :-1]
         real = target[..., :1] >= 0
         # An item's last code predicts nothing itself: it is read for the sake of a next item.

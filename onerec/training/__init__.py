@@ -9,34 +9,50 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onerec.training.alignment import AlignmentResult, align
+    from onerec.training.alignment_config import AlignmentConfig
     from onerec.training.batches import Batch, OrderedBatches, SessionBatches
     from onerec.training.config import TrainConfig
     from onerec.training.loop import TrainingInterrupted, TrainResult, pretrain
     from onerec.training.metrics import read_metrics
+    from onerec.training.reward import RewardResult, train_reward
+    from onerec.training.reward_config import RewardConfig
     from onerec.training.window import TrainingDiverged
 
 _HOMES = {
+    "AlignmentConfig": "alignment_config",
+    "AlignmentResult": "alignment",
     "Batch": "batches",
     "OrderedBatches": "batches",
     "SessionBatches": "batches",
+    "RewardConfig": "reward_config",
+    "RewardResult": "reward",
     "TrainConfig": "config",
     "TrainResult": "loop",
     "TrainingDiverged": "window",
     "TrainingInterrupted": "loop",
+    "align": "alignment",
     "pretrain": "loop",
     "read_metrics": "metrics",
+    "train_reward": "reward",
 }
 
 __all__ = [
+    "AlignmentConfig",
+    "AlignmentResult",
     "Batch",
     "OrderedBatches",
+    "RewardConfig",
+    "RewardResult",
     "SessionBatches",
     "TrainConfig",
     "TrainResult",
     "TrainingDiverged",
     "TrainingInterrupted",
+    "align",
     "pretrain",
     "read_metrics",
+    "train_reward",
 ]
 
 

@@ -115,9 +115,16 @@ class SessionBatches:
         items = self._gather.history_lengths[rows].sum() + self._gather.target_lengths[rows].sum()
         return int(items) * self._gather.levels
 
+    def share(self, step: int, micro: int = 0) -> npt.NDArray[np.int64]:
+        """Sample numbers of this process's share of micro-batch `micro` of `step`."""
+        return self.rows(step).reshape(self.micro_batches, -1)[micro, self.rank :: self.world_size]
+
     def batch(self, step: int, micro: int = 0) -> Batch:
-        """This process's share of micro-batch `micro` of `step`."""
-        rows = self.rows(step).reshape(self.micro_batches, -1)[micro, self.rank :: self.world_size]
+        """The padded batch of `share`."""
+        return self.take(self.share(step, micro))
+
+    def take(self, rows: npt.NDArray[np.int64]) -> Batch:
+        """The padded batch of any samples."""
         return self._gather(rows)
 
 

@@ -113,14 +113,21 @@ def pretrain(
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
-        run = _Run(model, train, valid, sids, config, Path(out_dir), stack)
-        stop = stack.enter_context(_stop_on_signal())
+        run = Run(model, train, valid, sids, config, Path(out_dir), stack)
+        stop = stack.enter_context(stop_on_signal())
         run.loop(stop, progress)
         return run.publish()
 
 
-class _Run:
-    """The state of one call of `pretrain`."""
+class Run:
+    """The state of one call of `pretrain`; preference alignment extends it.
+
+    Arguments as for `pretrain`, and:
+
+    Args:
+        stack: Undoes at its end what the run changes around itself.
+        identity: What else must be equal for a checkpoint to be gone on from, as JSON values.
+    """
 
     def __init__(
         self,
@@ -131,6 +138,7 @@ class _Run:
         config: TrainConfig,
         out_dir: Path,
         stack: ExitStack,
+        identity: dict[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.out_dir = out_dir
@@ -170,6 +178,7 @@ class _Run:
             "train": fingerprint(train, sids),
             "valid": fingerprint(valid, sids) if self.valid is not None and valid else None,
             "model": _shapes(model),
+            **(identity or {}),
         }
 
         self.step = 0
@@ -238,7 +247,7 @@ class _Run:
         module = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         module.eval()
         if self.main:
-            with _writing(model_dir), atomic_directory(model_dir) as folder:
+            with writing(model_dir), atomic_directory(model_dir) as folder:
                 module.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
         return TrainResult(
@@ -264,7 +273,9 @@ class _Run:
                 output = self.model(batch.history, batch.target)
                 # DDP takes the mean of the gradients over processes; this makes it the mean over
                 # the items of the whole step.
-                accelerator.backward(output.loss * (batch.items * self.world / items))
+                loss = output.loss * (batch.items * self.world / items)
+                extra = self._extra_loss(self.batches.share(self.step, micro))
+                accelerator.backward(loss if extra is None else loss + extra)
             means = [output.loss[None], output.loss_per_level]
             if output.router is not None:
                 routed = output.router.counts
@@ -289,6 +300,10 @@ class _Run:
             data_seconds=data_seconds,
             seconds=time.perf_counter() - began,
         )
+
+    def _extra_loss(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
+        """What is added to the loss for these samples, of which the micro-batch is made."""
+        return None
 
     @torch.no_grad()
     def _validate(self, valid: OrderedBatches) -> None:
@@ -320,12 +335,12 @@ class _Run:
             self.best = loss, self.step
             if self.main:
                 path = self.store.best_path(self.step)
-                with _writing(path), atomic_write(path) as temporary:
+                with writing(path), atomic_write(path) as temporary:
                     save_model(self.module, str(temporary))
 
     def _record(self, record: Record) -> None:
         if self.metrics is not None:
-            with _writing(self.out_dir / "metrics.jsonl"):
+            with writing(self.out_dir / "metrics.jsonl"):
                 self.metrics.write(record)
         if self.events is not None:
             for name, value in record.items():
@@ -334,7 +349,7 @@ class _Run:
 
     def _save(self) -> None:
         if self.metrics is not None:
-            with _writing(self.out_dir / "metrics.jsonl"):
+            with writing(self.out_dir / "metrics.jsonl"):
                 self.metrics.sync()
         state = {
             "identity": self.identity,
@@ -487,7 +502,7 @@ def _summary_writer(folder: Path, step: int) -> SummaryWriter:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """Turns a failed write into one message that says what is safe."""
     try:
         yield
@@ -500,7 +515,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stop_on_signal() -> Iterator[list[str]]:
+def stop_on_signal() -> Iterator[list[str]]:
     """Yields a list that gets the name of the first SIGINT or SIGTERM; a second acts as ever."""
     caught: list[str] = []
     if threading.current_thread() is not threading.main_thread():

@@ -395,6 +395,7 @@ def test_round_trip_and_funnel(world: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "funnel.json").read_text()) == again.funnel == found.funnel
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "embeddings.npy",
+        "exposed.parquet",
         "funnel.json",
         "items.parquet",
         "sequences.parquet",
@@ -621,3 +622,112 @@ def test_amazon_beauty(data_dir: Path, tmp_path: Path) -> None:
     assert (test.targets(np.arange(len(test)), 1)[:, 0] + 1 == last.to_numpy()).all()
     assert found.embeddings.shape == (12_101, 384)
     assert found.funnel["embeddings"]["filled"] == 0
+
+
+@pytest.mark.parametrize("rule", ["request", "gap", "next"])
+@pytest.mark.parametrize("split", ["time", "last"])
+def test_exposed_sessions_are_runs_of_what_was_shown(rule: str, split: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    rows = [
+        {
+            "user_id": int(rng.integers(0, 6)),
+            "item_id": int(rng.integers(100, 100 + N_ITEMS)),
+            "timestamp": int(minute) * 60_000,
+            "request_id": int(minute) // 4,
+            "watch_time_ms": [None, 2_000, 25_000][rng.integers(0, 3)],
+            "duration_ms": 60_000,
+            "like": [0, 1, None][rng.integers(0, 3)],
+        }
+        for minute in rng.integers(0, 30, 150)
+    ]
+    cuts = {"valid_from": 12 * 60_000, "test_from": 20 * 60_000} if split == "time" else {}
+    config = SessionConfig(
+        rule=rule, length=3, gap_minutes=2, min_watched=1, min_watch_seconds=0, split=split, **cuts
+    )
+    found = build(write_log(tmp_path, rows), config)
+    users = found.sequences["user_id"].to_pylist()
+    begins = {
+        (row["user_row"], row["split"]): row["timestamp"]
+        for row in sorted(
+            found.sessions.to_pylist(), key=lambda row: row["timestamp"], reverse=True
+        )
+    }
+    expected = []
+    for row_of_user, user in enumerate(users):
+        mine = [(r["timestamp"], n, r) for n, r in enumerate(rows) if r["user_id"] == user]
+        mine.sort(key=lambda each: each[:2])
+        good = [t for t, _, r in mine if (r["watch_time_ms"] or 0) >= 18_000 or r["like"] == 1]
+        runs: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+        key, last = 0, None
+        for t, _, r in mine:
+            key += last is not None and t - last > 120_000
+            last = t
+            if split == "time":
+                period = ["train", "valid", "test"][(t >= 12 * 60_000) + (t >= 20 * 60_000)]
+            else:
+                late = [t >= begins.get((row_of_user, name), 10**12) for name in ("valid", "test")]
+                period = ["train", "valid", "test"][sum(late)]
+            runs[period, {"request": r["request_id"], "gap": key, "next": 0}[rule]].append(r)
+        for (period, _), run in runs.items():
+            for at in range(0, len(run), 3):
+                part = run[at : at + 3]
+                begin = part[0]["timestamp"]
+                expected.append(
+                    (
+                        row_of_user,
+                        sum(t < begin for t in good),
+                        period,
+                        begin,
+                        tuple(r["item_id"] - 100 for r in part),
+                        tuple(r["watch_time_ms"] for r in part),
+                        tuple(r["like"] for r in part),
+                    )
+                )
+    assert found.exposed is not None
+    got = [
+        (
+            *(row[name] for name in ("user_row", "start", "split", "timestamp")),
+            *(tuple(row[name]) for name in ("items", "watch_time_ms", "like")),
+        )
+        for row in found.exposed.to_pylist()
+    ]
+    assert sorted(got, key=str) == sorted(expected, key=str)
+    arrays = found.exposed_sessions("train")
+    assert len(arrays) == found.funnel["exposed"]["train"] == sum(row[2] == "train" for row in got)
+    first = next(row for row in got if row[2] == "train")
+    assert arrays.items[0].tolist() == [*first[4], *[-1] * (3 - len(first[4]))]
+    wanted = [np.nan if value is None else value for value in first[6]]
+    np.testing.assert_array_equal(arrays.feedback["like"][0][: len(wanted)], wanted)
+    assert (arrays.feedback["duration_ms"][arrays.items >= 0] == 60_000).all()
+
+
+def test_exposed_sessions_are_bounded_known_watch_time_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    rows = [
+        {
+            "user_id": n % 10,
+            "item_id": 100 + int(rng.integers(0, N_ITEMS)),
+            "timestamp": n * 60_000,
+            "watch_time_ms": 20_000 if n % 4 == 0 else None,
+            "like": 1,
+        }
+        for n in range(200)
+    ]
+    config = {"rule": "next", "length": 1, "split": "last"}
+    found = build(write_log(tmp_path, rows), SessionConfig(**config, exposed_sessions=60))
+    assert found.exposed is not None
+    told = found.funnel["exposed"]
+    assert (told["sessions"], told["of"]) == (60, 200)
+    known = [value for (value,) in found.exposed["watch_time_ms"].to_pylist()]
+    assert sum(value is not None for value in known) == 50
+    assert len(set(found.exposed["user_row"].to_pylist())) == 10, "an even sample of the rest"
+
+
+def test_a_log_without_feedback_says_so(tmp_path: Path) -> None:
+    rows = [
+        {"user_id": n % 3, "item_id": 100 + n % N_ITEMS, "timestamp": n * 60_000} for n in range(30)
+    ]
+    found = build(write_log(tmp_path, rows), SessionConfig(rule="next", length=1, split="last"))
+    assert found.exposed is None
+    with pytest.raises(ValueError, match="no feedback column"):
+        found.exposed_sessions("train")

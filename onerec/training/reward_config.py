@@ -1,0 +1,93 @@
+"""Settings of the reward stage; light to import."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+# Targets that are computed; every other name is a 0/1 column of the log.
+SOFT_TARGETS = ("swt", "vtr")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How the reward model is made (arXiv 2502.18965, section 3.3, leaves sizes and fusion open).
+
+    Attributes:
+        targets: What is predicted: "swt" (watch seconds, a soft label: the share of a cap), "vtr"
+            (share of the length that was watched, a soft label, at most 1), or a 0/1 column of the
+            log: "long_view", "like" (the paper's ltr), "follow" (wtr), "share", "comment", "hate".
+            Those that the log lacks or has too few positives of are left out and named.
+        weights: Share of each target in the fused score; a negative one for what is unwanted.
+        labels: "item": towers predict each item of a session and their mean is the session's;
+            "session": towers read the sum over the session and predict the mean label, as the
+            paper's formula has it. One label an item teaches more than one a session.
+        min_positives: Labels (a soft one counts as its share) that a target needs in training.
+        max_positive_weight: Positives count sqrt(negatives / positives) times, at most so much; the
+            probabilities are corrected for it. 1 weighs all alike.
+        judge: Also train a second model. The first then learns from users of even row, the second
+            from the others; the second takes no part in the alignment, it only measures.
+        history_length: Items of history that the target attention sees.
+        d_model: Width.
+        n_heads: Attention heads.
+        item_ids: Whether items have learned vectors beside their features.
+        dropout: Rate on item states.
+        epochs: Passes over the training sessions; may be a fraction.
+        max_steps: At most so many optimiser steps.
+        batch_size: Exposed sessions a step.
+        lr: Learning rate after a warm-up over a twentieth of the steps; then half a cosine to 0.
+        weight_decay: AdamW decay, of all weights but biases and norms.
+        evaluations: Validations during training; the weights of the best one are kept.
+        seed: Of weights, order and dropout.
+    """
+
+    targets: tuple[str, ...] = ("swt", "vtr", "long_view", "like", "follow")
+    weights: tuple[float, ...] = (1.0, 0.25, 0.25, 0.1, 0.1)
+    labels: Literal["item", "session"] = "item"
+    min_positives: int = 100
+    max_positive_weight: float = 10.0
+    judge: bool = True
+    history_length: int = 50
+    d_model: int = 64
+    n_heads: int = 4
+    item_ids: bool = True
+    dropout: float = 0.1
+    epochs: float = 4.0
+    max_steps: int = 1000
+    batch_size: int = 256
+    lr: float = 2e-3
+    weight_decay: float = 0.05
+    evaluations: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "targets", tuple(self.targets))
+        object.__setattr__(self, "weights", tuple(self.weights))
+        if not self.targets or len(set(self.targets)) != len(self.targets):
+            raise ValueError(f"targets must be distinct, at least one, got {self.targets}")
+        if len(self.weights) != len(self.targets):
+            raise ValueError(
+                f"weights must have a value for each of {len(self.targets)} targets, "
+                f"got {len(self.weights)}"
+            )
+        for name in (
+            "min_positives",
+            "history_length",
+            "d_model",
+            "n_heads",
+            "max_steps",
+            "batch_size",
+            "evaluations",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_positive_weight < 1:
+            raise ValueError(
+                f"max_positive_weight must be at least 1, got {self.max_positive_weight}"
+            )
+        for name in ("epochs", "lr"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if self.labels not in ("item", "session"):
+            raise ValueError(f"labels must be 'item' or 'session', got {self.labels!r}")

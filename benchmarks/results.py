@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
+ABLATIONS = IMAGES / "alignment-ablations.svg"
 
 INTRODUCTION = """\
 # Benchmarks
@@ -45,9 +47,12 @@ def device(record: dict[str, Any]) -> str:
     return f"{cpu['name'].strip()}, {cpu['usable_cores']} cores, {environment['native']['isa']}"
 
 
-def store(record: dict[str, Any]) -> Path:
-    """Writes `record` to benchmarks/results/<device>.json; an older one of that device goes."""
-    path = RESULTS / f"{name_of(record)}.json"
+def store(record: dict[str, Any], suites: Sequence[str] = ()) -> Path:
+    """Writes `record` to benchmarks/results/<device>.json; an older one of that device goes.
+
+    A record of named suites alone has their names behind the device's and replaces only its like.
+    """
+    path = RESULTS / f"{'-'.join([name_of(record), *suites])}.json"
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
@@ -98,6 +103,8 @@ def section(record: dict[str, Any]) -> str:
                 lines.append(
                     f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
                 )
+        if suite == "alignment" and ABLATIONS.is_file():
+            lines.append(f"\n![what alignment gains by setting](images/{ABLATIONS.name})")
     return "\n".join(lines) + "\n"
 
 
@@ -142,6 +149,38 @@ def plot(record: dict[str, Any]) -> None:
         figure.savefig(path, metadata={"Date": None})
 
 
+def draw_ablations() -> None:
+    """A panel an ablation of the alignment: true watch time over next-token training."""
+    from matplotlib.figure import Figure
+
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    found = {
+        entry["name"][entry["name"].index("[") + 1 : -1]: entry["providers"]
+        for record in records
+        for entry in record["benchmarks"]
+        if entry["suite"] == "alignment" and entry["name"].startswith("ablation[")
+    }
+    if not found:
+        return
+    figure = Figure(figsize=(2.6 * len(found), 2.8), layout="constrained")
+    panels = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for axes, (kind, providers) in zip(panels, found.items(), strict=True):
+        numbers = sorted((float(re.sub(r"[^0-9.]", "", name)), name) for name in providers)
+        rates = [providers[name]["rates"] for _, name in numbers]
+        middle = [r["s over NTP"] for r in rates]
+        errors = [
+            [m - r["s low"] for m, r in zip(middle, rates, strict=True)],
+            [r["s high"] - m for m, r in zip(middle, rates, strict=True)],
+        ]
+        axes.errorbar(range(len(numbers)), middle, yerr=errors, marker="o", capsize=3)
+        axes.set_xticks(range(len(numbers)), [name.split("= ")[-1] for _, name in numbers])
+        axes.set_title(kind)
+        axes.axhline(0, color="#8a929c", lw=0.8)
+    panels[0].set_ylabel("true watch seconds over NTP")
+    ABLATIONS.parent.mkdir(exist_ok=True)
+    figure.savefig(ABLATIONS, metadata={"Date": None})
+
+
 def page() -> str:
     """The whole page, from every record in benchmarks/results/."""
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
@@ -161,15 +200,17 @@ def main() -> None:
         known = bench.suites()
         if unknown := set(options.suites) - set(known):
             parser.error(f"no suite {min(unknown)!r}; one of: {', '.join(known)}")
-        files = [known[name] for name in options.suites or known]
+        files = [known[name] for name in options.suites or bench.quick(known)]
         try:
-            print(store(bench.measure(files, gpu=options.gpu)).relative_to(ROOT))
+            record = bench.measure(files, gpu=options.gpu)
+            print(store(record, options.suites).relative_to(ROOT))
         except OneRecError as error:
             sys.exit(str(error))
     elif not options.check:
         PAGE.write_text(page())
         for path in RESULTS.glob("*.json"):
             plot(json.loads(path.read_text()))
+        draw_ablations()
     elif not PAGE.exists() or PAGE.read_text() != page():
         sys.exit(f"{PAGE.relative_to(ROOT)} is not what benchmarks/results/ gives: run `make docs`")
 

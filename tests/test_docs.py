@@ -16,6 +16,8 @@ HOMES = {
     "OneRecConfig": "onerec.model.config",
     "TrainConfig": "onerec.training.config",
     "SessionConfig": "onerec.data.sessions",
+    "RewardConfig": "onerec.training.reward_config",
+    "AlignmentConfig": "onerec.training.alignment_config",
     "TokenizeConfig": "onerec.cli.config",
     "RecommendConfig": "onerec.cli.config",
     "EvaluationConfig": "onerec.evaluation.config",

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def suites() -> dict[str, Path]:
     if importlib.util.find_spec("pytest_benchmark") is None:
         raise OneRecError('pytest-benchmark is not installed: `pip install -e ".[dev]"`')
     return found
+
+
+# Suites that take far longer than the others run only by name.
+LONG = frozenset({"alignment"})
+
+
+def quick(known: Iterable[str]) -> list[str]:
+    """The suites that run when none is named."""
+    return [name for name in known if name not in LONG]
 
 
 def duration(seconds: float) -> str:
@@ -96,7 +106,10 @@ def main(argv: list[str]) -> None:
         usage="[SUITE ...] [options]",
     )
     parser.add_argument(
-        "suites", nargs="*", default=[], help="names of benchmarks/bench_NAME.py; all by default"
+        "suites",
+        nargs="*",
+        default=[],
+        help="names of benchmarks/bench_NAME.py; by default all but the long ones (alignment)",
     )
     parser.add_argument(
         "--gpu", action="store_true", help="the benchmarks that need a CUDA device, and only those"
@@ -105,7 +118,8 @@ def main(argv: list[str]) -> None:
     known = suites()
     if unknown := [name for name in options.suites if name not in known]:
         parser.error(f"no suite {unknown[0]!r}; one of: {', '.join(known)}")
-    record = measure([known[name] for name in options.suites or known], gpu=options.gpu)
+    chosen = options.suites or quick(known)
+    record = measure([known[name] for name in chosen], gpu=options.gpu)
     if options.json:
         console.print_json(record)
         return

@@ -90,8 +90,16 @@ _COLUMNS = (
     "model - pretrained",
     "model - popularity",
 )
-_ROWS = ("recall@", "ndcg@", "hit@", "session_hit", "watch_seconds", "item_watch_seconds")
-_ROWS += ("judged_reward", "coverage@")
+_ROWS = (
+    "recall@",
+    "ndcg@",
+    "hit@",
+    "session_hit",
+    "watch_seconds",
+    "item_watch_seconds",
+    "judged_reward",
+    "coverage@",
+)
 
 
 def metric_table(summary: dict[str, Any]) -> Table:

@@ -237,6 +237,47 @@ class World:
         value = np.sum(reach * outcome.seconds, axis=1)
         return float(value[0]) if single else value
 
+    def session_feedback(self, user_rows: npt.ArrayLike, items: npt.ArrayLike) -> dict[str, Floats]:
+        """Expected numbers of likes, follows, comments, shares and hates of shown lists.
+
+        As `session_value`, with an item's seconds replaced by its rate of feedback: the mean over
+        the shares watched of each outcome, by 64 fixed draws of skip, part and full, of the rate at
+        that share times the user's readiness.
+
+        Args:
+            user_rows: [S].
+            items: [S, m]; -1 is an empty slot.
+
+        Returns:
+            Name -> float64 [S].
+        """
+        items = np.asarray(items, dtype=np.int64)
+        users = np.asarray(user_rows, dtype=np.int64)
+        outcome = self._outcome(users, items)
+        stay = np.sum(outcome.probabilities * (1.0 - outcome.leave), axis=-1)
+        reach = np.cumprod(np.concatenate([np.ones((len(items), 1)), stay[:, :-1]], axis=1), axis=1)
+        ratio = self._ratios()[np.maximum(items, 0)]
+        keen = self.arrays["user_like"][users][:, None, None, None]
+        found = {}
+        for name, rates in _RATES.items():
+            rate = np.interp(ratio, _RATIO_POINTS, rates) * (1.0 if name == "hate" else keen)
+            mean = np.minimum(rate, 0.9).mean(axis=-1)
+            each = np.where(items >= 0, (outcome.probabilities * mean).sum(axis=-1), 0.0)
+            found[name] = np.sum(reach * each, axis=1)
+        return found
+
+    def _ratios(self, draws: int = 64) -> Floats:
+        """Fixed draws of the share watched, given skip, part and full: [N, 3, draws]."""
+        rng = np.random.default_rng([self.config.seed, 2])
+        shape = (self.config.n_items, draws)
+        length = self.arrays["item_seconds"][:, None]
+        skip = np.exp(_SKIP_LOG_MEDIAN + _SKIP_SIGMA * rng.standard_normal(shape))
+        alpha, beta = self._item["alpha"][:, None], self._item["beta"][:, None]
+        part = _PART_TOP * rng.beta(alpha, beta, shape)
+        again = rng.random(shape) < self._item["again"][:, None]
+        full = 1.0 + again * rng.exponential(self._item["again_mean"][:, None], shape)
+        return np.stack([np.minimum(skip / length, 1.0), part, full], axis=1)
+
     def oracle(
         self, user_rows: npt.ArrayLike, k: int, exclude: list[npt.NDArray[Any]] | None = None
     ) -> Ints:

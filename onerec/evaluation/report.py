@@ -44,7 +44,8 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
 
     Reads config.yaml, */stage.json, sessions/ (funnel.json, items.parquet, sessions.parquet),
     tokenize/ (metrics.json, catalog.parquet), pretrain/metrics.jsonl, reward/metrics.json, align/
-    (alignment.json, pairs) and evaluate/evaluation.json. A stage that is missing or damaged is named in its section.
+    (alignment.json, pairs) and evaluate/evaluation.json. A stage that is missing or damaged is
+    named in its section.
 
     Args:
         run_dir: The run's directory.

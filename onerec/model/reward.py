@@ -126,9 +126,8 @@ class RewardModel(Pretrained):
 
         1 is a session like the average of the log. Arguments as for `forward`.
         """
-        like = {"device": sessions.device, "dtype": torch.float32}
-        weights = torch.tensor(self.config.weights, **like)  # type: ignore[call-overload]
-        rates = torch.tensor(self.config.base_rates, **like)  # type: ignore[call-overload]
+        weights = torch.tensor(self.config.weights, device=sessions.device)
+        rates = torch.tensor(self.config.base_rates, device=sessions.device)
         lifts: Tensor = self.predict(history, sessions) / rates
         return (lifts * weights).sum(dim=-1) / weights.abs().sum()
 

@@ -462,7 +462,7 @@ class _Alignment(Run):
                     model.session_logits(history, sids).masked_fill(illegal, float("-inf"))
                     for model in (good, bad)
                 ]
-                beta = {} if self.align.beta is None else {"beta": self.align.beta}
+                beta: dict[str, Any] = {} if self.align.beta is None else {"beta": self.align.beta}
                 scores = contrastive_token_scores(pair[0], pair[1], sids.clamp(min=0), **beta)
                 rows = slice(begin, begin + _CHUNK)
                 groups.token_scores[rows, 1] = scores.flatten(1).cpu().numpy()

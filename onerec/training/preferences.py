@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -198,8 +199,8 @@ def preference_loss(
         else:
             values = losses.gbpo(policy, reference, advantages[..., None]).mean(dim=-1)
         return (values * share).sum(dim=1)
-    beta = {} if config.beta is None else {"beta": config.beta}
-    gamma = {} if config.gamma is None else {"gamma": config.gamma}
+    beta: dict[str, Any] = {} if config.beta is None else {"beta": config.beta}
+    gamma: dict[str, Any] = {} if config.gamma is None else {"gamma": config.gamma}
     now, before = policy.sum(dim=-1), reference.sum(dim=-1)
     four = now[:, 0], now[:, 1], before[:, 0], before[:, 1]
     codes = policy.shape[-1]

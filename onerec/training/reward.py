@@ -83,13 +83,11 @@ def labels_of(exposed: ExposedSessions, target: str, cap: float) -> Floats | Non
     """
     column = "watch_time_ms" if target in SOFT_TARGETS else target
     values = exposed.feedback.get(column)
-    if values is None:
-        return None
-    if target == "swt":
-        return np.minimum(values / (1000 * cap), 1).astype(np.float32)
-    if target == "vtr":
-        return np.minimum(values / exposed.feedback["duration_ms"], 1).astype(np.float32)
-    return values
+    if values is None or target not in SOFT_TARGETS:
+        return values
+    most = 1000 * cap if target == "swt" else exposed.feedback["duration_ms"]
+    share: Floats = np.minimum(values / most, 1).astype(np.float32)
+    return share
 
 
 def _session_labels(labels: Floats) -> Floats:
@@ -133,7 +131,8 @@ def train_reward(
         for name, part in splits.items()
     }
     features = item_features(sessions)
-    base = np.nanmean(labels["train"].reshape(-1, len(chosen)), axis=0, dtype=np.float64)
+    flat = labels["train"].reshape(-1, len(chosen))
+    base = np.asarray(np.nanmean(flat, axis=0, dtype=np.float64))
     odds = np.sqrt((1 - base) / base)
     shape = RewardModelConfig(
         n_items=len(features),

@@ -66,6 +66,22 @@ def test_mean_of_many_sessions_is_the_session_value(on: tuple[str, ...]) -> None
         assert 0.05 < 1 - drawn["seen"][:, 4].mean() < 0.95
 
 
+def test_mean_of_many_sessions_is_the_session_feedback() -> None:
+    world = simulate(config(leave_logit=-1.5))
+    rng = np.random.default_rng(3)
+    users = np.argsort(-world.arrays["user_like"])[[0, 5, 20]]
+    items = rng.permutation(world.config.n_items)[:15].reshape(3, 5)
+    expected = world.session_feedback(users, items)
+    for row, user in enumerate(users):
+        many = 40_000
+        drawn = world.draw(np.full(many, user), np.tile(items[row], (many, 1)), rng)
+        for name in ("like", "follow", "hate"):
+            got = (drawn[name] & drawn["seen"]).sum(axis=1)
+            # Monte Carlo error of the draws, and 3% for the 64 fixed draws of each outcome.
+            error = 4.5 * got.std() / np.sqrt(many)
+            assert got.mean() == pytest.approx(expected[name][row], rel=0.06, abs=error), name
+
+
 def test_without_effects_a_session_is_the_sum_of_its_items() -> None:
     world = simulate(config(fatigue=False, repetition=False, leaving=False))
     rng = np.random.default_rng(3)

@@ -21,6 +21,9 @@ tokenize: {levels: 2, codebook_size: 16}
 model: {history_length: 16, d_model: 32, n_heads: 2, encoder_layers: 1, decoder_layers: 1,
         d_ff: 64, n_experts: 4, expert_d_ff: 32}
 train: {steps: 40, batch_size: 32, eval_every: 20, checkpoint_every: 10, log_every: 5}
+reward: {max_steps: 40, batch_size: 64, d_model: 16, n_heads: 2, min_positives: 20}
+align: {iterations: 2, steps: 6, rate: 0.2, candidates: 12, batch_size: 32, monitor: 20,
+        monitor_beam: 4, min_gap: 0.001, checkpoint_every: 4}
 evaluate: {max_users: 60, resamples: 50, latency_requests: 3, beam_width: 10}
 recommend: {users: 50, beam_width: 10, examples: 2}
 """

@@ -26,7 +26,10 @@ Popen = Callable[..., "subprocess.Popen[str]"]
 Contents = Callable[[Path], dict[str, str]]
 Finished = tuple[Path, dict[str, Any]]
 
-STAGES = ["world", "sessions", "tokenize", "pretrain", "evaluate", "recommend", "report"]
+STAGES = [
+    *("world", "sessions", "tokenize", "pretrain", "reward"),
+    *("align", "evaluate", "recommend", "report"),
+]
 
 
 def again(out: Path, settings: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> set[str]:
@@ -57,8 +60,25 @@ def test_metrics_have_baselines_and_intervals(finished: Finished) -> None:
     for system in ("model", "popularity", "random"):
         value, low, high = measures["recall@10"][system]
         assert 0 <= low <= value <= high <= 1
-    lead, low, high = measures["recall@10"]["model - popularity"]
-    assert low <= lead <= high
+    for metric, other in (("recall@10", "popularity"), ("watch_seconds", "pretrained")):
+        lead, low, high = measures[metric][f"model - {other}"]
+        assert low <= lead <= high
+    for system in ("model", "pretrained", "popularity", "logged"):
+        assert measures["judged_reward"][system][0] > 0
+    assert measures["legality"]["model"][0] == measures["legality"]["pretrained"][0] == 1
+
+
+def test_alignment_leaves_its_snapshots_and_pairs(finished: Finished) -> None:
+    out, summary = finished
+    stage = summary["stages"]["align"]
+    assert stage["iterations"] == 2
+    assert all(one["groups"] > 0 for one in stage["rounds"])
+    for number in (1, 2):
+        assert (out / "align" / "snapshots" / f"iteration_{number:02d}" / "config.json").is_file()
+        assert (out / "align" / "pairs" / f"iteration_{number:02d}.parquet").is_file()
+    page = (out / "report" / "report.html").read_text()
+    for words in ("Winners and losers", "win rate over the seed", "logistic regression"):
+        assert words in page
 
 
 def test_recommendations_are_legal(finished: Finished) -> None:
@@ -102,11 +122,15 @@ def test_second_run_skips_every_stage(
         (["--evaluate.ks", "[5]"], {"evaluate", "report"}),
         (["--recommend.users", "10"], {"recommend"}),
         (["--train.log_every", "20"], set()),
-        (["--train.seed", "1"], {"pretrain", "evaluate", "recommend", "report"}),
-        (["--tokenize.codebook_size", "32"], set(STAGES) - {"world", "sessions"}),
+        (["--train.seed", "1"], {"pretrain", "align", "evaluate", "recommend", "report"}),
+        (["--align.beta", "0.2"], {"align", "evaluate", "recommend", "report"}),
+        (["--reward.seed", "1"], {"reward", "align", "evaluate", "recommend", "report"}),
+        (["--tokenize.codebook_size", "32"], set(STAGES) - {"world", "sessions", "reward"}),
         (["--sessions.min_history", "2"], set(STAGES) - {"world"}),
     ],
-    ids=["evaluate", "recommend", "logging", "train", "tokenize", "sessions"],
+    ids=[
+        *("evaluate", "recommend", "logging", "train", "align", "reward", "tokenize", "sessions"),
+    ],
 )
 def test_change_makes_only_what_depends_on_it(
     flags: list[str],
@@ -134,7 +158,7 @@ def test_stages_one_by_one_give_the_same(
     finished: Finished, settings: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    verbs = ["simulate", "sessions", "tokenize", "pretrain", "evaluate", "recommend", "report"]
+    verbs = ["simulate", *STAGES[1:]]
     for verb in verbs:
         flags = ["--config", str(settings)] if verb == "simulate" else []
         assert main([verb, "--out", str(out), "--json", *flags]) == 0
@@ -146,6 +170,7 @@ def test_stages_one_by_one_give_the_same(
         assert one["fingerprint"] == other["fingerprint"], stage
     for name in (
         "pretrain/model/model.safetensors",
+        "align/model/model.safetensors",
         "recommend/recommendations.parquet",
         "tokenize/catalog.parquet",
     ):
@@ -246,6 +271,7 @@ def test_real_logs(name: str, data_dir: Path, settings: Path, tmp_path: Path, st
     assert ended.returncode == 0, ended.stderr
     stages = json.loads(ended.stdout)["stages"]
     assert "world" not in stages
+    assert ("align" in stages) == (name == "kuairand_pure"), "reviews have no feedback"
     assert stages["sessions"]["items"] == {"kuairand_pure": 7583, "amazon2014_beauty": 12101}[name]
     assert stages["recommend"]["users"] == 50
     assert stages["recommend"]["users_without_items"] == 0

@@ -24,7 +24,8 @@ from onerec.training.loop import Progress
 _spec = importlib.util.spec_from_file_location(
     "train_job", Path(__file__).with_name("train_job.py")
 )
-assert _spec and _spec.loader
+assert _spec is not None
+assert _spec.loader is not None
 job = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(job)
 

@@ -22,7 +22,8 @@ from onerec.training.preferences import Groups, choose, preference_loss
 
 JOB = Path(__file__).with_name("align_job.py")
 _spec = importlib.util.spec_from_file_location("align_job", JOB)
-assert _spec and _spec.loader
+assert _spec is not None
+assert _spec.loader is not None
 job = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(job)
 

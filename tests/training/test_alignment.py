@@ -104,7 +104,7 @@ def test_every_loss_prefers_the_better_session(method: str) -> None:
 
 
 def test_reward_rises_and_everything_is_kept(tmp_path: Path) -> None:
-    result = job.run(tmp_path, steps=25)
+    result = job.run(tmp_path, steps=25, gradient_share=4.0)
     record = result.record
     assert (result.iterations, result.chosen, result.stopped) == (2, 2, None)
     rewards = [record["seed"]["reward_best"]] + [r["reward_best"] for r in record["iterations"]]
@@ -205,6 +205,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [8, 17])
 def test_killed_and_run_again_is_the_same(step: int, tmp_path: Path) -> None:
     job.run(tmp_path / "whole")

@@ -304,6 +304,8 @@ class Recommender:
     ) -> list[Candidates]:
         """Every session of the beam, for a reward model to choose among (arXiv 2502.18965, alg. 2).
 
+        A request with too few items left for a whole session gets none.
+
         Args:
             histories: As for `recommend`.
             beam_width: Sessions wanted; a small catalogue may give fewer.
@@ -321,6 +323,8 @@ class Recommender:
         def keep(request: _Request, result: BeamResult, row: int) -> None:
             found = int(result.valid[row])
             leaves = result.items[row, :found].numpy()
+            if leaves.shape[1] < length:
+                return
             items = self.catalog.leaf_item_indices[self.catalog.leaf_offsets[leaves]]
             for at in np.argwhere(np.isin(items, request.excluded)):
                 free = self.catalog.leaf_items(int(leaves[tuple(at)]))

@@ -54,7 +54,7 @@ class RewardConfig:
     item_ids: bool = True
     dropout: float = 0.1
     epochs: float = 4.0
-    max_steps: int = 1000
+    max_steps: int = 600
     batch_size: int = 256
     lr: float = 2e-3
     weight_decay: float = 0.05

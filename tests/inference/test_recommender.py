@@ -168,6 +168,20 @@ def test_rank_orders_all_items_by_next_item_probability(catalog: Catalog) -> Non
     assert masked == [item for item in want if item not in (12, 15, 31, 20)]
 
 
+def test_candidates_are_the_sessions_of_the_beam_as_item_indices(catalog: Catalog) -> None:
+    recommender = Recommender(build(), catalog)
+    # 20 and 30 are taken, so that their ids are shown by 21 and 31.
+    histories = [[10, 20], [30], []]
+    found = recommender.candidates(histories, beam_width=12)
+    wanted = recommender.recommend(histories, beam_width=12, num_sessions=12)
+    for mine, other in zip(found, wanted, strict=True):
+        assert catalog.item_ids[mine.items].tolist() == other.item_ids
+        assert mine.scores.tolist() == other.scores
+    assert {21, 31} <= set(catalog.item_ids[np.concatenate([f.items for f in found])].flat)
+    many = [int(n) for n in ITEMS if n not in (10, 11)]
+    assert recommender.candidates([many], beam_width=4)[0].items.shape == (0, 3), "too few are left"
+
+
 def test_empty_and_unknown_histories(catalog: Catalog) -> None:
     recommender = Recommender(build(), catalog)
     options: dict[str, Any] = {"beam_width": 4, "exclude_history": False}

@@ -190,6 +190,19 @@ def test_padding_changes_nothing(overrides: dict[str, Any]) -> None:
         torch.testing.assert_close(together[user, :items], alone[0])
 
 
+@variants
+def test_several_sessions_of_one_history_are_each_as_alone(overrides: dict[str, Any]) -> None:
+    model = build(**overrides)
+    history, target = batch(model.config)
+    other = target.flip(0)
+    both = torch.stack([target, other], dim=1).flatten(0, 1)
+    together = model.session_logits(history, both, copies=2)
+    torch.testing.assert_close(together[::2], model.session_logits(history, target))
+    torch.testing.assert_close(together[1::2], model.session_logits(history, other))
+    with pytest.raises(ValueError, match="target must have 2 rows for each one of history"):
+        model.session_logits(history, target, copies=2)
+
+
 def test_padding_is_in_no_router_statistic_and_no_gradient() -> None:
     model = build()
     history, target = batch(model.config)

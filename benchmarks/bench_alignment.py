@@ -46,6 +46,7 @@ from onerec.training.reward import train_reward
 Floats = npt.NDArray[np.float64]
 
 SEEDS = (1, 2, 3)
+FEWER_SEEDS = (1,)  # of the other losses, of the world without session effects, of the ablations
 WORLD: dict[str, Any] = {
     "n_users": 1500,
     "n_items": 800,
@@ -425,17 +426,23 @@ def _marginals(world: World) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("effects", [True, False], ids=["session effects", "no session effects"])
-def test_policies(benchmark: Any, effects: bool) -> None:
-    names = list(POLICIES) if effects else list(MAIN)
-    found = policies(SEEDS, effects, names, default_cache())
-    world = simulate(SimulatorConfig(**WORLD, **dict.fromkeys(EFFECTS, effects), seed=SEEDS[0]))
-    _record(benchmark, found, {"worlds": len(SEEDS), "users": USERS, **_marginals(world)})
+@pytest.mark.parametrize(
+    ("seeds", "effects", "names"),
+    [(SEEDS, True, MAIN), (FEWER_SEEDS, True, tuple(POLICIES)), (FEWER_SEEDS, False, MAIN)],
+    ids=["main", "all losses", "no session effects"],
+)
+def test_policies(
+    benchmark: Any, seeds: tuple[int, ...], effects: bool, names: tuple[str, ...]
+) -> None:
+    found = policies(seeds, effects, list(names), default_cache())
+    world = simulate(SimulatorConfig(**WORLD, **dict.fromkeys(EFFECTS, effects), seed=seeds[0]))
+    _record(benchmark, found, {"worlds": len(seeds), "users": USERS, **_marginals(world)})
 
 
 @pytest.mark.parametrize("kind", list(ABLATIONS))
 def test_ablation(benchmark: Any, kind: str) -> None:
-    _record(benchmark, ablation(SEEDS[:1], kind, default_cache()), {"worlds": 1, "users": USERS})
+    found = ablation(FEWER_SEEDS, kind, default_cache())
+    _record(benchmark, found, {"worlds": len(FEWER_SEEDS), "users": USERS})
 
 
 def main() -> None:

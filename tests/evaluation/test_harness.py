@@ -6,11 +6,14 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+import torch
 
 from onerec.data.session_set import SessionSet
 from onerec.errors import DataError
@@ -418,3 +421,39 @@ def test_no_sessions_at_all(sessions: SessionSet) -> None:
     config = EvaluationConfig(splits=("train",))
     with pytest.raises(ValueError, match="none of train has any session"):
         evaluate(Walker(ids(sessions)), sessions, config)
+
+
+class Judge:
+    """Rewards a session with its mean item index over the length of the history it saw."""
+
+    config = SimpleNamespace(history_length=4)
+
+    def score(self, history: torch.Tensor, sessions: torch.Tensor) -> torch.Tensor:
+        assert history.shape[1] <= 4
+        assert sessions.shape[1] == 1
+        real = sessions >= 0
+        mean = torch.where(real, sessions, 0).sum(-1) / real.sum(-1).clamp(min=1)
+        return mean / (history >= 0).sum(-1, keepdim=True)
+
+
+def test_the_model_before_its_alignment_stands_beside_it() -> None:
+    data = session_set({"valid": 2, "test": 3})
+    ids = data.items["item_id"].to_pylist()
+    options = EvaluationConfig(resamples=50, latency_requests=1)
+    result = evaluate(
+        Walker(ids), data, options, pretrained=FreeWalker(ids, wrong=True), judge=Judge()
+    )
+    assert result.value("recall@5").value == 1
+    assert result.value("recall@5", system="pretrained").value == pytest.approx(0.5)
+    gap = result.value("recall@5", system="model - pretrained")
+    assert gap.value == pytest.approx(0.5)
+    assert 0 < gap.low <= gap.value <= gap.high < 1
+    assert result.value("unconstrained_legality", system="pretrained").value == 0.5
+    assert result.value("legality", system="pretrained").value == 1
+    with pytest.raises(KeyError):
+        result.value("recall@5", system="pretrained", history="unmasked")
+    starts = data.sessions.filter(pc.equal(data.sessions["split"], "test"))["start"].to_pylist()
+    rows = [[(u + start + j) % N_ITEMS for j in range(SESSION)] for u, start in enumerate(starts)]
+    judged = result.value("judged_reward").value
+    assert judged == pytest.approx(np.mean([np.mean(row) / 4 for row in rows]))
+    assert result.value("judged_reward", system="logged").value == pytest.approx(judged)

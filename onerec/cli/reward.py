@@ -62,7 +62,7 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
     """The test split's AUC of every system, and the model's loss and calibration.
 
     Returns:
-        {"targets", "skipped", "split", "measures": {target: {"auc": {system: value}, ...}}}.
+        {"targets", "left_out", "split", "measures": {target: {"auc": {system: value}, ...}}}.
     """
     split = "test"
     measures: dict[str, Any] = {}
@@ -79,7 +79,7 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
         }
     return {
         "targets": len(metrics["targets"]),
-        "skipped": metrics["skipped"],
+        "left_out": metrics["skipped"],
         "split": split,
         "measures": measures,
     }
@@ -98,7 +98,7 @@ def show(folder: Path, summary: dict[str, Any]) -> None:
         extra = [row["log_loss"].get("model"), row["calibration_ratio"].get("model")]
         table.add_row(target, *cells, *("" if x is None else f"{x:.4f}" for x in extra))
     console.stdout().print(table)
-    for target, why in summary["skipped"].items():
+    for target, why in summary["left_out"].items():
         console.stdout().print(escape(f"{target:16} not trained: {why}"))
     console.stdout().print(f"all measures     {escape(str(folder / 'metrics.json'))}")
 

@@ -22,6 +22,10 @@ from onerec.files import atomic_write
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError)
 
 
+# Section -> the stage without which it is left out.
+_OPTIONAL = {"reward": "reward", "alignment": "align"}
+
+
 @dataclass
 class Section:
     """A part of the page.
@@ -45,7 +49,7 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     Reads config.yaml, */stage.json, sessions/ (funnel.json, items.parquet, sessions.parquet),
     tokenize/ (metrics.json, catalog.parquet), pretrain/metrics.jsonl, reward/metrics.json, align/
     (alignment.json, pairs) and evaluate/evaluation.json. A stage that is missing or damaged is
-    named in its section.
+    named in its section; reward model and alignment have one only where they were made.
 
     Args:
         run_dir: The run's directory.
@@ -77,6 +81,8 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
             ("samples", "Sample sessions", sections.samples),
             ("setup", "Configuration and versions", sections.setup),
         )
+        # A log without feedback has neither; the table of stages says that they were not run.
+        if part[0] not in _OPTIONAL or (run / _OPTIONAL[part[0]]).is_dir()
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

@@ -221,7 +221,8 @@ class Lab:
     def measured(self, model: OneRec) -> dict[str, Any]:
         """What a generator shows to the held-out users."""
         recommender = Recommender(model.eval(), self.catalog, batching=True)
-        found = recommender.candidates(self.histories, beam_width=BEAM)
+        native = Recommender(model, self.catalog, backend="native")
+        found = native.candidates(self.histories, beam_width=BEAM)
         shown = np.stack([each.items[0] for each in found])
         beams = self._scores([each.items for each in found])
         measured = self.valued(shown)

@@ -315,7 +315,7 @@ class Recommender:
             ValueError: An argument out of range.
             TypeError: Item ids of another kind than the catalogue's.
         """
-        length = self.model.config.session_length
+        length = self.config.session_length
         self._check_search(length, beam_width)
         nothing = Candidates(np.empty((0, length), np.int64), np.empty(0, np.float32))
         results = [nothing for _ in histories]

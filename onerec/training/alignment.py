@@ -626,7 +626,9 @@ class _Alignment(Run):
             "loss": sums[0] / sums[3],
             "drift_seed": sums[1] / sums[3],
             "drift_last": sums[2] / sums[3],
-            "legality": recommender.legality(histories),
+            "legality": Recommender(model, self.catalog, device=device, batching=True).legality(
+                histories
+            ),
             "reward_mean": float(np.mean([reward.mean() for reward in filled])),
             "reward_max": float(np.mean([reward.max() for reward in filled])),
             "reward_best": float(np.mean(best)),
@@ -638,7 +640,10 @@ class _Alignment(Run):
     # Small things
 
     def _recommender(self, model: OneRec) -> Recommender:
-        return Recommender(model, self.catalog, device=self.accelerator.device, batching=True)
+        """Generates under the trie with the fastest engine of the device."""
+        device = self.accelerator.device
+        backend = "native" if device.type == "cpu" else "torch"
+        return Recommender(model, self.catalog, device=device, backend=backend, batching=True)
 
     def _histories(self, samples: Samples, rows: npt.NDArray[np.int64]) -> list[list[Any]]:
         ids = self.catalog.item_ids

@@ -75,7 +75,7 @@ REWARD: dict[str, Any] = {
     "judge": False,
 }
 # Shares of the reward model's targets in the fused score, chosen on the world of seed 0.
-WEIGHTS: dict[str, float] = {"swt": 1.0, "vtr": 0.5, "long_view": 0.25, "like": 0.1, "follow": 0.1}
+WEIGHTS: dict[str, float] = {"swt": 1.0, "vtr": 0.9, "like": 0.9}
 # What every alignment shares; a policy changes what its name says.
 ALIGN: dict[str, Any] = {
     "iterations": 3,

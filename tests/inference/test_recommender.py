@@ -172,8 +172,8 @@ def test_candidates_are_the_sessions_of_the_beam_as_item_indices(catalog: Catalo
     recommender = Recommender(build(), catalog)
     # 20 and 30 are taken, so that their ids are shown by 21 and 31.
     histories = [[10, 20], [30], []]
-    found = recommender.candidates(histories, beam_width=12)
-    wanted = recommender.recommend(histories, beam_width=12, num_sessions=12)
+    found = recommender.candidates(histories, beam_width=600)
+    wanted = recommender.recommend(histories, beam_width=600, num_sessions=600)
     for mine, other in zip(found, wanted, strict=True):
         assert catalog.item_ids[mine.items].tolist() == other.item_ids
         assert mine.scores.tolist() == other.scores

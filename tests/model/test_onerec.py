@@ -429,7 +429,7 @@ def mistakes() -> list[tuple[str, Tensor, Tensor]]:
         ("target.*at most 4", history, torch.cat([target, target], 1)),
         ("history.*int64", history.int(), target),
         ("history.*3\\]", history[..., :2], target),
-        ("batch size", history[:3], target),
+        ("target must have 1 rows for each one of history", history[:3], target),
         ("history.*padded", holed, target),
         ("target.*padded", history, half),
         ("history.*codes 0..10", history + 1, target),

@@ -9,7 +9,8 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLargest = 0x1.fffffep127f;
-constexpr int kBlock = 2048;  // logits whose exponentials are summed in float, 64 a chain
+constexpr int kFirstBlock = 256;  // read twice, to know how large the values are
+constexpr int kBlock = 2048;      // logits whose exponentials are summed in float, 64 a chain
 
 struct Float32 {
   using Type = float;
@@ -78,17 +79,44 @@ float Largest(const Lanes& lanes) {
   return top;
 }
 
-// log sum exp(x / temperature) of a row, read block by block. The sum is kept relative to the
-// largest value so far; each lane's part of a block is a float, added to a double.
+// log sum exp(x / temperature) of a row, read block by block. The sum is kept relative to a value
+// near the largest so far; each lane's part of a block is a float, added to a double.
 struct LogSumExp {
   explicit LogSumExp(double t) : temperature(t) {
     const double c = 1.4426950408889634 / t;
     scale = c < static_cast<double>(kLargest) ? static_cast<float>(c) : kLargest;
   }
 
-  // Takes n <= kBlock values; those past a multiple of 16 are read through `tail`.
+  // Takes n <= kBlock values.
   template <class Format>
   void Take(const typename Format::Type* p, int n) {
+    if (n % 32 != 0 || largest == -kInfinity || !TakeNear<Format>(p, n)) TakeAny<Format>(p, n);
+  }
+
+  // Takes n values, a multiple of 32, in one pass, relative to `largest` as it is; false, and takes
+  // nothing, if one is so much larger that its exponential might not be finite.
+  template <class Format>
+  bool TakeNear(const typename Format::Type* p, int n) {
+    const Lanes shift = Set(largest), factor = Set(scale);
+    Lanes part = Set(0.0f), part_b = part, top = Set(-kInfinity), top_b = top;
+    for (int i = 0; i < n; i += 32) {
+      __builtin_prefetch(p + i + kBlock);  // the next block, or row, comes in meanwhile
+      __builtin_prefetch(p + i + kBlock + 16);
+      const Lanes a = Format::Read(p + i), b = Format::Read(p + i + 16);
+      top = Max(a, top);
+      top_b = Max(b, top_b);
+      part = Add(part, Exp2(Mul(Sub(a, shift), factor)));
+      part_b = Add(part_b, Exp2(Mul(Sub(b, shift), factor)));
+    }
+    if (!((Largest(Max(top, top_b)) - largest) * scale < 60.0f)) return false;
+    Collect(Add(part, part_b));
+    return true;
+  }
+
+  // Takes n values relative to the largest of all so far; those past a multiple of 16 are read
+  // through `tail`.
+  template <class Format>
+  void TakeAny(const typename Format::Type* p, int n) {
     float tail[16];
     const int whole = n & ~15;
     for (int i = whole; i < n; ++i) tail[i - whole] = Format::Get(p + i);
@@ -132,9 +160,13 @@ struct LogSumExp {
       for (float& value : tail) value = value > kLargest ? kLargest : value;
       part = Add(part, Exp2(Mul(Sub(Load(tail), shift), factor)));
     }
+    Collect(part);
+  }
+
+  void Collect(const Lanes& part) {
     float parts[16];
     Store(parts, part);
-    for (i = 0; i < 16; ++i) sums[i] += static_cast<double>(parts[i]);
+    for (int i = 0; i < 16; ++i) sums[i] += static_cast<double>(parts[i]);
   }
 
   void Raise(float top) {
@@ -266,9 +298,9 @@ double FullNorm(const RowInput& row, const float* values, double threshold) {
   LogSumExp sum(row.temperature);
   float seen = -kInfinity;
   double bound = infinity;  // of the sum relative to `seen`, beyond which the row is out
-  for (int64_t i = 0; i < row.vocab; i += kBlock) {
+  for (int64_t i = 0, block = kFirstBlock; i < row.vocab; i += block, block = kBlock) {
     const int64_t left = row.vocab - i;
-    sum.Take<Format>(logits + i, static_cast<int>(left < kBlock ? left : kBlock));
+    sum.Take<Format>(logits + i, static_cast<int>(left < block ? left : block));
     if (!bounded) continue;
     if (sum.largest != seen) {
       seen = sum.largest;

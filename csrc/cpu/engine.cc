@@ -450,6 +450,7 @@ class Call {
   // Runs the waiting tokens, q a beam, through the layers; leaves the normed state of each beam's
   // last one in `last`.
   void Forward(int64_t start, int64_t q) {
+    tokens_ = q;
     int64_t rows = 0;
     for (int64_t b = 0; b < batch_; ++b) {
       const auto at = static_cast<size_t>(b);
@@ -669,9 +670,7 @@ class Call {
 
   // States of a request's beams.
   const float* LastOf(int64_t b) const {
-    const auto at = static_cast<size_t>(b);
-    const int64_t q = w_.rows_of[at] / std::max<int64_t>(w_.live[at], 1);
-    return w_.last.data() + w_.first_row[at] / std::max<int64_t>(q, 1) * d_;
+    return w_.last.data() + w_.first_row[static_cast<size_t>(b)] / tokens_ * d_;
   }
 
   // Logits of the legal codes alone, in their order.
@@ -721,6 +720,7 @@ class Call {
   int64_t cache_size_ = 0;    // decoder keys of one layer
   int64_t scratch_size_ = 0;
   int64_t head_panels_ = 0;
+  int64_t tokens_ = 1;  // of each beam in the last forward pass
 };
 
 }  // namespace

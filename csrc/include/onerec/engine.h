@@ -105,8 +105,8 @@ struct EngineResult {
 };
 
 // A model and a catalogue's trie. Threads may share one engine: a call takes a workspace of its
-// own, which is kept for later calls. A call allocates only when it is larger than those before,
-// and nothing while it decodes.
+// own, which is kept for later calls and grows when one is larger. The steps of a call allocate
+// nothing under full softmax; with the other scorings the list of legal codes may grow.
 class ONEREC_API Engine {
  public:
   // Throws std::invalid_argument if levels or codebook sizes differ.

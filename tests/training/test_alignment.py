@@ -206,10 +206,9 @@ def weights(folder: Path) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [8, 17])
-def test_killed_and_run_again_is_the_same(step: int, tmp_path: Path) -> None:
+def test_killed_and_run_again_is_the_same(tmp_path: Path) -> None:
     job.run(tmp_path / "whole")
-    ended = spawn(str(JOB), str(tmp_path / "cut"), "{}", f"kill={step}")
+    ended = spawn(str(JOB), str(tmp_path / "cut"), "{}", "kill=17")
     assert ended.returncode == -9, ended.stderr
     assert not (tmp_path / "cut" / "model").exists()
     job.run(tmp_path / "cut")

@@ -111,6 +111,39 @@ class Comparison:
             },
         )
 
+    def alone(
+        self,
+        providers: Mapping[str, Callable[[], Mapping[str, float]]],
+        *,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Records long runs, one call of each provider, that check and time themselves.
+
+        Args:
+            providers: Name -> call that works in a process of its own, so that its peak memory is
+                its own too, and returns figures with their units for names: "seconds", and what
+                else there is to say ("peak MiB", "objective"); ours first.
+            facts: As above.
+        """
+        names = list(providers)
+        if self._benchmark.disabled:
+            self._benchmark.pedantic(providers[names[0]])
+            return
+        figures = {names[0]: self._benchmark.pedantic(providers[names[0]])}
+        figures.update({name: providers[name]() for name in names[1:]})
+        self._benchmark.extra_info.update(
+            device="cpu",
+            rounds=1,
+            facts=dict(facts or {}),
+            providers={
+                name: {
+                    **_summary(np.asarray([found["seconds"]]), {}),
+                    "rates": {unit: v for unit, v in found.items() if unit != "seconds"},
+                }
+                for name, found in figures.items()
+            },
+        )
+
 
 def _summary(seconds: np.ndarray, work: Mapping[str, float]) -> dict[str, Any]:
     p20, median, p80, p99 = (float(v) for v in np.percentile(seconds, (20, 50, 80, 99)))

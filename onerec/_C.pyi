@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import TypedDict
 
 import numpy as np
@@ -85,6 +86,12 @@ def balanced_kmeans_fit(
     centers: int,
     prices: int,
     labels: int,
+    steps_done: int,
+    inertia_done: float,
+    on_iteration: Callable[[int, float], None] | None,
+    rank: int,
+    processes: int,
+    exchange: Callable[[int, list[int]], None] | None,
 ) -> BalancedFit: ...
 def balanced_assign(
     x: int,
@@ -122,6 +129,18 @@ def capped_assign(
     prices: int,
     groups: int,
     cap: int,
+    num_threads: int,
+    labels: int,
+) -> None: ...
+def assign_within(
+    x: int,
+    rows: int,
+    columns: int,
+    stride: int,
+    centers: int,
+    clusters: int,
+    prices: int,
+    room: int,
     num_threads: int,
     labels: int,
 ) -> None: ...

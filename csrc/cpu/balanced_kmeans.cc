@@ -51,6 +51,12 @@ void CheckShape(const FloatRows& x, int64_t clusters, const BalancedKMeansOption
   if (clusters < 1) {
     throw std::invalid_argument("clusters: wanted at least 1, got " + Text(clusters));
   }
+  const Processes& processes = options.processes;
+  if (processes.count < 1 || processes.rank < 0 || processes.rank >= processes.count ||
+      (processes.count > 1 && !processes.exchange)) {
+    throw std::invalid_argument("processes: wanted a rank in 0.." + Text(processes.count - 1) +
+                                " and an exchange, got rank " + Text(processes.rank));
+  }
   if (options.num_threads < 1) {
     throw std::invalid_argument("num_threads: wanted at least 1, got " + Text(options.num_threads));
   }
@@ -65,8 +71,8 @@ void CheckBalanced(const FloatRows& x, int64_t clusters, const BalancedKMeansOpt
   if (options.max_iter < 1) {
     throw std::invalid_argument("max_iter: wanted at least 1, got " + Text(options.max_iter));
   }
-  // What the first price search and the lists cannot do without.
-  const int64_t least = 16 * x.rows + 4096 * clusters;
+  // What the first price search, the shortest lists and the exact finish cannot do without.
+  const int64_t least = 192 * x.rows + 4096 * clusters;
   if (options.memory_budget < least) {
     throw std::invalid_argument("memory_budget: wanted at least " + Text(least) + " bytes for " +
                                 Text(x.rows) + " rows and " + Text(clusters) + " clusters, got " +
@@ -125,17 +131,22 @@ void DrawCenters(const FloatRows& x, int64_t clusters, uint64_t seed, float* cen
   }
 }
 
-double Inertia(const FloatRows& x, const float* centers, const int32_t* labels, int num_threads) {
+double Inertia(const FloatRows& x, const float* centers, const int32_t* labels,
+               const BalancedKMeansOptions& options) {
   const KMeansKernels& kernels = CurrentKMeansKernels();
   const int64_t parts = (x.rows + 4095) / 4096;
   std::vector<double> sums(static_cast<size_t>(parts));
-  ParallelFor(parts, num_threads, [&](int64_t c) {
+  const std::vector<int64_t> bounds = Bounds(parts, options.processes);
+  const auto rank = static_cast<size_t>(options.processes.rank);
+  ParallelFor(bounds[rank + 1] - bounds[rank], options.num_threads, [&](int64_t own) {
+    const int64_t c = bounds[rank] + own;
     double sum = 0;
     for (int64_t i = c * 4096; i < std::min(x.rows, (c + 1) * 4096); ++i) {
       sum += Cost(x, i, centers, labels[i], kernels);
     }
     sums[static_cast<size_t>(c)] = sum;
   });
+  Share(options.processes, bounds, 1, sums.data());
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
@@ -202,6 +213,42 @@ void SequentialRound(const FloatRows& x, const std::vector<double>& mean, const 
         left.end());
   }
 }
+
+// Costs of a group's items in the clusters that it may use, prices included.
+class GroupCosts : public FinishCosts {
+ public:
+  GroupCosts(const FloatRows& x, const float* centers, const double* prices,
+             const std::vector<int64_t>& items, const std::vector<int32_t>& clusters,
+             const KMeansKernels& kernels)
+      : clusters_(clusters.size()) {
+    for (const int64_t item : items) {
+      for (const int32_t k : clusters) {
+        costs_.push_back(Cost(x, item, centers, k, kernels) + (prices != nullptr ? prices[k] : 0));
+      }
+    }
+  }
+
+  void Rows(const int32_t* items, int64_t count, const Body& body) const override {
+    std::vector<float> row(clusters_);
+    for (int64_t i = 0; i < count; ++i) {
+      const double* exact = costs_.data() + static_cast<size_t>(items[i]) * clusters_;
+      float largest = 0;
+      for (size_t k = 0; k < clusters_; ++k) {
+        row[k] = static_cast<float>(exact[k] - exact[0]);
+        largest = std::max(largest, std::abs(row[k]));
+      }
+      body(i, row.data(), 4e-7f * largest);
+    }
+  }
+
+  double Exact(int32_t item, int32_t node) const override {
+    return costs_[static_cast<size_t>(item) * clusters_ + static_cast<size_t>(node)];
+  }
+
+ private:
+  size_t clusters_;
+  std::vector<double> costs_;
+};
 
 }  // namespace
 
@@ -320,6 +367,19 @@ void PackedCenters::SetPrices(const double* prices) {
   offset_ = kUnit * 4 * bias;
 }
 
+std::vector<int64_t> Bounds(int64_t n, const Processes& processes) {
+  std::vector<int64_t> bounds;
+  for (int64_t r = 0; r <= processes.count; ++r) bounds.push_back(n * r / processes.count);
+  return bounds;
+}
+
+std::vector<int64_t> ChunkBounds(int64_t chunks, const Processes& processes) {
+  const int64_t parts = std::min(kParts, chunks);
+  std::vector<int64_t> bounds = Bounds(parts, processes);
+  for (int64_t& bound : bounds) bound = parts > 0 ? bound * chunks / parts : 0;
+  return bounds;
+}
+
 PassPlan PlanPass(int64_t rows, int64_t columns, const KMeansKernels& kernels) {
   const int64_t mr = kernels.mr;
   PassPlan plan;
@@ -330,8 +390,8 @@ PassPlan PlanPass(int64_t rows, int64_t columns, const KMeansKernels& kernels) {
   return plan;
 }
 
-void ClusterMeans(const FloatRows& x, const int32_t* labels, int64_t clusters, int num_threads,
-                  float* centers) {
+void ClusterMeans(const FloatRows& x, const int32_t* labels, int64_t clusters,
+                  const BalancedKMeansOptions& options, float* centers) {
   std::vector<int64_t> offset(static_cast<size_t>(clusters) + 1);
   for (int64_t i = 0; i < x.rows; ++i) ++offset[static_cast<size_t>(labels[i]) + 1];
   std::partial_sum(offset.begin(), offset.end(), offset.begin());
@@ -340,7 +400,10 @@ void ClusterMeans(const FloatRows& x, const int32_t* labels, int64_t clusters, i
   for (int64_t i = 0; i < x.rows; ++i) {
     members[static_cast<size_t>(place[static_cast<size_t>(labels[i])]++)] = static_cast<int32_t>(i);
   }
-  ParallelFor(clusters, num_threads, [&](int64_t k) {
+  const std::vector<int64_t> bounds = Bounds(clusters, options.processes);
+  const auto rank = static_cast<size_t>(options.processes.rank);
+  ParallelFor(bounds[rank + 1] - bounds[rank], options.num_threads, [&](int64_t own) {
+    const int64_t k = bounds[rank] + own;
     const int64_t begin = offset[static_cast<size_t>(k)];
     const int64_t end = offset[static_cast<size_t>(k) + 1];
     if (begin == end) return;
@@ -355,9 +418,11 @@ void ClusterMeans(const FloatRows& x, const int32_t* labels, int64_t clusters, i
           static_cast<float>(sum[static_cast<size_t>(j)] / static_cast<double>(end - begin));
     }
   });
+  Share(options.processes, bounds, x.columns, centers);
 }
 
-Nodes MergeEqual(const float* centers, int64_t clusters, int64_t d) {
+Nodes MakeNodes(const float* centers, int64_t clusters, int64_t d,
+                const BalancedKMeansOptions& options) {
   std::vector<int32_t> order(static_cast<size_t>(clusters));
   std::iota(order.begin(), order.end(), 0);
   const auto compare = [&](int32_t a, int32_t b) {
@@ -372,24 +437,59 @@ Nodes MergeEqual(const float* centers, int64_t clusters, int64_t d) {
     const int difference = compare(a, b);
     return difference != 0 ? difference < 0 : a < b;
   });
-  // Nodes are numbered by their first member, so that distinct centres keep their order.
   std::vector<int32_t> first(static_cast<size_t>(clusters));
+  std::vector<int32_t> distinct;
   for (size_t t = 0; t < order.size(); ++t) {
     const bool same = t > 0 && compare(order[t - 1], order[t]) == 0;
     first[static_cast<size_t>(order[t])] =
         same ? first[static_cast<size_t>(order[t - 1])] : order[t];
+    if (!same) distinct.push_back(order[t]);
   }
+  std::sort(distinct.begin(), distinct.end());
+  const auto count = static_cast<int64_t>(distinct.size());
+  std::vector<float> rows;
+  for (const int32_t k : distinct) {
+    rows.insert(rows.end(), centers + k * d, centers + (k + 1) * d);
+  }
+  // Groups: a few rounds of plain k-means on the centres.
+  const auto groups = static_cast<int64_t>(std::lround(std::sqrt(static_cast<double>(count))));
+  std::vector<float> means;
+  for (int64_t g = 0; g < groups; ++g) {
+    const auto row = rows.begin() + g * count / groups * d;
+    means.insert(means.end(), row, row + d);
+  }
+  const FloatRows view{rows.data(), count, d, d};
+  std::vector<int32_t> group(static_cast<size_t>(count));
+  BalancedKMeansOptions alone;
+  alone.num_threads = options.num_threads;
+  for (int round = 0; round < 4; ++round) {
+    PricedArgmin(view, means.data(), groups, nullptr, options, group.data(), nullptr);
+    ClusterMeans(view, group.data(), groups, alone, means.data());
+  }
+  std::vector<int32_t> place(static_cast<size_t>(count));
+  std::iota(place.begin(), place.end(), 0);
+  std::stable_sort(place.begin(), place.end(), [&](int32_t a, int32_t b) {
+    return group[static_cast<size_t>(a)] < group[static_cast<size_t>(b)];
+  });
   Nodes nodes;
+  nodes.count = count;
+  nodes.multiplicity.assign(static_cast<size_t>(count), 0);
   nodes.node_of.resize(static_cast<size_t>(clusters));
-  for (int64_t k = 0; k < clusters; ++k) {
-    const auto representative = static_cast<size_t>(first[static_cast<size_t>(k)]);
-    if (static_cast<int64_t>(representative) == k) {
-      nodes.node_of[representative] = static_cast<int32_t>(nodes.count++);
-      nodes.multiplicity.push_back(0);
-      nodes.centers.insert(nodes.centers.end(), centers + k * d, centers + (k + 1) * d);
+  for (int64_t t = 0; t < count; ++t) {
+    const auto from = static_cast<size_t>(place[static_cast<size_t>(t)]);
+    const int32_t k = distinct[from];
+    if (t == 0 || group[from] != group[static_cast<size_t>(place[static_cast<size_t>(t - 1)])]) {
+      nodes.group_offset.push_back(static_cast<int32_t>(t));
     }
-    nodes.node_of[static_cast<size_t>(k)] = nodes.node_of[representative];
-    ++nodes.multiplicity[static_cast<size_t>(nodes.node_of[static_cast<size_t>(k)])];
+    nodes.first.push_back(k);
+    nodes.node_of[static_cast<size_t>(k)] = static_cast<int32_t>(t);
+    nodes.centers.insert(nodes.centers.end(), centers + k * d, centers + (k + 1) * d);
+  }
+  nodes.group_offset.push_back(static_cast<int32_t>(count));
+  for (int64_t k = 0; k < clusters; ++k) {
+    const int32_t node = nodes.node_of[static_cast<size_t>(first[static_cast<size_t>(k)])];
+    nodes.node_of[static_cast<size_t>(k)] = node;
+    ++nodes.multiplicity[static_cast<size_t>(node)];
   }
   return nodes;
 }
@@ -401,7 +501,7 @@ BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers, int6
   CheckCenters(centers, clusters, x.columns, prices_given ? prices : nullptr);
   CheckFinite(x, options.num_threads);
   return SolveAssignment(x, ColumnMeans(x, options.num_threads), centers, clusters, options,
-                         prices_given, prices, labels);
+                         prices_given, true, prices, labels);
 }
 
 BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
@@ -415,8 +515,9 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
     DrawCenters(x, clusters, options.seed, centers);
   }
   const std::vector<double> mean = ColumnMeans(x, options.num_threads);
-  std::fill(prices, prices + clusters, 0.0);
+  if (options.steps_done == 0) std::fill(prices, prices + clusters, 0.0);
   BalancedKMeansResult result;
+  result.iterations = options.steps_done;
   std::vector<int32_t> previous(static_cast<size_t>(x.rows), -1);
   const auto settled = [&] {
     const bool same = std::equal(previous.begin(), previous.end(), labels);
@@ -427,16 +528,17 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
     while (result.iterations < options.max_iter && !result.converged) {
       SequentialRound(x, mean, centers, clusters, options, labels);
       result.converged = settled();
-      ClusterMeans(x, labels, clusters, options.num_threads, centers);
+      ClusterMeans(x, labels, clusters, options, centers);
       ++result.iterations;
+      if (options.on_iteration) options.on_iteration(result.iterations, 0);
     }
-    result.inertia = Inertia(x, centers, labels, options.num_threads);
+    result.inertia = Inertia(x, centers, labels, options);
     result.gap = std::numeric_limits<double>::quiet_NaN();
     return result;
   }
-  const auto assign = [&](bool warm) {
+  const auto assign = [&](bool warm, bool certify) {
     const BalancedAssignment step =
-        SolveAssignment(x, mean, centers, clusters, options, warm, prices, labels);
+        SolveAssignment(x, mean, centers, clusters, options, warm, certify, prices, labels);
     result.inertia = step.cost;
     result.gap = step.gap;
     BalancedAssignment& work = result.work;
@@ -450,22 +552,21 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
     work.price_seconds += step.price_seconds;
     work.finish_seconds += step.finish_seconds;
   };
-  double before = 0;
-  for (;;) {
-    assign(result.iterations > 0);
-    if (settled()) {  // the centres are the means of these labels already
-      result.converged = true;
-      break;
-    }
-    if (result.converged || result.iterations == options.max_iter) break;
-    // The last move of the centres is followed by one more assignment, so that labels and prices
-    // belong to the centres that are returned.
-    result.converged =
-        result.iterations > 0 && before - result.inertia <= options.tolerance * before;
-    before = result.inertia;
-    ClusterMeans(x, labels, clusters, options.num_threads, centers);
+  double before = options.inertia_done;
+  while (result.iterations < options.max_iter && !result.converged) {
+    assign(result.iterations > 0, false);
+    if (settled()) break;  // the centres are the means of these labels already
+    ClusterMeans(x, labels, clusters, options, centers);
+    const double inertia = Inertia(x, centers, labels, options);
+    result.converged = result.iterations > 0 && before - inertia <= options.tolerance * before;
+    before = inertia;
     ++result.iterations;
+    if (options.on_iteration) options.on_iteration(result.iterations, inertia);
   }
+  // The last move of the centres is followed by one more assignment, so that labels and prices
+  // belong to the centres that are returned.
+  assign(true, true);
+  result.converged = result.converged || settled();
   return result;
 }
 
@@ -531,7 +632,7 @@ void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, co
   // Only groups in which a cluster is over-full have anything to decide.
   std::vector<int64_t> crowded;
   std::vector<int64_t> rows;
-  std::vector<int64_t> options_needed;
+  std::vector<int64_t> wanted;
   std::vector<int32_t> codes;
   for (int64_t g = 0; g < count; ++g) {
     const int64_t n = offset[static_cast<size_t>(g) + 1] - offset[static_cast<size_t>(g)];
@@ -555,7 +656,7 @@ void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, co
     // its (n - 1) / cap + 1 best.
     for (int64_t t = offset[static_cast<size_t>(g)]; t < offset[static_cast<size_t>(g) + 1]; ++t) {
       rows.push_back(members[static_cast<size_t>(t)]);
-      options_needed.push_back(std::min(clusters, (n - 1) / cap + 1));
+      wanted.push_back(std::min(clusters, (n - 1) / cap + 1));
     }
   }
   if (crowded.empty()) return;
@@ -564,29 +665,18 @@ void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, co
   PackedCenters packed(centers, clusters, x.columns, ColumnMeans(center_rows, 1), kernels);
   packed.SetPrices(prices);
   const int64_t columns = packed.columns();
-  struct Choice {
-    std::vector<int32_t> code;
-    std::vector<double> cost;
-  };
-  std::vector<Choice> choices(rows.size());
-  DensePass(
-      x, rows.data(), static_cast<int64_t>(rows.size()), packed, kernels, options,
-      [&](int64_t, int64_t position, const float* row, double square) {
-        Choice& choice = choices[static_cast<size_t>(position)];
-        std::vector<float> sorted(row, row + clusters);
-        const auto nth = sorted.begin() + options_needed[static_cast<size_t>(position)] - 1;
-        std::nth_element(sorted.begin(), nth, sorted.end());
-        const float limit =
-            std::nextafter(*nth + 2 * packed.Error(square), std::numeric_limits<float>::infinity());
-        choice.code.resize(static_cast<size_t>(columns));
-        const int64_t found = kernels.collect(row, columns, limit, choice.code.data());
-        choice.code.resize(static_cast<size_t>(found));
-        choice.code.shrink_to_fit();
-        for (const int32_t k : choice.code) {
-          choice.cost.push_back(Cost(x, rows[static_cast<size_t>(position)], centers, k, kernels) +
-                                (prices != nullptr ? prices[k] : 0.0));
-        }
-      });
+  std::vector<std::vector<int32_t>> choices(rows.size());
+  DensePass(x, rows.data(), static_cast<int64_t>(rows.size()), packed, kernels, options,
+            [&](int64_t, int64_t position, const float* row, double square) {
+              std::vector<float> sorted(row, row + clusters);
+              const auto nth = sorted.begin() + wanted[static_cast<size_t>(position)] - 1;
+              std::nth_element(sorted.begin(), nth, sorted.end());
+              const float limit = std::nextafter(*nth + 2 * packed.Error(square),
+                                                 std::numeric_limits<float>::infinity());
+              std::vector<int32_t> codes(static_cast<size_t>(columns));
+              codes.resize(static_cast<size_t>(kernels.collect(row, columns, limit, codes.data())));
+              choices[static_cast<size_t>(position)].assign(codes.begin(), codes.end());
+            });
   std::vector<int64_t> start(crowded.size() + 1);
   for (size_t g = 0; g < crowded.size(); ++g) {
     const auto group = static_cast<size_t>(crowded[g]);
@@ -598,7 +688,7 @@ void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, co
     // Number the clusters that anyone here may take.
     std::vector<int32_t> used;
     for (size_t t = begin; t < end; ++t) {
-      used.insert(used.end(), choices[t].code.begin(), choices[t].code.end());
+      used.insert(used.end(), choices[t].begin(), choices[t].end());
     }
     std::sort(used.begin(), used.end());
     used.erase(std::unique(used.begin(), used.end()), used.end());
@@ -609,26 +699,50 @@ void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, co
     capacity.units.assign(used.size(), cap);
     capacity.extra.assign(used.size(), cap);
     capacity.dummies = cap * static_cast<int64_t>(used.size()) - static_cast<int64_t>(end - begin);
-    Candidates candidates;
-    candidates.offset.push_back(0);
     std::vector<int32_t> chosen;
-    std::vector<int64_t> sizes(used.size());
+    std::vector<int64_t> items;
     for (size_t t = begin; t < end; ++t) {
-      candidates.item.push_back(static_cast<int32_t>(t - begin));
-      for (size_t e = 0; e < choices[t].code.size(); ++e) {
-        candidates.code.push_back(index(choices[t].code[e]));
-        candidates.cost.push_back(choices[t].cost[e]);
-      }
-      candidates.offset.push_back(static_cast<int64_t>(candidates.code.size()));
       chosen.push_back(index(labels[rows[t]]));
-      ++sizes[static_cast<size_t>(chosen.back())];
+      items.push_back(rows[t]);
     }
+    const GroupCosts costs(x, centers, prices, items, used, kernels);
     std::vector<double> zero(used.size(), 0.0);
-    ExactFinish finish(capacity, candidates, std::move(sizes), chosen.data(), zero.data());
-    finish.Run(std::numeric_limits<double>::infinity(), nullptr);
+    ExactFinish finish(capacity, costs, static_cast<int64_t>(end - begin), chosen.data(),
+                       zero.data(), 1, nullptr);
+    finish.Run();
     for (size_t t = begin; t < end; ++t)
       labels[rows[t]] = used[static_cast<size_t>(chosen[t - begin])];
   });
+}
+
+void AssignWithin(const FloatRows& x, const float* centers, int64_t clusters, const double* prices,
+                  const int64_t* room, const BalancedKMeansOptions& options, int32_t* labels) {
+  NodeCapacity capacity;
+  capacity.dummies = -x.rows;
+  for (int64_t k = 0; k < clusters; ++k) {
+    if (room[k] < 0) {
+      throw std::invalid_argument("room: wanted at least 0, got " + Text(room[k]) + " at " +
+                                  Text(k));
+    }
+    capacity.units.push_back(room[k]);
+    capacity.extra.push_back(room[k]);
+    capacity.dummies += room[k];
+  }
+  if (capacity.dummies < 0) {
+    throw std::invalid_argument("room: wanted at least " + Text(x.rows) + " in all, got " +
+                                Text(x.rows + capacity.dummies));
+  }
+  if (x.rows == 0) return;
+  PricedArgmin(x, centers, clusters, prices, options, labels, nullptr);
+  const KMeansKernels& kernels = CurrentKMeansKernels();
+  const FloatRows center_rows{centers, clusters, x.columns, x.columns};
+  PackedCenters packed(centers, clusters, x.columns, ColumnMeans(center_rows, 1), kernels);
+  packed.SetPrices(prices);
+  const TileCosts costs(x, centers, prices, packed, kernels);
+  std::vector<double> zero(static_cast<size_t>(clusters), 0.0);
+  ExactFinish finish(capacity, costs, x.rows, labels, zero.data(), options.num_threads,
+                     options.on_step);
+  finish.Run();
 }
 
 }  // namespace onerec

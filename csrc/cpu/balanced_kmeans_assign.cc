@@ -1,4 +1,4 @@
-// The priced assignment: dual sweeps, hard step, exact finish, certificate.
+// The priced assignment: dual prices, hard step, exact finish, certificate.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -8,459 +8,696 @@
 
 #include "cpu/balanced_kmeans_finish.h"
 #include "cpu/balanced_kmeans_pass.h"
+#include "cpu/balanced_kmeans_prices.h"
 #include "cpu/balanced_kmeans_solver.h"
 #include "cpu/thread_pool.h"
 
 namespace onerec {
 namespace {
 
-constexpr int64_t kGroups = 32;           // parts of a sweep, each summed in order
-constexpr int64_t kSampleRows = 32;       // rows for each centre in the first price search
-constexpr int64_t kListTarget = 24;       // entries of an average candidate list
-constexpr double kSweepTolerance = 0.01;  // share of the items off balance that ends a level
+constexpr int64_t kSampleRows = 32;          // rows for each centre in the search on a sample
+constexpr int64_t kSampleEntries = 1 << 24;  // but at least so many costs
+constexpr double kNear = 0.08;               // share above size from which lists bring prices home
+constexpr double kLost = 0.15;               // share off balance at which a larger eps has to help
+constexpr int kRounds = 8;                   // of lists and prices on them
+constexpr int64_t kListTarget = 16;          // entries of an average candidate list
+constexpr int64_t kEntryBytes = 8;           // of a list's entry
+constexpr int64_t kRowBytes = 20;            // of a list beside its entries
+constexpr int64_t kNewtonEntries = 64;  // entries up to which lists pay in the search on a sample
+constexpr size_t kOffers = 4;           // free clusters that an item looks at in a greedy round
+constexpr double kListReach = 20;       // width of those lists in eps
+constexpr double kCooling = 3;          // from one eps to the next
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
-
-struct ListChunk {
-  std::vector<int64_t> offset;
-  std::vector<int32_t> code;
-  std::vector<float> rel;      // cost + price above the row's smallest, at the prices of the pass
-  std::vector<float> error;    // bound on the error of rel, a row
-  std::vector<int32_t> found;  // scratch
-};
-
-// For each item, every centre whose cost + price is within `threshold` of the smallest.
-struct Lists {
-  int64_t chunk_rows = 0;
-  std::vector<ListChunk> chunks;
-  std::vector<double> prices;
-  float threshold = 0;  // infinite: every centre
-  float scale = 0;      // a finite measure of the width of the lists
-};
 
 class Search {
  public:
   Search(const FloatRows& x, const std::vector<double>& mean, const Nodes& nodes, int64_t clusters,
          const BalancedKMeansOptions& options, BalancedAssignment& report)
       : x_(x),
+        mean_(mean),
         nodes_(nodes),
         options_(options),
         report_(report),
         kernels_(CurrentKMeansKernels()),
-        centers_(nodes.centers.data(), nodes.count, x.columns, mean, kernels_) {
+        centers_(nodes.centers.data(), nodes.count, x.columns, mean, kernels_),
+        share_(Shares(nodes, clusters)),
+        annealer_(share_, options, kernels_) {
     const int64_t low = x.rows / clusters;
     const int64_t rest = x.rows % clusters;
     for (const int64_t m : nodes.multiplicity) {
-      target_.push_back(static_cast<double>(x.rows) * static_cast<double>(m) /
-                        static_cast<double>(clusters));
       capacity_.units.push_back(m * (rest > 0 ? low + 1 : low));
       capacity_.extra.push_back(rest > 0 ? m : 0);
     }
     capacity_.dummies = rest > 0 ? clusters - rest : 0;
   }
 
-  void Run(bool prices_given, double* prices, int32_t* labels) {
-    if (!prices_given) SamplePrices(prices);
-    int64_t target = kListTarget;
-    bool finishing = false;
-    for (int round = 0;; ++round) {
-      BuildLists(prices, target);
-      if (!finishing && !ListPrices(prices) && round < 8) continue;
-      if (Finish(prices, labels, finishing)) return;
-      finishing = true;
-      target *= 2;
+  void Run(bool prices_given, bool certify, double* prices, int32_t* labels) {
+    CostMatrix matrix;
+    const int64_t columns = centers_.columns();
+    const int64_t affordable =
+        options_.memory_budget / 2 / static_cast<int64_t>(sizeof(float)) / columns;
+    const int64_t count = std::max<int64_t>(
+        1, std::min({x_.rows, affordable / 2,
+                     std::max(kSampleRows * nodes_.count, kSampleEntries / columns)}));
+    if (!prices_given && count < x_.rows / 2) {
+      AnnealMatrix(matrix, SampleRows(x_.rows, count, options_.seed ^ 0x5A3F), false, prices);
+      matrix = {};
+      prices_given = true;
     }
+    if (x_.rows <= affordable) {
+      // All costs at once: no lists.
+      AnnealMatrix(matrix, {}, prices_given, prices);
+      const double begin = Seconds();
+      MatrixLabels(matrix, prices, labels);
+      report_.finish_seconds += Seconds() - begin;
+      matrix = {};
+    } else {
+      BuildLists(prices);
+      for (int round = 0; round < kRounds; ++round) {
+        if (round == 0 && annealer_.OverFull(lists_, prices) > kNear) {
+          AnnealMatrix(matrix, Strata(count, prices, matrix.weights), true, prices);
+          matrix = {};
+          BuildLists(prices);
+        }
+        if (ListPrices(prices)) break;
+        if (!ExtendLists(prices)) BuildLists(prices);
+      }
+      const double begin = Seconds();
+      HardLabels(prices, labels);
+      lists_ = {};
+      report_.finish_seconds += Seconds() - begin;
+    }
+    Finish(prices, labels);
+    if (certify) Certify(prices, labels);
+    report_.sweeps = annealer_.sweeps();
   }
 
  private:
-  // Annealed entropic sweeps over all centres for a sample of the items.
-  void SamplePrices(double* prices) {
+  static std::vector<double> Shares(const Nodes& nodes, int64_t clusters) {
+    std::vector<double> shares;
+    for (const int64_t m : nodes.multiplicity) {
+      shares.push_back(static_cast<double>(m) / static_cast<double>(clusters));
+    }
+    return shares;
+  }
+
+  // A sample with as many rows of each cluster of the hard argmin over the lists: each stands for
+  // its share of them, so that no cluster's number of items is left to chance.
+  std::vector<int64_t> Strata(int64_t count, const double* prices, std::vector<float>& weights) {
+    std::vector<int32_t> labels(static_cast<size_t>(x_.rows));
+    annealer_.ListLabels(lists_, prices, labels.data());
+    std::vector<int64_t> sizes(static_cast<size_t>(nodes_.count));
+    for (const int32_t k : labels) ++sizes[static_cast<size_t>(k)];
+    // Every cluster gives what it has, or the same as the other large ones.
+    const int64_t each = std::max<int64_t>(1, count / nodes_.count);
+    std::vector<int64_t> wanted(sizes);
+    for (int64_t& size : wanted) size = std::min(size, each);
+    std::vector<int64_t> left(wanted);
+    std::vector<int64_t> rows;
+    for (const int64_t i : DrawRows(x_.rows, x_.rows, options_.seed ^ 0x77E1)) {
+      if (left[static_cast<size_t>(labels[static_cast<size_t>(i)])]-- > 0) rows.push_back(i);
+    }
+    std::sort(rows.begin(), rows.end());
+    for (const int64_t i : rows) {
+      const auto k = static_cast<size_t>(labels[static_cast<size_t>(i)]);
+      weights.push_back(static_cast<float>(sizes[k]) / static_cast<float>(wanted[k]));
+    }
+    return rows;
+  }
+
+  // Annealing on the costs of some rows, or of all if `rows` is empty, with matrix.weights. From
+  // given prices it starts at a smaller eps.
+  void AnnealMatrix(CostMatrix& matrix, const std::vector<int64_t>& rows, bool prices_given,
+                    double* prices) {
     const double begin = Seconds();
     const int64_t columns = centers_.columns();
-    const int64_t affordable =
-        options_.memory_budget / 3 / static_cast<int64_t>(sizeof(float)) / columns;
-    const int64_t count = std::min({x_.rows, std::max<int64_t>(kSampleRows * nodes_.count, 4096),
-                                    std::max<int64_t>(affordable, 1)});
-    const std::vector<int64_t> rows = SampleRows(x_.rows, count, options_.seed ^ 0x5A3F);
-    std::vector<float> costs(static_cast<size_t>(count * columns));
-    centers_.SetPrices(nullptr);
-    DensePass(x_, rows.data(), count, centers_, kernels_, options_,
-              [&](int64_t, int64_t i, const float* row, double) {
-                std::memcpy(costs.data() + i * columns, row,
-                            sizeof(float) * static_cast<size_t>(columns));
-              });
+    const bool all = rows.empty();
+    const int64_t count = all ? x_.rows : static_cast<int64_t>(rows.size());
+    matrix.rows = count;
+    matrix.columns = columns;
+    matrix.costs.resize(static_cast<size_t>(count * columns));
+    matrix.errors.resize(static_cast<size_t>(count));
     std::vector<double> spread(static_cast<size_t>(count));
-    for (int64_t i = 0; i < count; ++i) {
-      const float* row = costs.data() + i * columns;
-      double sum = 0;
-      for (int64_t k = 0; k < nodes_.count; ++k) sum += row[k];
-      spread[static_cast<size_t>(i)] =
-          sum / static_cast<double>(nodes_.count) - kernels_.row_min(row, columns);
+    centers_.SetPrices(nullptr);
+    DensePass(x_, all ? nullptr : rows.data(), count, centers_, kernels_, options_,
+              [&](int64_t, int64_t i, const float* row, double square) {
+                std::memcpy(matrix.costs.data() + i * columns, row,
+                            sizeof(float) * static_cast<size_t>(columns));
+                matrix.errors[static_cast<size_t>(i)] = centers_.Error(square);
+                double sum = 0;
+                for (int64_t k = 0; k < nodes_.count; ++k) sum += static_cast<double>(row[k]);
+                spread[static_cast<size_t>(i)] =
+                    sum / static_cast<double>(nodes_.count) -
+                    static_cast<double>(kernels_.row_min(row, columns));
+              });
+    if (all) {
+      ++report_.passes;
+      report_.pass_seconds += Seconds() - begin;
     }
+    const double fill = Seconds();
     std::nth_element(spread.begin(), spread.begin() + count / 2, spread.end());
-    double eps = 0.3 * spread[static_cast<size_t>(count / 2)];
-    if (!(eps > 0)) return;
-    const double scale = static_cast<double>(count) / static_cast<double>(x_.rows);
-    std::vector<float> p(static_cast<size_t>(columns), 0.0f);
-    const int64_t groups = std::min(kGroups, count);
-    std::vector<float> partial(static_cast<size_t>(groups * columns));
-    for (int level = 0; level < 9; ++level, eps /= 2) {
-      for (int sweep = 0; sweep < 12; ++sweep) {
-        for (int64_t k = 0; k < nodes_.count; ++k) {
-          p[static_cast<size_t>(k)] = static_cast<float>(prices[k]);
-        }
-        std::fill(partial.begin(), partial.end(), 0.0f);
-        ParallelFor(groups, options_.num_threads, [&](int64_t g) {
-          std::vector<float> scratch(static_cast<size_t>(columns));
-          for (int64_t i = g * count / groups; i < (g + 1) * count / groups; ++i) {
-            kernels_.soft_row(costs.data() + i * columns, p.data(), columns,
-                              static_cast<float>(1 / eps), scratch.data(),
-                              partial.data() + g * columns);
-          }
-        });
-        if (Raise(partial, groups, columns, eps, scale, prices) < kSweepTolerance) break;
-      }
+    const double widest = 0.3 * spread[static_cast<size_t>(count / 2)];
+    double eps = prices_given ? widest / (kCooling * kCooling) : widest;
+    if (!prices_given) {
+      for (int sweep = 0; sweep < 3 && eps > 0; ++sweep) annealer_.Sweep(matrix, eps, prices);
+    }
+    CandidateLists lists;
+    // A sample says little at the smallest.
+    const double last = widest / (all ? 100 : 40);
+    for (int climbs = 0; eps > last;) {
+      eps_ = eps;
+      const Annealer::State state = SampleLists(matrix, kListReach * eps, prices, lists)
+                                        ? annealer_.Balance(lists, eps, 0.01, prices)
+                                        : annealer_.Balance(matrix, eps, 0.02, prices);
       if (options_.on_step) options_.on_step();
+      // Prices that are far off come near in a few steps of a larger eps only.
+      const bool lost = state.off > kLost && eps < widest && climbs++ < 3;
+      eps = lost ? std::min(widest, eps * kCooling * kCooling) : eps / kCooling;
     }
-    report_.price_seconds += Seconds() - begin;
+    report_.price_seconds += Seconds() - (all ? fill : begin);
   }
 
-  // One update of the prices from the column sums; returns the share of the mass off balance.
-  double Raise(const std::vector<float>& partial, int64_t groups, int64_t columns, double eps,
-               double scale, double* prices) {
-    ++report_.sweeps;
-    double off = 0;
+  // Exact argmin of cost + price for every item.
+  void MatrixLabels(const CostMatrix& matrix, const double* prices, int32_t* labels) {
+    const int64_t columns = matrix.columns;
+    std::vector<float> p(static_cast<size_t>(columns), 0.0f);
+    double most = 0;
     for (int64_t k = 0; k < nodes_.count; ++k) {
-      double sum = 0;
-      for (int64_t g = 0; g < groups; ++g) sum += partial[static_cast<size_t>(g * columns + k)];
-      const double want = scale * target_[static_cast<size_t>(k)];
-      off += std::abs(sum - want);
-      prices[k] += eps * std::clamp(std::log(std::max(sum, 1e-30) / want), -8.0, 8.0);
+      p[static_cast<size_t>(k)] = static_cast<float>(prices[k]);
+      most = std::max(most, std::abs(prices[k]));
     }
-    return off / (2 * scale * static_cast<double>(x_.rows));
+    ParallelFor((matrix.rows + 255) / 256, options_.num_threads, [&](int64_t c) {
+      std::vector<float> row(static_cast<size_t>(columns));
+      std::vector<int32_t> contenders;
+      for (int64_t i = c * 256; i < std::min(matrix.rows, (c + 1) * 256); ++i) {
+        const float* costs = matrix.costs.data() + i * columns;
+        for (int64_t k = 0; k < columns; ++k) {
+          row[static_cast<size_t>(k)] = costs[k] + p[static_cast<size_t>(k)];
+        }
+        const float low = kernels_.row_min(row.data(), columns);
+        // Prices and sums are rounded to float32 once each.
+        const double error = static_cast<double>(matrix.errors[static_cast<size_t>(i)]) +
+                             2e-7 * (2 * most + std::abs(static_cast<double>(low)));
+        const float limit =
+            std::nextafter(static_cast<float>(static_cast<double>(low) + 2 * error), kInfinity);
+        contenders.resize(static_cast<size_t>(columns));
+        contenders.resize(
+            static_cast<size_t>(kernels_.collect(row.data(), columns, limit, contenders.data())));
+        labels[i] = Best(i, contenders, prices);
+      }
+    });
   }
 
-  // One pass over everything: candidate lists of about `target` entries on average.
-  void BuildLists(const double* prices, int64_t target) {
+  // Lists of the sample's rows; false if they would be too long to pay.
+  bool SampleLists(const CostMatrix& matrix, double threshold, const double* prices,
+                   CandidateLists& lists) {
+    const int64_t columns = matrix.columns;
+    const int64_t count = matrix.rows;
+    constexpr int64_t kChunk = 256;
+    const int64_t chunks = (count + kChunk - 1) / kChunk;
+    std::vector<float> p(static_cast<size_t>(columns), 0.0f);
+    for (int64_t k = 0; k < nodes_.count; ++k) {
+      p[static_cast<size_t>(k)] = static_cast<float>(prices[k]);
+    }
+    lists.rows = count;
+    lists.chunk_rows = kChunk;
+    lists.threshold = threshold;
+    lists.reach = threshold;
+    lists.scale = threshold;
+    lists.weights = matrix.weights;
+    lists.prices.assign(prices, prices + nodes_.count);
+    lists.group_offset = nodes_.group_offset;
+    lists.chunks.assign(static_cast<size_t>(chunks), {});
+    const auto fill = [&](int64_t c, int64_t stride) {
+      CandidateLists::Chunk& chunk = lists.chunks[static_cast<size_t>(c)];
+      chunk = {};
+      std::vector<float> row(static_cast<size_t>(columns));
+      std::vector<int32_t> found(static_cast<size_t>(columns));
+      for (int64_t i = c * kChunk; i < std::min(count, (c + 1) * kChunk); i += stride) {
+        const float* cost = matrix.costs.data() + i * columns;
+        for (int64_t k = 0; k < columns; ++k) {
+          row[static_cast<size_t>(k)] = cost[k] + p[static_cast<size_t>(k)];
+        }
+        const float low = kernels_.row_min(row.data(), columns);
+        const int64_t n = kernels_.collect(row.data(), columns, low + static_cast<float>(threshold),
+                                           found.data());
+        for (int64_t t = 0; t < n; ++t) {
+          const int32_t k = found[static_cast<size_t>(t)];
+          chunk.code.push_back(k);
+          chunk.rel.push_back(row[static_cast<size_t>(k)] - low);
+        }
+        EndRow(chunk, 0.0f, static_cast<double>(low));
+      }
+    };
+    ParallelFor(chunks, options_.num_threads, [&](int64_t c) { fill(c, 32); });
+    const int64_t tried = chunks * kChunk / 32;
+    if (lists.entries() > kNewtonEntries * std::max<int64_t>(1, tried) ||
+        lists.entries() > options_.memory_budget / 4 / (32 * kEntryBytes)) {
+      return false;
+    }
+    ParallelFor(chunks, options_.num_threads, [&](int64_t c) { fill(c, 1); });
+    lists.total = lists.entries();
+    return true;
+  }
+
+  // One pass over everything: candidate lists of about kListTarget entries on average, and as many
+  // leaders of groups, or what half of the budget has room for.
+  void BuildLists(const double* prices) {
     const double begin = Seconds();
     const int64_t columns = centers_.columns();
+    const int64_t entries = (options_.memory_budget / 2 / x_.rows - kRowBytes) / kEntryBytes;
+    const int64_t target = std::clamp<int64_t>((entries - kListPad / 2) / 2, 1, kListTarget);
     centers_.SetPrices(prices);
     lists_.prices.assign(prices, prices + nodes_.count);
+    lists_.group_offset = nodes_.group_offset;
     {
       const int64_t count = std::min(x_.rows, std::max<int64_t>(256, (1 << 21) / columns));
       const std::vector<int64_t> rows = SampleRows(x_.rows, count, options_.seed ^ 0x1175);
+      const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
       std::vector<float> above(static_cast<size_t>(count * nodes_.count));
+      std::vector<float> leaders(static_cast<size_t>(count * groups));
       DensePass(x_, rows.data(), count, centers_, kernels_, options_,
                 [&](int64_t, int64_t i, const float* row, double) {
                   const float low = kernels_.row_min(row, columns);
+                  float* least = leaders.data() + i * groups;
+                  kernels_.group_min(row, nodes_.group_offset.data(), groups, least);
+                  for (int64_t g = 0; g < groups; ++g) least[g] -= low;
                   for (int64_t k = 0; k < nodes_.count; ++k) {
                     above[static_cast<size_t>(i * nodes_.count + k)] = row[k] - low;
                   }
                 });
       const auto place = above.begin() + count * std::min(target, nodes_.count) - 1;
       std::nth_element(above.begin(), place, above.end());
-      lists_.scale = *place;
-      lists_.threshold = target < nodes_.count ? *place : kInfinity;
+      lists_.scale = static_cast<double>(*place);
+      lists_.threshold =
+          target < nodes_.count ? lists_.scale : std::numeric_limits<double>::infinity();
+      const auto leader = leaders.begin() + count * std::min(target, groups) - 1;
+      std::nth_element(leaders.begin(), leader, leaders.end());
+      lists_.reach =
+          std::max(lists_.threshold, groups > target ? static_cast<double>(*leader)
+                                                     : std::numeric_limits<double>::infinity());
     }
     const PassPlan plan = PlanPass(x_.rows, columns, kernels_);
+    lists_.rows = x_.rows;
     lists_.chunk_rows = plan.chunk_rows;
     lists_.chunks.assign(static_cast<size_t>(plan.chunks), {});
-    DensePass(x_, nullptr, x_.rows, centers_, kernels_, options_,
-              [&](int64_t c, int64_t i, const float* row, double square) {
-                ListRow(lists_.chunks[static_cast<size_t>(c)], i, row, square);
-              });
-    for (ListChunk& chunk : lists_.chunks) {
-      chunk.found = {};
-    }
+    DensePass(
+        x_, nullptr, x_.rows, centers_, kernels_, options_,
+        [&](int64_t c, int64_t i, const float* row, double square) {
+          ListRow(lists_.chunks[static_cast<size_t>(c)], i, row, square);
+        },
+        true);
+    lists_.shared = true;
+    CountEntries();
     ++report_.passes;
     report_.pass_seconds += Seconds() - begin;
   }
 
-  void ListRow(ListChunk& chunk, int64_t item, const float* row, double square) {
+  void CountEntries() {
+    const Processes& processes = options_.processes;
+    std::vector<int64_t> entries(static_cast<size_t>(processes.count));
+    entries[static_cast<size_t>(processes.rank)] = lists_.entries();
+    Share(processes, Bounds(processes.count, processes), 1, entries.data());
+    lists_.total = std::accumulate(entries.begin(), entries.end(), int64_t{0});
+  }
+
+  // Where the processes' rows of the lists begin.
+  std::vector<int64_t> RowBounds() const {
+    std::vector<int64_t> bounds =
+        ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
+    for (int64_t& bound : bounds) bound = std::min(lists_.rows, bound * lists_.chunk_rows);
+    return bounds;
+  }
+
+  void ListRow(CandidateLists::Chunk& chunk, int64_t item, const float* row, double square) {
     const int64_t columns = centers_.columns();
-    if (chunk.offset.empty()) {
-      chunk.offset.push_back(0);
-      chunk.found.resize(static_cast<size_t>(columns));
-    }
+    thread_local std::vector<int32_t> where;
+    if (static_cast<int64_t>(where.size()) < columns) where.resize(static_cast<size_t>(columns));
     const float low = kernels_.row_min(row, columns);
     float error = 2 * centers_.Error(square);
-    const float limit =
-        std::min(kLargest, std::nextafter(low + lists_.threshold + error, kInfinity));
-    const int64_t found = kernels_.collect(row, columns, limit, chunk.found.data());
-    const size_t first = chunk.code.size();
-    if (error > lists_.scale / 16) {  // the tile is too coarse here: costs again, in float64
+    const float limit = static_cast<float>(
+        std::min(static_cast<double>(low) + lists_.threshold + static_cast<double>(error),
+                 static_cast<double>(kLargest) / 2));
+    int64_t found = kernels_.collect(row, columns, std::nextafter(limit, kInfinity), where.data());
+    if (lists_.reach > lists_.threshold) found = AddLeaders(row, low, limit, found, where);
+    if (static_cast<double>(error) > lists_.scale / 16) {
+      // The tile is too coarse here: costs again, in float64.
       double least = std::numeric_limits<double>::infinity();
       std::vector<double> exact(static_cast<size_t>(found));
       for (int64_t t = 0; t < found; ++t) {
-        const int32_t k = chunk.found[static_cast<size_t>(t)];
-        exact[static_cast<size_t>(t)] = Value(item, k, lists_.prices.data());
+        const int32_t k = where[static_cast<size_t>(t)];
+        exact[static_cast<size_t>(t)] = Cost(x_, item, nodes_.centers.data(), k, kernels_) +
+                                        lists_.prices[static_cast<size_t>(k)];
         least = std::min(least, exact[static_cast<size_t>(t)]);
       }
       for (int64_t t = 0; t < found; ++t) {
         const double above = exact[static_cast<size_t>(t)] - least;
-        if (above > lists_.threshold) continue;
-        chunk.code.push_back(chunk.found[static_cast<size_t>(t)]);
+        if (above > lists_.threshold &&
+            static_cast<double>(row[where[static_cast<size_t>(t)]]) <= static_cast<double>(limit)) {
+          continue;
+        }
+        chunk.code.push_back(where[static_cast<size_t>(t)]);
         chunk.rel.push_back(static_cast<float>(above));
       }
-      error = chunk.rel.empty() ? 0.0f : 1e-6f * lists_.scale;
+      error = static_cast<float>(1e-6 * lists_.scale);
     } else {
       for (int64_t t = 0; t < found; ++t) {
-        const int32_t k = chunk.found[static_cast<size_t>(t)];
+        const int32_t k = where[static_cast<size_t>(t)];
         chunk.code.push_back(k);
         chunk.rel.push_back(row[k] - low);
       }
     }
-    while ((chunk.code.size() - first) % kListPad != 0) {
-      chunk.code.push_back(chunk.code[first]);
-      chunk.rel.push_back(kInfinity);
+    EndRow(chunk, error, static_cast<double>(low));
+  }
+
+  // Adds the best of each group that has none below `limit` yet, if it is within reach.
+  int64_t AddLeaders(const float* row, float low, float limit, int64_t found,
+                     std::vector<int32_t>& where) const {
+    const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
+    thread_local std::vector<float> least;
+    least.resize(static_cast<size_t>(groups));
+    kernels_.group_min(row, nodes_.group_offset.data(), groups, least.data());
+    const int64_t before = found;
+    for (int64_t g = 0; g < groups; ++g) {
+      const float value = least[static_cast<size_t>(g)];
+      if (value <= limit || static_cast<double>(value - low) > lists_.reach) continue;
+      int32_t k = nodes_.group_offset[static_cast<size_t>(g)];
+      while (row[k] != value) ++k;
+      where[static_cast<size_t>(found++)] = k;
     }
-    chunk.offset.push_back(static_cast<int64_t>(chunk.code.size()));
-    chunk.error.push_back(error);
+    std::inplace_merge(where.begin(), where.begin() + before, where.begin() + found);
+    return found;
   }
 
-  double Value(int64_t item, int32_t k, const double* prices) const {
-    return Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
-  }
-
-  // How far prices have moved since the lists were made; returns the smallest move.
-  double Drift(const double* prices, std::vector<float>& moved) const {
-    moved.assign(static_cast<size_t>(centers_.columns()), 0.0f);
-    double least = std::numeric_limits<double>::infinity();
-    for (int64_t k = 0; k < nodes_.count; ++k) {
-      const double by = prices[k] - lists_.prices[static_cast<size_t>(k)];
-      moved[static_cast<size_t>(k)] = static_cast<float>(by);
-      least = std::min(least, by);
-    }
-    return least;
-  }
-
-  // Annealed entropic sweeps over the lists; false when prices have left the range of the lists.
-  bool ListPrices(double* prices) {
+  // Prices of a few centres have fallen so far that lists miss them: looks at these centres alone,
+  // and adds them where they belong. False if they are not few.
+  bool ExtendLists(const double* prices) {
     const double begin = Seconds();
-    const int64_t columns = centers_.columns();
-    const auto chunks = static_cast<int64_t>(lists_.chunks.size());
-    const int64_t groups = std::min(kGroups, chunks);
-    std::vector<float> partial(static_cast<size_t>(groups * columns));
-    std::vector<int64_t> outside(static_cast<size_t>(groups));
     std::vector<float> moved;
-    double eps = lists_.scale / 10;
-    bool inside = eps > 0;
-    int64_t before = x_.rows;
-    for (int level = 0; inside && level < 8; ++level) {
-      for (int sweep = 0; sweep < 10; ++sweep) {
-        const double edge = lists_.threshold + Drift(prices, moved) - 4 * eps;
-        std::fill(partial.begin(), partial.end(), 0.0f);
-        ParallelFor(groups, options_.num_threads, [&](int64_t g) {
-          std::vector<float> scratch;
-          int64_t out = 0;
-          for (int64_t c = g * chunks / groups; c < (g + 1) * chunks / groups; ++c) {
-            const ListChunk& chunk = lists_.chunks[static_cast<size_t>(c)];
-            for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-              const int64_t first = chunk.offset[r];
-              const int64_t n = chunk.offset[r + 1] - first;
-              if (static_cast<int64_t>(scratch.size()) < n) scratch.resize(static_cast<size_t>(n));
-              const float least = kernels_.soft_list(
-                  chunk.rel.data() + first, chunk.code.data() + first, moved.data(), n,
-                  static_cast<float>(1 / eps), scratch.data(), partial.data() + g * columns);
-              out += least > edge ? 1 : 0;
-            }
+    lists_.Drift(prices, moved);
+    // What all prices have in common moves nobody.
+    std::vector<float> sorted(moved);
+    std::nth_element(sorted.begin(), sorted.begin() + sorted.size() / 2, sorted.end());
+    const auto common = static_cast<double>(sorted[sorted.size() / 2]);
+    std::vector<int32_t> fallen;
+    std::vector<float> fallen_centers;
+    std::vector<double> fallen_prices;
+    for (int64_t k = 0; k < nodes_.count; ++k) {
+      const auto node = static_cast<size_t>(k);
+      if (static_cast<double>(moved[node]) - common > -lists_.scale / 4) continue;
+      fallen.push_back(static_cast<int32_t>(k));
+      const float* center = nodes_.centers.data() + k * x_.columns;
+      fallen_centers.insert(fallen_centers.end(), center, center + x_.columns);
+      fallen_prices.push_back(prices[k] - common);
+    }
+    if (fallen.empty() || static_cast<int64_t>(fallen.size()) * 8 > nodes_.count) return false;
+    struct Hit {
+      int64_t item;
+      int32_t code;
+      float rel;
+      float error;
+    };
+    PackedCenters packed(fallen_centers.data(), static_cast<int64_t>(fallen.size()), x_.columns,
+                         mean_, kernels_);
+    packed.SetPrices(fallen_prices.data());
+    const int64_t columns = packed.columns();
+    const std::vector<int64_t> bounds = RowBounds();
+    const auto rank = static_cast<size_t>(options_.processes.rank);
+    const FloatRows own{x_.data + bounds[rank] * x_.stride, bounds[rank + 1] - bounds[rank],
+                        x_.columns, x_.stride};
+    std::vector<std::vector<Hit>> hits(
+        static_cast<size_t>(PlanPass(own.rows, columns, kernels_).chunks));
+    DensePass(
+        own, nullptr, own.rows, packed, kernels_, options_,
+        [&](int64_t c, int64_t position, const float* row, double square) {
+          const int64_t i = bounds[rank] + position;
+          const CandidateLists::Chunk& chunk =
+              lists_.chunks[static_cast<size_t>(i / lists_.chunk_rows)];
+          const double low = chunk.low[static_cast<size_t>(i % lists_.chunk_rows)];
+          const float error = 2 * centers_.Error(square);
+          for (size_t f = 0; f < fallen.size(); ++f) {
+            const double rel = static_cast<double>(row[f]) - low;
+            if (rel > lists_.reach + static_cast<double>(error)) continue;
+            hits[static_cast<size_t>(c)].push_back({i, fallen[f], static_cast<float>(rel), error});
           }
-          outside[static_cast<size_t>(g)] = out;
         });
-        if (std::accumulate(outside.begin(), outside.end(), int64_t{0}) > x_.rows / 100) {
-          inside = false;
-          break;
-        }
-        if (Raise(partial, groups, columns, eps, 1.0, prices) < kSweepTolerance) break;
-      }
-      if (options_.on_step) options_.on_step();
-      eps_ = eps;
-      const int64_t over = inside ? OverFull(prices) : 0;
-      if (level >= 3 && over * 10 > before * 9) break;
-      before = over;
-      eps /= 2;
-    }
-    report_.price_seconds += Seconds() - begin;
-    return inside || !(lists_.scale > 0);
-  }
-
-  // Items above the capacities after the hard argmin over the lists.
-  int64_t OverFull(const double* prices) {
-    std::vector<float> moved;
-    Drift(prices, moved);
-    const auto chunks = static_cast<int64_t>(lists_.chunks.size());
-    const int64_t groups = std::min(kGroups, chunks);
-    const auto nodes = static_cast<size_t>(nodes_.count);
-    std::vector<int64_t> sizes(static_cast<size_t>(groups) * nodes);
-    ParallelFor(groups, options_.num_threads, [&](int64_t g) {
-      for (int64_t c = g * chunks / groups; c < (g + 1) * chunks / groups; ++c) {
-        const ListChunk& chunk = lists_.chunks[static_cast<size_t>(c)];
-        for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-          const int64_t first = chunk.offset[r];
-          float least;
-          const int64_t t =
-              kernels_.list_argmin(chunk.rel.data() + first, chunk.code.data() + first,
-                                   moved.data(), chunk.offset[r + 1] - first, &least);
-          ++sizes[static_cast<size_t>(g) * nodes +
-                  static_cast<size_t>(chunk.code[static_cast<size_t>(first + t)])];
-        }
-      }
-    });
-    int64_t over = 0;
-    for (size_t k = 0; k < nodes; ++k) {
-      int64_t size = 0;
-      for (size_t g = 0; g < static_cast<size_t>(groups); ++g) size += sizes[g * nodes + k];
-      over += std::max<int64_t>(0, size - capacity_.units[k]);
-    }
-    return over;
-  }
-
-  // How far prices may rise before a centre that is not listed could matter to some item.
-  double Room(const double* prices) {
-    if (lists_.threshold == kInfinity) return std::numeric_limits<double>::infinity();
-    std::vector<float> moved;
-    const double drift = Drift(prices, moved);
-    const auto chunks = static_cast<int64_t>(lists_.chunks.size());
-    std::vector<double> room(static_cast<size_t>(chunks));
-    ParallelFor(chunks, options_.num_threads, [&](int64_t c) {
-      const ListChunk& chunk = lists_.chunks[static_cast<size_t>(c)];
-      double least = std::numeric_limits<double>::infinity();
-      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-        float low;
-        kernels_.list_argmin(chunk.rel.data() + chunk.offset[r],
-                             chunk.code.data() + chunk.offset[r], moved.data(),
-                             chunk.offset[r + 1] - chunk.offset[r], &low);
-        least = std::min(least, lists_.threshold + drift - static_cast<double>(low) * (1 + 1e-6) -
-                                    static_cast<double>(chunk.error[r]));
-      }
-      room[static_cast<size_t>(c)] = least;
-    });
-    return *std::min_element(room.begin(), room.end());
-  }
-
-  // Candidates within `reach` of the best, with float64 costs; labels of all items. With `keep` the
-  // labels are already optimal for the prices and stay.
-  Candidates Narrow(const double* prices, double reach, bool keep, int32_t* labels) {
-    const auto chunks = static_cast<int64_t>(lists_.chunks.size());
-    std::vector<Candidates> parts(static_cast<size_t>(chunks));
-    ParallelFor(chunks, options_.num_threads, [&](int64_t c) {
-      const ListChunk& chunk = lists_.chunks[static_cast<size_t>(c)];
-      Candidates& part = parts[static_cast<size_t>(c)];
-      std::vector<std::pair<int32_t, double>> close;
-      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-        const int64_t item = c * lists_.chunk_rows + static_cast<int64_t>(r);
-        double low = std::numeric_limits<double>::infinity();
-        for (int64_t t = chunk.offset[r]; t < chunk.offset[r + 1]; ++t) {
-          low = std::min(low, Listed(chunk, t, prices));
-        }
-        const double limit = low + reach + 2 * static_cast<double>(chunk.error[r]);
-        close.clear();
-        for (int64_t t = chunk.offset[r]; t < chunk.offset[r + 1]; ++t) {
-          if (Listed(chunk, t, prices) <= limit) {
-            close.emplace_back(chunk.code[static_cast<size_t>(t)], 0.0);
-          }
-        }
-        if (close.size() == 1) {
-          labels[item] = close.front().first;
-          continue;
-        }
-        double least = std::numeric_limits<double>::infinity();
-        int32_t best = 0;
-        for (auto& [code, cost] : close) {
-          cost = Cost(x_, item, nodes_.centers.data(), code, kernels_);
-          if (cost + prices[code] < least) {
-            least = cost + prices[code];
-            best = code;
-          }
-        }
-        if (!keep) labels[item] = best;
-        size_t kept = 0;
-        for (const auto& [code, cost] : close) {
-          if (cost + prices[code] - least > reach && code != labels[item]) continue;
-          part.code.push_back(code);
-          part.cost.push_back(cost);
-          ++kept;
-        }
-        part.item.push_back(static_cast<int32_t>(item));
-        part.offset.push_back(static_cast<int64_t>(kept));
-      }
-    });
-    Candidates all;
-    all.offset.push_back(0);
-    for (Candidates& part : parts) {
-      all.item.insert(all.item.end(), part.item.begin(), part.item.end());
-      all.code.insert(all.code.end(), part.code.begin(), part.code.end());
-      all.cost.insert(all.cost.end(), part.cost.begin(), part.cost.end());
-      for (const int64_t n : part.offset) all.offset.push_back(all.offset.back() + n);
+    std::vector<Hit> all;
+    for (auto& part : hits) {
+      all.insert(all.end(), part.begin(), part.end());
       part = {};
     }
-    return all;
-  }
-
-  double Listed(const ListChunk& chunk, int64_t t, const double* prices) const {
-    const int32_t k = chunk.code[static_cast<size_t>(t)];
-    return static_cast<double>(chunk.rel[static_cast<size_t>(t)]) +
-           (prices[k] - lists_.prices[static_cast<size_t>(k)]);
-  }
-
-  // Exact sizes and certificate; false when the lists are too short to prove the next step.
-  bool Finish(double* prices, int32_t* labels, bool keep) {
-    const double begin = Seconds();
-    double reach = std::max(8 * eps_, 1e-6 * static_cast<double>(lists_.scale));
-    for (bool first = true;; first = false) {
-      const double room = Room(prices);
-      if (!(room > 0) || (!first && reach > room)) break;
-      reach = std::min(reach, room);
-      const Candidates candidates = Narrow(prices, reach, keep || !first, labels);
-      std::vector<int64_t> sizes(static_cast<size_t>(nodes_.count));
-      for (int64_t i = 0; i < x_.rows; ++i) ++sizes[static_cast<size_t>(labels[i])];
-      ExactFinish finish(capacity_, candidates, std::move(sizes), labels, prices);
-      const bool complete = finish.Run(reach, options_.on_step);
-      report_.moves += finish.moves();
-      if (complete) {
-        finish.CentrePrices(reach);
-        Certify(candidates, prices, labels);
-        report_.finish_seconds += Seconds() - begin;
-        return true;
-      }
-      reach *= 4;
-    }
-    report_.finish_seconds += Seconds() - begin;
-    return false;
-  }
-
-  void Certify(const Candidates& candidates, const double* prices, const int32_t* labels) {
-    const int64_t parts = (x_.rows + 4095) / 4096;
-    std::vector<double> costs(static_cast<size_t>(parts));
-    std::vector<double> duals(static_cast<size_t>(parts));
-    ParallelFor(parts, options_.num_threads, [&](int64_t c) {
-      double cost = 0;
-      double dual = 0;
-      const int64_t begin = c * 4096;
-      const int64_t end = std::min(x_.rows, begin + 4096);
-      auto next = static_cast<size_t>(
-          std::lower_bound(candidates.item.begin(), candidates.item.end(), begin) -
-          candidates.item.begin());
-      for (int64_t i = begin; i < end; ++i) {
-        if (next < candidates.item.size() && candidates.item[next] == i) {
-          double least = std::numeric_limits<double>::infinity();
-          for (int64_t t = candidates.offset[next]; t < candidates.offset[next + 1]; ++t) {
-            const auto entry = static_cast<size_t>(t);
-            const int32_t k = candidates.code[entry];
-            if (k == labels[i]) cost += candidates.cost[entry];
-            least = std::min(least, candidates.cost[entry] + prices[k]);
-          }
-          dual += least;
-          ++next;
-        } else {
-          const double own = Cost(x_, i, nodes_.centers.data(), labels[i], kernels_);
-          cost += own;
-          dual += own + prices[labels[i]];
+    std::vector<uint8_t> is_fallen(static_cast<size_t>(nodes_.count), 0);
+    for (const int32_t k : fallen) is_fallen[static_cast<size_t>(k)] = 1;
+    ParallelFor(static_cast<int64_t>(lists_.chunks.size()), options_.num_threads, [&](int64_t c) {
+      CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
+      CandidateLists::Chunk next;
+      auto hit = std::lower_bound(all.begin(), all.end(), c * lists_.chunk_rows,
+                                  [](const Hit& h, int64_t item) { return h.item < item; });
+      std::vector<std::pair<int32_t, float>> row;
+      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
+        const int64_t item = c * lists_.chunk_rows + static_cast<int64_t>(r);
+        float error = chunk.error[r];
+        row.clear();
+        for (int64_t t = chunk.offset[r]; t < chunk.offset[r + 1]; ++t) {
+          const int32_t k = chunk.code[static_cast<size_t>(t)];
+          const float rel = chunk.rel[static_cast<size_t>(t)];
+          if (rel < kInfinity && is_fallen[static_cast<size_t>(k)] == 0) row.emplace_back(k, rel);
         }
+        for (; hit != all.end() && hit->item == item; ++hit) {
+          row.emplace_back(hit->code, hit->rel);
+          error = std::max(error, hit->error);
+        }
+        std::sort(row.begin(), row.end());
+        for (const auto& [k, rel] : row) {
+          next.code.push_back(k);
+          next.rel.push_back(rel);
+        }
+        EndRow(next, error, chunk.low[r]);
       }
-      costs[static_cast<size_t>(c)] = cost;
-      duals[static_cast<size_t>(c)] = dual;
+      chunk = std::move(next);
     });
+    for (const int32_t k : fallen) lists_.prices[static_cast<size_t>(k)] = prices[k] - common;
+    CountEntries();
+    report_.pass_seconds += Seconds() - begin;
+    return true;
+  }
+
+  // Annealing on the lists of all items; false when prices have left the range of the lists.
+  bool ListPrices(double* prices) {
+    const double begin = Seconds();
+    bool inside = true;
+    double before = 1;
+    eps_ = lists_.scale / 12;
+    for (int level = 0; level < 8 && lists_.scale > 0; ++level, eps_ /= kCooling) {
+      const double outside = annealer_.Balance(lists_, eps_, 3e-3, prices).outside;
+      const double over = annealer_.OverFull(lists_, prices);
+      if (options_.on_step) options_.on_step();
+      inside = outside <= 0.02;
+      if (!inside || over > 0.8 * before || over * static_cast<double>(x_.rows) < 8) break;
+      before = over;
+    }
+    report_.price_seconds += Seconds() - begin;
+    return inside;
+  }
+
+  // The contender whose exact cost + price is smallest; of equals the first.
+  int32_t Best(int64_t item, const std::vector<int32_t>& contenders, const double* prices) const {
+    if (contenders.size() == 1) return contenders.front();
+    double least = std::numeric_limits<double>::infinity();
+    int32_t best = 0;
+    for (const int32_t k : contenders) {
+      const double exact = Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
+      if (exact < least || (exact == least && nodes_.first[static_cast<size_t>(k)] <
+                                                  nodes_.first[static_cast<size_t>(best)])) {
+        least = exact;
+        best = k;
+      }
+    }
+    return best;
+  }
+
+  // Exact argmin of cost + price for every item: from the lists where they are long enough to know,
+  // by a pass over all centres for the rest.
+  void HardLabels(const double* prices, int32_t* labels) {
+    std::vector<float> moved;
+    const double drift = lists_.Drift(prices, moved);
+    const std::vector<float> fallen = lists_.Fallen(moved);
+    const auto chunks = static_cast<int64_t>(lists_.chunks.size());
+    std::vector<std::vector<int64_t>> outside(static_cast<size_t>(chunks));
+    ParallelFor(chunks, options_.num_threads, [&](int64_t c) {
+      const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
+      std::vector<int32_t> contenders;
+      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
+        const int64_t item = c * lists_.chunk_rows + static_cast<int64_t>(r);
+        const int64_t first = chunk.offset[r];
+        const int64_t n = chunk.offset[r + 1] - first;
+        float low;
+        kernels_.list_argmin(chunk.rel.data() + first, chunk.code.data() + first, moved.data(), n,
+                             &low);
+        // float32 rounding of the sums in `low` and below is part of the error.
+        const double error = static_cast<double>(chunk.error[r]) +
+                             4e-7 * (std::abs(static_cast<double>(low)) + lists_.scale);
+        const double edge = lists_.Edge(chunk, r, drift, fallen);
+        if (static_cast<double>(low) + error > edge - error) {
+          outside[static_cast<size_t>(c)].push_back(item);
+          continue;
+        }
+        contenders.clear();
+        for (int64_t t = first; t < first + n; ++t) {
+          const int32_t k = chunk.code[static_cast<size_t>(t)];
+          const float value = chunk.rel[static_cast<size_t>(t)] + moved[static_cast<size_t>(k)];
+          if (static_cast<double>(value) <= static_cast<double>(low) + error)
+            contenders.push_back(k);
+        }
+        labels[item] = Best(item, contenders, prices);
+      }
+    });
+    std::vector<int64_t> lost;
+    for (const auto& part : outside) lost.insert(lost.end(), part.begin(), part.end());
+    const int64_t columns = centers_.columns();
+    centers_.SetPrices(prices);
+    DensePass(x_, lost.data(), static_cast<int64_t>(lost.size()), centers_, kernels_, options_,
+              [&](int64_t, int64_t i, const float* row, double square) {
+                std::vector<int32_t> contenders(static_cast<size_t>(columns));
+                const float limit = std::nextafter(
+                    kernels_.row_min(row, columns) + 2 * centers_.Error(square), kInfinity);
+                contenders.resize(
+                    static_cast<size_t>(kernels_.collect(row, columns, limit, contenders.data())));
+                const int64_t item = lost[static_cast<size_t>(i)];
+                labels[item] = Best(item, contenders, prices);
+              });
+    Share(options_.processes, RowBounds(), 1, labels);
+  }
+
+  void Finish(double* prices, int32_t* labels) {
+    const double begin = Seconds();
+    if (options_.method == BalancedMethod::kFast) {
+      GreedyFinish(prices, labels);
+      report_.finish_seconds += Seconds() - begin;
+      return;
+    }
+    centers_.SetPrices(nullptr);
+    const TileCosts costs(x_, nodes_.centers.data(), nullptr, centers_, kernels_);
+    ExactFinish finish(capacity_, costs, x_.rows, labels, prices, options_.num_threads,
+                       options_.on_step);
+    finish.Run();
+    finish.CentrePrices(4 * eps_);
+    report_.moves += finish.moves();
+    report_.finish_seconds += Seconds() - begin;
+  }
+
+  // Moves items out of over-full clusters into free ones, those first that lose least at the
+  // prices.
+  void GreedyFinish(const double* prices, int32_t* labels) {
+    std::vector<int64_t> room(capacity_.units);
+    for (int64_t i = 0; i < x_.rows; ++i) --room[static_cast<size_t>(labels[i])];
+    // The smaller clusters are those that have fewest of what they may hold.
+    std::vector<int32_t> order(static_cast<size_t>(nodes_.count));
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+      return room[static_cast<size_t>(a)] > room[static_cast<size_t>(b)];
+    });
+    int64_t left = capacity_.dummies;
+    for (const int32_t k : order) {
+      const int64_t held = std::min(left, capacity_.extra[static_cast<size_t>(k)]);
+      room[static_cast<size_t>(k)] -= held;
+      left -= held;
+    }
+    struct Offer {
+      float loss;
+      int32_t item;
+      int32_t to;
+    };
+    for (;;) {
+      std::vector<int32_t> open;
+      std::vector<float> open_centers;
+      std::vector<double> open_prices;
+      std::vector<int64_t> crowd;
+      for (int64_t k = 0; k < nodes_.count; ++k) {
+        if (room[static_cast<size_t>(k)] <= 0) continue;
+        open.push_back(static_cast<int32_t>(k));
+        const float* center = nodes_.centers.data() + k * x_.columns;
+        open_centers.insert(open_centers.end(), center, center + x_.columns);
+        open_prices.push_back(prices[k]);
+      }
+      for (int64_t i = 0; i < x_.rows; ++i) {
+        if (room[static_cast<size_t>(labels[i])] < 0) crowd.push_back(i);
+      }
+      if (crowd.empty()) return;
+      PackedCenters packed(open_centers.data(), static_cast<int64_t>(open.size()), x_.columns,
+                           mean_, kernels_);
+      packed.SetPrices(open_prices.data());
+      const int64_t columns = packed.columns();
+      std::vector<Offer> offers(kOffers * crowd.size());
+      DensePass(x_, crowd.data(), static_cast<int64_t>(crowd.size()), packed, kernels_, options_,
+                [&](int64_t, int64_t i, float* row, double square) {
+                  const auto item = static_cast<int32_t>(crowd[static_cast<size_t>(i)]);
+                  const auto own = static_cast<float>(
+                      Cost(x_, item, nodes_.centers.data(), labels[item], kernels_) +
+                      prices[labels[item]] - square);
+                  for (size_t t = 0; t < kOffers; ++t) {
+                    const float least = kernels_.row_min(row, columns);
+                    Offer& offer = offers[kOffers * static_cast<size_t>(i) + t];
+                    offer = {least - own, item, -1};
+                    if (least > kLargest) continue;
+                    const auto k = std::find(row, row + columns, least) - row;
+                    offer.to = open[static_cast<size_t>(k)];
+                    row[k] = kInfinity;
+                  }
+                });
+      std::sort(offers.begin(), offers.end(), [](const Offer& a, const Offer& b) {
+        return a.loss != b.loss   ? a.loss < b.loss
+               : a.item != b.item ? a.item < b.item
+                                  : a.to < b.to;
+      });
+      for (const Offer& offer : offers) {
+        if (offer.to < 0) break;
+        const auto from = static_cast<size_t>(labels[offer.item]);
+        if (room[from] >= 0 || room[static_cast<size_t>(offer.to)] <= 0) continue;
+        ++room[from];
+        --room[static_cast<size_t>(offer.to)];
+        labels[offer.item] = offer.to;
+        ++report_.moves;
+      }
+    }
+  }
+
+  // Cost of the assignment, and the lower bound that the prices prove: a pass over all items and
+  // centres of its own, with float64 where float32 leaves the smallest open.
+  void Certify(const double* prices, const int32_t* labels) {
+    const double begin = Seconds();
+    const int64_t columns = centers_.columns();
+    const PassPlan plan = PlanPass(x_.rows, columns, kernels_);
+    std::vector<double> costs(static_cast<size_t>(plan.chunks));
+    std::vector<double> duals(static_cast<size_t>(plan.chunks));
+    centers_.SetPrices(prices);
+    DensePass(
+        x_, nullptr, x_.rows, centers_, kernels_, options_,
+        [&](int64_t c, int64_t i, const float* row, double square) {
+          thread_local std::vector<int32_t> where;
+          if (static_cast<int64_t>(where.size()) < columns) {
+            where.resize(static_cast<size_t>(columns));
+          }
+          const double own = Cost(x_, i, nodes_.centers.data(), labels[i], kernels_);
+          double least = own + prices[labels[i]];
+          const float limit = std::nextafter(
+              kernels_.row_min(row, columns) + 2 * centers_.Error(square), kInfinity);
+          const int64_t found = kernels_.collect(row, columns, limit, where.data());
+          for (int64_t t = 0; t < found; ++t) {
+            const int32_t k = where[static_cast<size_t>(t)];
+            if (k == labels[i]) continue;
+            least = std::min(least, Cost(x_, i, nodes_.centers.data(), k, kernels_) + prices[k]);
+          }
+          costs[static_cast<size_t>(c)] += own;
+          duals[static_cast<size_t>(c)] += least;
+        },
+        true);
+    const std::vector<int64_t> bounds = ChunkBounds(plan.chunks, options_.processes);
+    Share(options_.processes, bounds, 1, costs.data());
+    Share(options_.processes, bounds, 1, duals.data());
+    ++report_.passes;
+    report_.pass_seconds += Seconds() - begin;
     report_.cost = std::accumulate(costs.begin(), costs.end(), 0.0);
     report_.dual = std::accumulate(duals.begin(), duals.end(), 0.0);
     std::vector<size_t> order(static_cast<size_t>(nodes_.count));
@@ -478,15 +715,17 @@ class Search {
   }
 
   const FloatRows& x_;
+  const std::vector<double>& mean_;
   const Nodes& nodes_;
   const BalancedKMeansOptions& options_;
   BalancedAssignment& report_;
   const KMeansKernels& kernels_;
   PackedCenters centers_;
-  std::vector<double> target_;
+  std::vector<double> share_;
+  Annealer annealer_;
   NodeCapacity capacity_;
-  Lists lists_;
-  double eps_ = 0;
+  CandidateLists lists_;
+  double eps_ = 0;  // of the last prices
 };
 
 }  // namespace
@@ -494,9 +733,9 @@ class Search {
 BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>& mean,
                                    const float* centers, int64_t clusters,
                                    const BalancedKMeansOptions& options, bool prices_given,
-                                   double* prices, int32_t* labels) {
+                                   bool certify, double* prices, int32_t* labels) {
   BalancedAssignment report;
-  const Nodes nodes = MergeEqual(centers, clusters, x.columns);
+  const Nodes nodes = MakeNodes(centers, clusters, x.columns, options);
   std::vector<double> node_prices(static_cast<size_t>(nodes.count), 0.0);
   if (prices_given) {
     for (int64_t k = 0; k < clusters; ++k) {
@@ -504,7 +743,7 @@ BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>
     }
   }
   Search search(x, mean, nodes, clusters, options, report);
-  search.Run(prices_given, node_prices.data(), labels);
+  search.Run(prices_given, certify, node_prices.data(), labels);
   // Equal centres share their node's items in item order.
   std::vector<int32_t> member(static_cast<size_t>(nodes.count), -1);
   std::vector<int32_t> next(static_cast<size_t>(clusters), -1);

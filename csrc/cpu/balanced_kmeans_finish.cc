@@ -1,46 +1,58 @@
 #include "cpu/balanced_kmeans_finish.h"
 
 #include <algorithm>
-#include <functional>
 #include <limits>
 #include <numeric>
+#include <stdexcept>
+
+#include "cpu/balanced_kmeans_pass.h"
+#include "cpu/thread_pool.h"
 
 namespace onerec {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr uint64_t kEmpty = ~uint64_t{0};
-
-uint64_t Mix(uint64_t key) {
-  key *= 0x9E3779B97F4A7C15ull;
-  return key ^ (key >> 29);
-}
+constexpr int64_t kFirstWidth = 256;     // arcs kept of a node at first, at least
+constexpr int64_t kFirstArcs = 1 << 20;  // arcs kept of all nodes at first
 
 }  // namespace
 
-ExactFinish::ExactFinish(const NodeCapacity& capacity, const Candidates& candidates,
-                         std::vector<int64_t> sizes, int32_t* labels, double* prices)
+ExactFinish::ExactFinish(const NodeCapacity& capacity, const FinishCosts& costs, int64_t items,
+                         int32_t* labels, double* prices, int num_threads,
+                         std::function<void()> on_step)
     : capacity_(capacity),
-      candidates_(candidates),
+      costs_(costs),
       labels_(labels),
       prices_(prices),
-      nodes_(static_cast<int32_t>(capacity.units.size())),
-      start_prices_(prices, prices + nodes_),
-      sizes_(std::move(sizes)),
-      dummies_(static_cast<size_t>(nodes_), 0),
-      out_(static_cast<size_t>(nodes_)),
-      in_(static_cast<size_t>(nodes_)),
-      table_key_(1024, kEmpty),
-      table_arc_(1024),
-      distance_(static_cast<size_t>(nodes_) + 1, kInfinity),
-      parent_(static_cast<size_t>(nodes_) + 1),
-      parent_item_(static_cast<size_t>(nodes_) + 1),
-      state_(static_cast<size_t>(nodes_) + 1, 0) {
-  for (size_t i = 0; i < candidates_.item.size(); ++i) PushMoves(static_cast<int64_t>(i));
-  // Dummies go where they are worth most, to the lowest prices; of equal prices to free places
-  // first.
+      count_(static_cast<int32_t>(capacity.units.size())),
+      num_threads_(num_threads),
+      on_step_(std::move(on_step)),
+      start_prices_(prices, prices + count_),
+      sizes_(static_cast<size_t>(count_), 0),
+      dummies_(static_cast<size_t>(count_), 0),
+      nodes_(static_cast<size_t>(count_)),
+      member_offset_(static_cast<size_t>(count_) + 1, 0),
+      members_(static_cast<size_t>(items)),
+      moved_(static_cast<size_t>(items), 0),
+      own_(static_cast<size_t>(items), -kInfinity),
+      distance_(static_cast<size_t>(count_) + 1, kInfinity),
+      parent_(static_cast<size_t>(count_) + 1),
+      parent_item_(static_cast<size_t>(count_) + 1),
+      state_(static_cast<size_t>(count_) + 1, 0) {
+  for (int64_t i = 0; i < items; ++i) ++sizes_[static_cast<size_t>(labels[i])];
+  std::partial_sum(sizes_.begin(), sizes_.end(), member_offset_.begin() + 1);
+  std::vector<int64_t> place(member_offset_.begin(), member_offset_.end() - 1);
+  for (int64_t i = 0; i < items; ++i) {
+    members_[static_cast<size_t>(place[static_cast<size_t>(labels[i])]++)] =
+        static_cast<int32_t>(i);
+  }
+  PlaceDummies();
+}
+
+// Dummies go where they are worth most, to the lowest prices; of equal prices to free places first.
+void ExactFinish::PlaceDummies() {
   if (capacity_.dummies == 0) return;
-  std::vector<int32_t> order(static_cast<size_t>(nodes_));
+  std::vector<int32_t> order(static_cast<size_t>(count_));
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
     return prices_[a] != prices_[b] ? prices_[a] < prices_[b] : a < b;
@@ -64,65 +76,198 @@ ExactFinish::ExactFinish(const NodeCapacity& capacity, const Candidates& candida
   }
 }
 
-ExactFinish::Arc& ExactFinish::ArcOf(int32_t from, int32_t to) {
-  const uint64_t key =
-      static_cast<uint64_t>(from) * static_cast<uint64_t>(nodes_) + static_cast<uint64_t>(to);
-  size_t mask = table_key_.size() - 1;
-  size_t slot = Mix(key) & mask;
-  while (table_key_[slot] != kEmpty) {
-    if (table_key_[slot] == key) return arcs_[static_cast<size_t>(table_arc_[slot])];
-    slot = (slot + 1) & mask;
+// Exact cost of an item where it is.
+double ExactFinish::OwnCost(int32_t item) {
+  double& cost = own_[static_cast<size_t>(item)];
+  if (cost == -kInfinity) cost = costs_.Exact(item, labels_[item]);
+  return cost;
+}
+
+// Items in the node now, ascending.
+std::vector<int32_t> ExactFinish::Members(int32_t node) const {
+  const auto k = static_cast<size_t>(node);
+  std::vector<int32_t> items;
+  for (int64_t t = member_offset_[k]; t < member_offset_[k + 1]; ++t) {
+    const int32_t item = members_[static_cast<size_t>(t)];
+    if (moved_[static_cast<size_t>(item)] == 0) items.push_back(item);
   }
-  const auto arc = static_cast<int32_t>(arcs_.size());
-  arcs_.push_back({from, to, {}});
-  out_[static_cast<size_t>(from)].push_back(arc);
-  in_[static_cast<size_t>(to)].push_back(arc);
-  table_key_[slot] = key;
-  table_arc_[slot] = arc;
-  if (2 * arcs_.size() > table_key_.size()) {
-    table_key_.assign(2 * table_key_.size(), kEmpty);
-    table_arc_.resize(table_key_.size());
-    mask = table_key_.size() - 1;
-    for (size_t a = 0; a < arcs_.size(); ++a) {
-      const uint64_t again = static_cast<uint64_t>(arcs_[a].from) * static_cast<uint64_t>(nodes_) +
-                             static_cast<uint64_t>(arcs_[a].to);
-      size_t place = Mix(again) & mask;
-      while (table_key_[place] != kEmpty) place = (place + 1) & mask;
-      table_key_[place] = again;
-      table_arc_[place] = static_cast<int32_t>(a);
+  if (nodes_[k].arrived.empty()) return items;
+  for (const int32_t item : nodes_[k].arrived) {
+    if (labels_[item] == node) items.push_back(item);
+  }
+  std::sort(items.begin(), items.end());
+  items.erase(std::unique(items.begin(), items.end()), items.end());
+  return items;
+}
+
+int64_t ExactFinish::FirstWidth() const { return std::max(kFirstWidth, kFirstArcs / count_); }
+
+void ExactFinish::Expand(int32_t index) {
+  Node& node = nodes_[static_cast<size_t>(index)];
+  const KMeansKernels& kernels = CurrentKMeansKernels();
+  const std::vector<int32_t> items = Members(index);
+  const auto count = static_cast<size_t>(count_);
+  node.width = std::min<int64_t>(count_ - 1, node.expanded ? 4 * node.width : FirstWidth());
+  node.expanded = true;
+  struct Entry {
+    float key;
+    int32_t item;
+  };
+  const int64_t depth =
+      std::clamp<int64_t>(std::min(4096 / count_, static_cast<int32_t>(items.size() / 16)), 4, 40);
+  // The `depth` smallest keys of every column; worst is the largest of them.
+  std::vector<float> worst(count, std::numeric_limits<float>::infinity());
+  std::vector<Entry> best(count * static_cast<size_t>(depth),
+                          {std::numeric_limits<float>::infinity(), -1});
+  std::vector<int32_t> where(count);
+  costs_.Rows(items.data(), static_cast<int64_t>(items.size()),
+              [&](int64_t i, const float* row, float error) {
+                const float base = row[index] + error;
+                const int64_t found =
+                    kernels.collect_each(row, base, worst.data(), count_, where.data());
+                for (int64_t t = 0; t < found; ++t) {
+                  const auto k = static_cast<size_t>(where[static_cast<size_t>(t)]);
+                  Entry* entries = best.data() + k * static_cast<size_t>(depth);
+                  int64_t place = depth - 1;  // sorted, the worst last
+                  const float key = row[k] - base;
+                  for (; place > 0 && entries[place - 1].key > key; --place) {
+                    entries[place] = entries[place - 1];
+                  }
+                  entries[place] = {key, items[static_cast<size_t>(i)]};
+                  worst[k] = entries[depth - 1].key;
+                }
+              });
+  std::vector<std::pair<double, int32_t>> order;
+  for (int32_t k = 0; k < count_; ++k) {
+    if (k == index) continue;
+    order.emplace_back(static_cast<double>(best[static_cast<size_t>(k * depth)].key) + prices_[k],
+                       k);
+  }
+  node.frontier = kInfinity;
+  if (node.width < count_ - 1) {
+    std::nth_element(order.begin(), order.begin() + node.width, order.end());
+    node.frontier = order[static_cast<size_t>(node.width)].first;
+    order.resize(static_cast<size_t>(node.width));
+  }
+  node.arcs.clear();
+  node.moves.clear();
+  node.fresh.clear();
+  std::sort(order.begin(), order.end());
+  for (const auto& [value, k] : order) {
+    const Entry* entries = best.data() + static_cast<size_t>(k * depth);
+    Moves moves;
+    moves.rest = static_cast<int64_t>(items.size()) > depth
+                     ? static_cast<double>(entries[depth - 1].key)
+                     : kInfinity;
+    for (int64_t t = 0; t < depth && entries[t].item >= 0; ++t) {
+      moves.heap.push_back({static_cast<double>(entries[t].key), entries[t].item, false});
+    }
+    std::make_heap(moves.heap.begin(), moves.heap.end());
+    node.arcs.push_back({static_cast<double>(entries[0].key), value, k});
+    node.moves.push_back(std::move(moves));
+  }
+}
+
+// Looks at every item of the node again for one arc.
+void ExactFinish::Refill(int32_t index, size_t arc) {
+  Node& node = nodes_[static_cast<size_t>(index)];
+  Moves& moves = node.moves[arc];
+  const std::vector<int32_t> items = Members(index);
+  const size_t keep = std::max<size_t>(16, items.size() / 8);
+  moves.heap.clear();
+  for (const int32_t item : items) {
+    moves.heap.push_back({costs_.Exact(item, node.arcs[arc].to) - OwnCost(item), item, true});
+  }
+  moves.rest = kInfinity;
+  if (moves.heap.size() > keep) {
+    const auto nth = moves.heap.begin() + static_cast<int64_t>(keep);
+    std::nth_element(moves.heap.begin(), nth, moves.heap.end(),
+                     [](const Move& a, const Move& b) { return b < a; });
+    moves.rest = nth->delta;
+    moves.heap.resize(keep);
+  }
+  std::make_heap(moves.heap.begin(), moves.heap.end());
+}
+
+// Cheapest move of the arc, or null if there is none below `enough`.
+const ExactFinish::Move* ExactFinish::Top(int32_t index, size_t arc, double enough) {
+  Node& node = nodes_[static_cast<size_t>(index)];
+  Moves& moves = node.moves[arc];
+  std::vector<Move>& heap = moves.heap;
+  for (;;) {
+    while (!heap.empty() && labels_[heap.front().item] != index) {
+      std::pop_heap(heap.begin(), heap.end());
+      heap.pop_back();
+    }
+    const double top = heap.empty() ? kInfinity : heap.front().delta;
+    node.arcs[arc].bound = std::min(top, moves.rest);
+    if (!(node.arcs[arc].bound < enough)) return nullptr;
+    if (top > moves.rest) {
+      Refill(index, arc);
+    } else if (heap.front().exact) {
+      return &heap.front();
+    } else {
+      std::pop_heap(heap.begin(), heap.end());
+      Move& last = heap.back();
+      last.delta = costs_.Exact(last.item, node.arcs[arc].to) - OwnCost(last.item);
+      last.exact = true;
+      std::push_heap(heap.begin(), heap.end());
     }
   }
-  return arcs_.back();
 }
 
-void ExactFinish::PushMoves(int64_t position) {
-  const auto i = static_cast<size_t>(position);
-  const int32_t item = candidates_.item[i];
-  const int32_t from = labels_[item];
-  const auto begin = static_cast<size_t>(candidates_.offset[i]);
-  const auto end = static_cast<size_t>(candidates_.offset[i + 1]);
-  double own = 0;
-  for (size_t t = begin; t < end; ++t) {
-    if (candidates_.code[t] == from) own = candidates_.cost[t];
+// Offers the moves of items that have just come to their nodes.
+void ExactFinish::Arrive(const std::vector<int32_t>& items) {
+  std::vector<int32_t> expanded;
+  for (const int32_t item : items) {
+    const auto k = static_cast<size_t>(labels_[item]);
+    moved_[static_cast<size_t>(item)] = 1;
+    own_[static_cast<size_t>(item)] = -kInfinity;
+    nodes_[k].arrived.push_back(item);
+    if (nodes_[k].expanded) expanded.push_back(item);
   }
-  for (size_t t = begin; t < end; ++t) {
-    if (candidates_.code[t] == from) continue;
-    Arc& arc = ArcOf(from, candidates_.code[t]);
-    arc.heap.push_back({candidates_.cost[t] - own, item});
-    std::push_heap(arc.heap.begin(), arc.heap.end());
-  }
+  std::vector<uint8_t> listed;
+  costs_.Rows(expanded.data(), static_cast<int64_t>(expanded.size()),
+              [&](int64_t i, const float* row, float error) {
+                const int32_t item = expanded[static_cast<size_t>(i)];
+                const int32_t index = labels_[item];
+                Node& node = nodes_[static_cast<size_t>(index)];
+                const float base = row[index] + error;
+                const auto push = [&](size_t arc, double delta) {
+                  std::vector<Move>& heap = node.moves[arc].heap;
+                  heap.push_back({delta, item, false});
+                  std::push_heap(heap.begin(), heap.end());
+                  node.arcs[arc].bound = std::min(node.arcs[arc].bound, delta);
+                  if (delta + prices_[node.arcs[arc].to] < node.arcs[arc].least) {
+                    node.arcs[arc].least = -kInfinity;  // said once
+                    node.fresh.push_back(arc);
+                  }
+                };
+                const bool partial = node.frontier < kInfinity;
+                if (partial) listed.assign(static_cast<size_t>(count_), 0);
+                for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
+                  const int32_t to = node.arcs[arc].to;
+                  const auto delta = static_cast<double>(row[to] - base);
+                  if (delta < node.moves[arc].rest) push(arc, delta);
+                  if (partial) listed[static_cast<size_t>(to)] = 1;
+                }
+                for (int32_t k = 0; partial && k < count_; ++k) {
+                  const auto delta = static_cast<double>(row[k] - base);
+                  if (listed[static_cast<size_t>(k)] != 0 || k == index ||
+                      delta + prices_[k] >= node.frontier) {
+                    continue;
+                  }
+                  // The others were left out because they cost at least this much.
+                  node.arcs.push_back({kInfinity, kInfinity, k});
+                  node.moves.push_back({node.frontier - prices_[k], {}});
+                  node.arcs.back().bound = node.moves.back().rest;
+                  push(node.arcs.size() - 1, delta);
+                }
+              });
 }
 
-const ExactFinish::Move* ExactFinish::Top(Arc& arc) {
-  while (!arc.heap.empty() && labels_[arc.heap.front().item] != arc.from) {
-    std::pop_heap(arc.heap.begin(), arc.heap.end());
-    arc.heap.pop_back();
-  }
-  return arc.heap.empty() ? nullptr : &arc.heap.front();
-}
-
-bool ExactFinish::Augment(int32_t source, double reach) {
-  const int32_t hub = nodes_;
+void ExactFinish::Augment(int32_t source) {
+  const int32_t hub = count_;
   const auto by_distance = std::greater<std::pair<double, int32_t>>();
   for (const int32_t node : touched_) {
     distance_[static_cast<size_t>(node)] = kInfinity;
@@ -130,11 +275,19 @@ bool ExactFinish::Augment(int32_t source, double reach) {
   }
   touched_.clear();
   queue_.clear();
+  const auto enqueue = [&](double reached, int32_t what) {
+    queue_.emplace_back(reached, what);
+    std::push_heap(queue_.begin(), queue_.end(), by_distance);
+  };
+  double nearest =
+      kInfinity;  // of the nodes with room that have been reached: nothing beyond counts
+  const auto has_room = [&](size_t k) { return sizes_[k] + dummies_[k] < capacity_.units[k]; };
   const auto relax = [&](int32_t from, int32_t to, double length, int32_t item) {
     const double reached =
-        distance_[static_cast<size_t>(from)] + std::max(0.0, length);  // rounding may go below zero
+        distance_[static_cast<size_t>(from)] + std::max(0.0, length);  // rounding goes below zero
     const auto b = static_cast<size_t>(to);
-    if (state_[b] == 2 || !(reached < distance_[b])) return;
+    if (state_[b] == 2 || !(reached < distance_[b]) || !(reached < nearest)) return;
+    if (to != hub && has_room(b)) nearest = reached;
     if (state_[b] == 0) {
       state_[b] = 1;
       touched_.push_back(to);
@@ -142,54 +295,72 @@ bool ExactFinish::Augment(int32_t source, double reach) {
     distance_[b] = reached;
     parent_[b] = from;
     parent_item_[b] = item;
-    queue_.emplace_back(reached, to);
-    std::push_heap(queue_.begin(), queue_.end(), by_distance);
+    enqueue(reached, to);
+  };
+  const auto leave = [&](int32_t index) {
+    Node& node = nodes_[static_cast<size_t>(index)];
+    const double reached = distance_[static_cast<size_t>(index)];
+    const auto look = [&](size_t arc) {
+      const int32_t to = node.arcs[arc].to;
+      const double rise = prices_[to] - prices_[index];
+      const double enough = std::min(nearest, distance_[static_cast<size_t>(to)]) - reached - rise;
+      if (!(node.arcs[arc].bound < enough)) return;
+      const Move* move = Top(index, arc, enough);
+      if (move != nullptr) relax(index, to, move->delta + rise, move->item);
+    };
+    for (const size_t arc : node.fresh) look(arc);
+    for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
+      if (node.arcs[arc].least - prices_[index] >= nearest - reached) break;
+      look(arc);
+    }
+    if (node.frontier < kInfinity) {  // beyond it, arcs that are not listed may be cheaper
+      enqueue(reached + std::max(0.0, node.frontier - prices_[index]), hub + 1 + index);
+    }
   };
   distance_[static_cast<size_t>(source)] = 0;
   state_[static_cast<size_t>(source)] = 1;
   touched_.push_back(source);
-  queue_.emplace_back(0.0, source);
+  enqueue(0.0, source);
   int32_t target = -1;
   while (!queue_.empty()) {
-    const auto [reached, node] = queue_.front();
+    const int32_t what = queue_.front().second;
     std::pop_heap(queue_.begin(), queue_.end(), by_distance);
     queue_.pop_back();
-    const auto a = static_cast<size_t>(node);
+    if (what > hub) {
+      const int32_t index = what - hub - 1;
+      Expand(index);
+      ++expansions_;
+      leave(index);
+      continue;
+    }
+    const auto a = static_cast<size_t>(what);
     if (state_[a] == 2) continue;
     state_[a] = 2;
-    if (node == hub) {
-      for (int32_t b = 0; b < nodes_; ++b) {
+    if (what == hub) {
+      for (int32_t b = 0; b < count_; ++b) {
         const auto k = static_cast<size_t>(b);
         if (dummies_[k] < capacity_.extra[k]) relax(hub, b, prices_[b] - hub_price_, -1);
       }
       continue;
     }
-    if (sizes_[a] + dummies_[a] < capacity_.units[a]) {
-      target = node;
+    if (has_room(a)) {
+      target = what;
       break;
     }
-    if (reached > reach) return false;
-    for (const int32_t index : out_[a]) {
-      Arc& arc = arcs_[static_cast<size_t>(index)];
-      if (state_[static_cast<size_t>(arc.to)] == 2) continue;
-      const Move* move = Top(arc);
-      if (move == nullptr) continue;
-      relax(node, arc.to, move->delta + prices_[arc.to] - prices_[node], move->item);
+    if (!nodes_[a].expanded) {
+      Expand(what);
+      ++expansions_;
     }
-    if (dummies_[a] > 0) relax(node, hub, hub_price_ - prices_[node], -1);
+    leave(what);
+    if (dummies_[a] > 0) relax(what, hub, hub_price_ - prices_[what], -1);
   }
-  if (target < 0) return false;
+  if (target < 0) throw std::logic_error("balanced k-means: no path to a cluster with room");
   const double length = distance_[static_cast<size_t>(target)];
   for (const int32_t node : touched_) {
     const auto k = static_cast<size_t>(node);
-    if (state_[k] != 2 || node == hub) continue;
-    if (prices_[node] + (length - distance_[k]) - start_prices_[k] > reach) return false;
+    if (state_[k] == 2) (node == hub ? hub_price_ : prices_[node]) += length - distance_[k];
   }
-  for (const int32_t node : touched_) {
-    const auto k = static_cast<size_t>(node);
-    if (state_[k] != 2) continue;
-    (node == hub ? hub_price_ : prices_[node]) += length - distance_[k];
-  }
+  std::vector<int32_t> travelled;
   for (int32_t node = target; node != source;) {
     const auto b = static_cast<size_t>(node);
     const int32_t from = parent_[b];
@@ -198,69 +369,109 @@ bool ExactFinish::Augment(int32_t source, double reach) {
     } else if (node == hub) {
       --dummies_[static_cast<size_t>(from)];
     } else {
-      const int32_t item = parent_item_[b];
-      labels_[item] = node;
+      labels_[parent_item_[b]] = node;
       --sizes_[static_cast<size_t>(from)];
       ++sizes_[b];
-      PushMoves(std::lower_bound(candidates_.item.begin(), candidates_.item.end(), item) -
-                candidates_.item.begin());
+      travelled.push_back(parent_item_[b]);
     }
     node = from;
   }
+  Arrive(travelled);
   ++moves_;
-  return true;
 }
 
-bool ExactFinish::Run(double reach, const std::function<void()>& on_step) {
-  bool complete = true;
-  for (int32_t source = 0; source < nodes_; ++source) {
+void ExactFinish::Run() {
+  // Nodes that shed items are expanded anyway: all at once, in parallel; where they are many, paths
+  // soon leave the others too.
+  std::vector<int32_t> sources;
+  for (int32_t k = 0; k < count_; ++k) {
+    const auto node = static_cast<size_t>(k);
+    if (sizes_[node] + dummies_[node] > capacity_.units[node]) sources.push_back(k);
+  }
+  std::vector<int32_t> first = sources;
+  if (4 * first.size() >= sizes_.size()) {
+    first.resize(sizes_.size());
+    std::iota(first.begin(), first.end(), 0);
+  }
+  ParallelFor(static_cast<int64_t>(first.size()), num_threads_,
+              [&](int64_t s) { Expand(first[static_cast<size_t>(s)]); });
+  expansions_ += static_cast<int64_t>(first.size());
+  for (const int32_t source : sources) {
     const auto k = static_cast<size_t>(source);
     while (sizes_[k] + dummies_[k] > capacity_.units[k]) {
-      if (!Augment(source, reach)) {
-        complete = false;
-        break;
-      }
-      if (on_step && moves_ % 1024 == 0) on_step();
+      Augment(source);
+      if (on_step_ && moves_ % 256 == 0) on_step_();
     }
   }
-  return complete;
 }
 
 void ExactFinish::CentrePrices(double reach) {
-  double most = 0;
-  for (int32_t k = 0; k < nodes_; ++k) {
-    most = std::max(most, prices_[k] - start_prices_[static_cast<size_t>(k)]);
+  // Only arcs that a price could reach; the others stay slack whatever happens here.
+  struct Near {
+    int32_t from;
+    int32_t to;
+    double delta;
+  };
+  // Items that came to a node when other prices had risen may leave it when those fall again.
+  std::vector<int32_t> unknown;
+  for (int32_t k = 0; k < count_; ++k) {
+    const Node& node = nodes_[static_cast<size_t>(k)];
+    if (!node.expanded && !node.arrived.empty()) unknown.push_back(k);
   }
-  const double room = (reach - most) / 2;
-  if (!(room > 0)) return;
-  for (int sweep = 0; sweep < 16; ++sweep) {
-    if (capacity_.dummies > 0) {
-      double low = -kInfinity;
-      double high = kInfinity;
-      for (int32_t k = 0; k < nodes_; ++k) {
-        const auto node = static_cast<size_t>(k);
-        if (dummies_[node] > 0) low = std::max(low, prices_[k]);
-        if (dummies_[node] < capacity_.extra[node]) high = std::min(high, prices_[k]);
-      }
-      if (low < high && high < kInfinity && low > -kInfinity) hub_price_ = (low + high) / 2;
+  ParallelFor(static_cast<int64_t>(unknown.size()), num_threads_,
+              [&](int64_t t) { Expand(unknown[static_cast<size_t>(t)]); });
+  expansions_ += static_cast<int64_t>(unknown.size());
+  std::vector<Near> near;
+  for (int32_t a = 0; a < count_; ++a) {
+    Node& node = nodes_[static_cast<size_t>(a)];
+    for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
+      const int32_t to = node.arcs[arc].to;
+      const double enough = 2 * reach + prices_[a] - prices_[to];
+      if (!(node.arcs[arc].bound < enough)) continue;
+      if (const Move* move = Top(a, arc, enough)) near.push_back({a, to, move->delta});
     }
-    for (int32_t k = 0; k < nodes_; ++k) {
+  }
+  const std::vector<double> end(prices_, prices_ + count_);
+  std::vector<double> low(static_cast<size_t>(count_));
+  std::vector<double> high(static_cast<size_t>(count_));
+  for (int sweep = 0; sweep < 32; ++sweep) {
+    for (int32_t k = 0; k < count_; ++k) {
+      const Node& node = nodes_[static_cast<size_t>(k)];
+      const auto at = static_cast<size_t>(k);
+      // A node that was never left may not rise; below its starting price nothing is proven, nor
+      // below the present one if some node's arcs are not all known.
+      high[at] = node.expanded ? std::min(end[at] + reach, node.frontier) : prices_[k];
+      low[at] = std::max(end[at] - reach, count_ - 1 > FirstWidth() ? end[at] : start_prices_[at]);
+    }
+    for (const Near& arc : near) {
+      high[static_cast<size_t>(arc.from)] =
+          std::min(high[static_cast<size_t>(arc.from)], prices_[arc.to] + arc.delta);
+      low[static_cast<size_t>(arc.to)] =
+          std::max(low[static_cast<size_t>(arc.to)], prices_[arc.from] - arc.delta);
+    }
+    if (capacity_.dummies > 0) {
+      double hub_low = -kInfinity;
+      double hub_high = kInfinity;
+      for (int32_t k = 0; k < count_; ++k) {
+        const auto node = static_cast<size_t>(k);
+        if (dummies_[node] > 0) hub_low = std::max(hub_low, prices_[k]);
+        if (dummies_[node] < capacity_.extra[node]) hub_high = std::min(hub_high, prices_[k]);
+      }
+      if (hub_low < hub_high && hub_high < kInfinity && hub_low > -kInfinity) {
+        hub_price_ = (hub_low + hub_high) / 2;
+      }
+      for (int32_t k = 0; k < count_; ++k) {
+        const auto node = static_cast<size_t>(k);
+        if (dummies_[node] > 0) high[node] = std::min(high[node], hub_price_);
+        if (dummies_[node] < capacity_.extra[node]) low[node] = std::max(low[node], hub_price_);
+      }
+    }
+    // All at once: no price uses more than half of the slack between it and another.
+    for (int32_t k = 0; k < count_; ++k) {
       const auto node = static_cast<size_t>(k);
-      double low = start_prices_[node] - room;
-      double high = start_prices_[node] + most + room;
-      for (const int32_t index : out_[node]) {
-        Arc& arc = arcs_[static_cast<size_t>(index)];
-        if (const Move* move = Top(arc)) high = std::min(high, prices_[arc.to] + move->delta);
-      }
-      for (const int32_t index : in_[node]) {
-        Arc& arc = arcs_[static_cast<size_t>(index)];
-        if (const Move* move = Top(arc)) low = std::max(low, prices_[arc.from] - move->delta);
-      }
-      if (capacity_.dummies > 0) {
-        if (dummies_[node] > 0) high = std::min(high, hub_price_);
-        if (dummies_[node] < capacity_.extra[node]) low = std::max(low, hub_price_);
-      }
-      if (low < high) prices_[k] = (low + high) / 2;
+      const double up = std::max(0.0, high[node] - prices_[k]);
+      const double down = std::max(0.0, prices_[k] - low[node]);
+      prices_[k] += (up - down) / 2;
     }
   }
 }

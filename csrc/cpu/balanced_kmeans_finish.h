@@ -18,68 +18,98 @@ struct NodeCapacity {
   int64_t dummies = 0;
 };
 
-// Items that may move, each with the clusters that it may go to. An item that is not here stays.
-struct Candidates {
-  std::vector<int32_t> item;    // [n] ascending
-  std::vector<int64_t> offset;  // [n + 1] into code and cost
-  std::vector<int32_t> code;
-  std::vector<double> cost;
+// What it costs to put an item in a node.
+class FinishCosts {
+ public:
+  // body(i, row, error): row[k] is the cost of items[i] in node k, up to a constant of the item; a
+  // difference of two is within `error` of the exact one.
+  using Body = std::function<void(int64_t i, const float* row, float error)>;
+
+  virtual ~FinishCosts() = default;
+  // Calls body for each of `count` items, in order, on the calling thread.
+  virtual void Rows(const int32_t* items, int64_t count, const Body& body) const = 0;
+  virtual double Exact(int32_t item, int32_t node) const = 0;
 };
 
 // Min-cost flow on the node graph. An arc a -> b is the cheapest move of one item from a to b; a
 // hub node exchanges dummies. Starts from labels that are optimal for `prices` (every item sits at
-// its smallest cost + price) and keeps that true, so that the end is optimal. Prices only rise.
+// its smallest cost + price) and keeps that true, so that the end is optimal.
+//
+// Prices only rise, and only those of nodes that a search has left, so the moves out of a node are
+// not looked at before. Then one tile of costs gives, for each of the nearest nodes, the few
+// cheapest moves; what is left out is covered by bounds that say when more has to be computed.
+// Moves are ranked by lower bounds from the float32 tile and decided on exact costs.
 class ExactFinish {
  public:
-  // sizes: items now in each node. labels [all items] is read and written at the candidates.
-  ExactFinish(const NodeCapacity& capacity, const Candidates& candidates,
-              std::vector<int64_t> sizes, int32_t* labels, double* prices);
+  // labels [items] and prices [nodes] are read and written.
+  ExactFinish(const NodeCapacity& capacity, const FinishCosts& costs, int64_t items,
+              int32_t* labels, double* prices, int num_threads, std::function<void()> on_step);
 
-  // Moves items until every node is full. A candidate list says nothing of moves that cost more
-  // than `reach` above the cheapest, so no price may rise by more than that: false when one would
-  // have to (labels and prices are consistent then too, but nodes are still over-full).
-  bool Run(double reach, const std::function<void()>& on_step);
+  // Moves items until every node is full.
+  void Run();
 
-  // Moves the prices towards the middle of what keeps the assignment optimal, so that items prefer
-  // their own cluster strictly wherever some optimal prices do. `reach` as in Run.
+  // Moves prices, by up to `reach`, towards the middle of what keeps the assignment optimal, so
+  // that items prefer their own cluster strictly wherever some optimal prices do.
   void CentrePrices(double reach);
 
   int64_t moves() const { return moves_; }
+  int64_t expansions() const { return expansions_; }
 
  private:
   struct Move {
-    double delta;
+    double delta;  // cost after less cost before
     int32_t item;
+    bool exact;                                // else delta is a lower bound
     bool operator<(const Move& other) const {  // for a heap with the smallest on top
       return delta != other.delta ? delta > other.delta : item > other.item;
     }
   };
   struct Arc {
-    int32_t from;
+    double bound;  // no move of the arc is cheaper
+    double least;  // nor, with the price of `to`, than this; -infinity: the arc is among the fresh
     int32_t to;
+  };
+  struct Moves {
+    double rest;             // no move that is not in the heap is cheaper
     std::vector<Move> heap;  // entries of items that have left are dropped when they surface
   };
+  struct Node {
+    bool expanded = false;
+    int64_t width = 0;      // arcs to ask for
+    double frontier = 0;    // price of this node up to which arcs that are not listed do not matter
+    std::vector<Arc> arcs;  // by `least`, but for the fresh ones
+    std::vector<size_t> fresh;  // arcs that have got cheaper
+    std::vector<Moves> moves;   // of each arc
+    std::vector<int32_t> arrived;
+  };
 
-  Arc& ArcOf(int32_t from, int32_t to);
-  void PushMoves(int64_t position);
-  const Move* Top(Arc& arc);
-  bool Augment(int32_t source, double reach);
+  void PlaceDummies();
+  std::vector<int32_t> Members(int32_t node) const;
+  double OwnCost(int32_t item);
+  int64_t FirstWidth() const;
+  void Expand(int32_t node);
+  void Refill(int32_t node, size_t arc);
+  const Move* Top(int32_t node, size_t arc, double enough);
+  void Augment(int32_t source);
+  void Arrive(const std::vector<int32_t>& items);
 
   const NodeCapacity& capacity_;
-  const Candidates& candidates_;
+  const FinishCosts& costs_;
   int32_t* labels_;
   double* prices_;
-  int32_t nodes_;
+  int32_t count_;
+  int num_threads_;
+  std::function<void()> on_step_;
   std::vector<double> start_prices_;
   std::vector<int64_t> sizes_;
   std::vector<int64_t> dummies_;
   double hub_price_ = 0;
-  std::vector<Arc> arcs_;
-  std::vector<std::vector<int32_t>> out_;  // arcs leaving a node
-  std::vector<std::vector<int32_t>> in_;
-  std::vector<uint64_t> table_key_;  // open addressing: (from, to) -> arc
-  std::vector<int32_t> table_arc_;
-  // Dijkstra
+  std::vector<Node> nodes_;
+  std::vector<int64_t> member_offset_;
+  std::vector<int32_t> members_;  // items by first label
+  std::vector<uint8_t> moved_;    // items that have left it
+  std::vector<double> own_;       // exact cost of each item where it is, once asked for
+  // Dijkstra; the hub is node count_.
   std::vector<double> distance_;
   std::vector<int32_t> parent_;
   std::vector<int32_t> parent_item_;
@@ -87,6 +117,7 @@ class ExactFinish {
   std::vector<int32_t> touched_;
   std::vector<std::pair<double, int32_t>> queue_;
   int64_t moves_ = 0;
+  int64_t expansions_ = 0;
 };
 
 }  // namespace onerec

@@ -123,22 +123,71 @@ float RowMin(const float* v, int64_t n) {
   return low;
 }
 
+void GroupMin(const float* v, const int32_t* offset, int64_t groups, float* least) {
+  for (int64_t g = 0; g < groups; ++g) {
+    int64_t i = offset[g];
+    const int64_t end = offset[g + 1];
+    float low = v[i];
+    if (end - i >= kLanes) {
+      Vec lows = Load<Vec>(v + i);
+      for (i += kLanes; i + kLanes <= end; i += kLanes) {
+        const Vec x = Load<Vec>(v + i);
+        lows = x < lows ? x : lows;
+      }
+      for (int lane = 0; lane < kLanes; ++lane) low = lows[lane] < low ? lows[lane] : low;
+    }
+    for (; i < end; ++i) low = v[i] < low ? v[i] : low;
+    least[g] = low;
+  }
+}
+
+#if defined(ONEREC_ISA_avx512)
+inline uint32_t NotAbove(Vec a, Vec b) {
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LE_OQ);
+}
+inline uint32_t Below(Vec a, Vec b) { return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ); }
+#elif defined(ONEREC_ISA_avx2)
+inline uint32_t NotAbove(Vec a, Vec b) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LE_OQ)));
+}
+inline uint32_t Below(Vec a, Vec b) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_LT_OQ)));
+}
+#else
+inline uint32_t NotAbove(Vec a, Vec b) {
+  uint32_t mask = 0;
+  for (int lane = 0; lane < kLanes; ++lane) mask |= (a[lane] <= b[lane] ? 1u : 0u) << lane;
+  return mask;
+}
+inline uint32_t Below(Vec a, Vec b) {
+  uint32_t mask = 0;
+  for (int lane = 0; lane < kLanes; ++lane) mask |= (a[lane] < b[lane] ? 1u : 0u) << lane;
+  return mask;
+}
+#endif
+
 int64_t Collect(const float* v, int64_t n, float limit, int32_t* where) {
   int64_t count = 0;
+  const Vec most = Vec{} + limit;
   for (int64_t i = 0; i < n; i += kLanes) {
-#if defined(ONEREC_ISA_avx512)
-    uint32_t mask = _mm512_cmp_ps_mask((__m512)Load<Vec>(v + i), _mm512_set1_ps(limit), _CMP_LE_OQ);
-#elif defined(ONEREC_ISA_avx2)
-    uint32_t mask = static_cast<uint32_t>(_mm256_movemask_ps(
-        _mm256_cmp_ps((__m256)Load<Vec>(v + i), _mm256_set1_ps(limit), _CMP_LE_OQ)));
-#else
-    uint32_t mask = 0;
-    for (int lane = 0; lane < kLanes; ++lane) mask |= (v[i + lane] <= limit ? 1u : 0u) << lane;
-#endif
-    while (mask != 0) {
+    for (uint32_t mask = NotAbove(Load<Vec>(v + i), most); mask != 0; mask &= mask - 1) {
       where[count++] = static_cast<int32_t>(i + __builtin_ctz(mask));
-      mask &= mask - 1;
     }
+  }
+  return count;
+}
+
+int64_t CollectEach(const float* v, float base, const float* limits, int64_t n, int32_t* where) {
+  int64_t count = 0;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (uint32_t mask = Below(Load<Vec>(v + i) - base, Load<Vec>(limits + i)); mask != 0;
+         mask &= mask - 1) {
+      where[count++] = static_cast<int32_t>(i + __builtin_ctz(mask));
+    }
+  }
+  for (; i < n; ++i) {
+    if (v[i] - base < limits[i]) where[count++] = static_cast<int32_t>(i);
   }
   return count;
 }
@@ -161,48 +210,56 @@ inline V Exp(V x) {
   return p * (V)(((I)shifted << 23) + 0x3f800000);
 }
 
-void SoftRow(const float* v, const float* p, int64_t n, float inverse_eps, float* scratch,
-             float* column) {
+float SoftRow(const float* v, const float* p, int64_t n, float inverse_eps, float weight,
+              float* share, float* column, float* total) {
   Vec low = Load<Vec>(v) + Load<Vec>(p);
   for (int64_t i = 0; i < n; i += kLanes) {
     const Vec x = Load<Vec>(v + i) + Load<Vec>(p + i);
-    Store(scratch + i, x);
+    Store(share + i, x);
     low = x < low ? x : low;
   }
   float least = low[0];
   for (int i = 1; i < kLanes; ++i) least = low[i] < least ? low[i] : least;
   Vec sums = {};
   for (int64_t i = 0; i < n; i += kLanes) {
-    const Vec e = Exp((least - Load<Vec>(scratch + i)) * inverse_eps);
-    Store(scratch + i, e);
+    const Vec e = Exp((least - Load<Vec>(share + i)) * inverse_eps);
+    Store(share + i, e);
     sums += e;
   }
   float sum = 0;
   for (int i = 0; i < kLanes; ++i) sum += sums[i];
   const float scale = 1.0f / sum;
   for (int64_t i = 0; i < n; i += kLanes) {
-    Store(column + i, Load<Vec>(column + i) + Load<Vec>(scratch + i) * scale);
+    const Vec part = Load<Vec>(share + i) * scale;
+    Store(share + i, part);
+    Store(column + i, Load<Vec>(column + i) + part * weight);
   }
+  *total = sum;
+  return least;
 }
 
 float SoftList(const float* rel, const int32_t* code, const float* p, int64_t n, float inverse_eps,
-               float* scratch, float* column) {
+               float weight, float* share, float* column, float* total) {
   float least = rel[0] + p[code[0]];
   for (int64_t i = 0; i < n; ++i) {
     const float x = rel[i] + p[code[i]];
-    scratch[i] = x;
+    share[i] = x;
     least = x < least ? x : least;
   }
   Vec8 sums = {};
   for (int64_t i = 0; i < n; i += 8) {
-    const Vec8 e = Exp((least - Load<Vec8>(scratch + i)) * inverse_eps);
-    Store(scratch + i, e);
+    const Vec8 e = Exp((least - Load<Vec8>(share + i)) * inverse_eps);
+    Store(share + i, e);
     sums += e;
   }
   float sum = 0;
   for (int i = 0; i < 8; ++i) sum += sums[i];
   const float scale = 1.0f / sum;
-  for (int64_t i = 0; i < n; ++i) column[code[i]] += scratch[i] * scale;
+  for (int64_t i = 0; i < n; ++i) {
+    share[i] *= scale;
+    column[code[i]] += share[i] * weight;
+  }
+  *total = sum;
   return least;
 }
 
@@ -239,8 +296,8 @@ double ExactCost(const float* x, const float* c, int64_t d) {
 }  // namespace
 
 extern const KMeansKernels kKMeansKernels;
-const KMeansKernels kKMeansKernels = {kRows,   kWidth,   CostTile,   RowMin,   Collect,
-                                      SoftRow, SoftList, ListArgmin, ExactCost};
+const KMeansKernels kKMeansKernels = {kRows,       kWidth,  CostTile, RowMin,     GroupMin, Collect,
+                                      CollectEach, SoftRow, SoftList, ListArgmin, ExactCost};
 
 }  // namespace ONEREC_ISA
 }  // namespace onerec

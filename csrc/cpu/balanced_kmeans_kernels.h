@@ -22,18 +22,25 @@ struct KMeansKernels {
   // Smallest of v[0..n), n a multiple of nr.
   float (*row_min)(const float* v, int64_t n);
 
+  // least[g] = smallest of v[offset[g]..offset[g + 1]) for each of `groups` groups, none empty.
+  void (*group_min)(const float* v, const int32_t* offset, int64_t groups, float* least);
+
   // Writes the positions with v[i] <= limit to `where`, in order, and returns their number.
   int64_t (*collect)(const float* v, int64_t n, float limit, int32_t* where);
 
-  // One row of an entropic sweep over all columns: column[k] += softmax_k(-(v[k] + p[k]) / eps).
-  // n is a multiple of nr; scratch holds n floats. Padding columns have v = +huge.
-  void (*soft_row)(const float* v, const float* p, int64_t n, float inverse_eps, float* scratch,
-                   float* column);
+  // The same with v[i] - base < limits[i], for any n.
+  int64_t (*collect_each)(const float* v, float base, const float* limits, int64_t n,
+                          int32_t* where);
+
+  // One row of an entropic sweep over all columns: column[k] += weight * share[k], share being
+  // the softmax over k of -(v[k] + p[k]) / eps. n is a multiple of nr; padding columns have v =
+  // +huge. Returns min(v + p) and, in *sum, the sum of exp(-(v[k] + p[k] - min) / eps).
+  float (*soft_row)(const float* v, const float* p, int64_t n, float inverse_eps, float weight,
+                    float* share, float* column, float* sum);
 
   // The same over one row of a list (n a multiple of kListPad, padded with rel = +huge).
-  // Returns min(rel + p[code]).
   float (*soft_list)(const float* rel, const int32_t* code, const float* p, int64_t n,
-                     float inverse_eps, float* scratch, float* column);
+                     float inverse_eps, float weight, float* share, float* column, float* sum);
 
   // Position of the smallest rel + p[code] of a list row; the first of equals.
   int64_t (*list_argmin)(const float* rel, const int32_t* code, const float* p, int64_t n,

@@ -4,19 +4,54 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/balanced_kmeans_finish.h"
+#include "cpu/balanced_kmeans_pass.h"
 #include "onerec/balanced_kmeans.h"
 
 namespace onerec {
 
-// Distinct centres; equal ones are one node that takes as many items as all of them.
+// Distinct centres, neighbours together; equal ones are one node that takes as many items as all of
+// them.
 struct Nodes {
   int64_t count = 0;
   std::vector<float> centers;         // [count, d]
   std::vector<int64_t> multiplicity;  // [count]
+  std::vector<int32_t> first;         // [count] the smallest cluster of the node: ties go by it
   std::vector<int32_t> node_of;       // [clusters]
+  std::vector<int32_t> group_offset;  // [groups + 1] nodes of each group of neighbours
 };
 
-Nodes MergeEqual(const float* centers, int64_t clusters, int64_t d);
+Nodes MakeNodes(const float* centers, int64_t clusters, int64_t d,
+                const BalancedKMeansOptions& options);
+
+// Costs for the exact finish from tiles of distances; prices, if not null, count as part of the
+// costs and must be those that `packed` has.
+class TileCosts : public FinishCosts {
+ public:
+  TileCosts(const FloatRows& x, const float* centers, const double* prices,
+            const PackedCenters& packed, const KMeansKernels& kernels)
+      : x_(x), centers_(centers), prices_(prices), packed_(packed), kernels_(kernels) {}
+
+  void Rows(const int32_t* items, int64_t count, const Body& body) const override {
+    std::vector<int64_t> rows(items, items + count);
+    BalancedKMeansOptions alone;  // one thread, no interruption
+    DensePass(x_, rows.data(), count, packed_, kernels_, alone,
+              [&](int64_t, int64_t i, const float* row, double square) {
+                body(i, row, 2 * packed_.Error(square));
+              });
+  }
+
+  double Exact(int32_t item, int32_t node) const override {
+    return Cost(x_, item, centers_, node, kernels_) + (prices_ != nullptr ? prices_[node] : 0);
+  }
+
+ private:
+  const FloatRows& x_;
+  const float* centers_;
+  const double* prices_;
+  const PackedCenters& packed_;
+  const KMeansKernels& kernels_;
+};
 
 // `count` of 0..total-1 without repetition, ascending, drawn with the seed.
 std::vector<int64_t> SampleRows(int64_t total, int64_t count, uint64_t seed);
@@ -24,10 +59,11 @@ std::vector<int64_t> SampleRows(int64_t total, int64_t count, uint64_t seed);
 // A permutation's first `count` values of 0..total-1.
 std::vector<int64_t> DrawRows(int64_t total, int64_t count, uint64_t seed);
 
-// BalancedAssign without the checks. `prices_given` says that prices are worth starting from.
+// BalancedAssign without the checks. `prices_given` says that prices are worth starting from;
+// `certify` fills in cost, dual and gap, for one more pass over everything.
 BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>& mean,
                                    const float* centers, int64_t clusters,
                                    const BalancedKMeansOptions& options, bool prices_given,
-                                   double* prices, int32_t* labels);
+                                   bool certify, double* prices, int32_t* labels);
 
 }  // namespace onerec

@@ -48,16 +48,37 @@ void BindBalancedKMeans(py::module_& m) {
       [](uintptr_t x, int64_t rows, int64_t columns, int64_t stride, int64_t clusters,
          const std::string& method, int max_iter, double tolerance, uint64_t seed, int num_threads,
          int64_t memory_budget, bool centers_given, uintptr_t centers, uintptr_t prices,
-         uintptr_t labels) {
+         uintptr_t labels, int steps_done, double inertia_done, const py::object& on_iteration,
+         int rank, int processes, const py::object& exchange) {
         BalancedKMeansOptions options = Options(num_threads, memory_budget);
         if (method == "sequential") {
           options.method = BalancedMethod::kSequential;
+        } else if (method == "fast") {
+          options.method = BalancedMethod::kFast;
         } else if (method != "priced") {
-          throw std::invalid_argument("method: wanted priced or sequential, got " + method);
+          throw std::invalid_argument("method: wanted priced, fast or sequential, got " + method);
         }
         options.max_iter = max_iter;
         options.tolerance = tolerance;
         options.seed = seed;
+        options.steps_done = steps_done;
+        options.inertia_done = inertia_done;
+        if (!on_iteration.is_none()) {
+          options.on_iteration = [&](int steps, double inertia) {
+            const py::gil_scoped_acquire gil;
+            on_iteration(steps, inertia);
+          };
+        }
+        options.processes.rank = rank;
+        options.processes.count = processes;
+        if (!exchange.is_none()) {
+          options.processes.exchange = [&](void* data, const int64_t* offsets) {
+            const py::gil_scoped_acquire gil;
+            py::list ends;
+            for (int r = 0; r <= processes; ++r) ends.append(offsets[r]);
+            exchange(reinterpret_cast<uintptr_t>(data), ends);
+          };
+        }
         BalancedKMeansResult result;
         {
           const py::gil_scoped_release release;
@@ -76,7 +97,9 @@ void BindBalancedKMeans(py::module_& m) {
       py::arg("x"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("clusters"),
       py::arg("method"), py::arg("max_iter"), py::arg("tolerance"), py::arg("seed"),
       py::arg("num_threads"), py::arg("memory_budget"), py::arg("centers_given"),
-      py::arg("centers"), py::arg("prices"), py::arg("labels"));
+      py::arg("centers"), py::arg("prices"), py::arg("labels"), py::arg("steps_done"),
+      py::arg("inertia_done"), py::arg("on_iteration"), py::arg("rank"), py::arg("processes"),
+      py::arg("exchange"));
   m.def(
       "balanced_assign",
       [](uintptr_t x, int64_t rows, int64_t columns, int64_t stride, uintptr_t centers,
@@ -128,6 +151,21 @@ void BindBalancedKMeans(py::module_& m) {
       py::arg("x"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("centers"),
       py::arg("clusters"), py::arg("prices"), py::arg("groups"), py::arg("cap"),
       py::arg("num_threads"), py::arg("labels"));
+  m.def(
+      "assign_within",
+      [](uintptr_t x, int64_t rows, int64_t columns, int64_t stride, uintptr_t centers,
+         int64_t clusters, uintptr_t prices, uintptr_t room, int num_threads, uintptr_t labels) {
+        const BalancedKMeansOptions options =
+            Options(num_threads, BalancedKMeansOptions().memory_budget);
+        const py::gil_scoped_release release;
+        AssignWithin(Rows(x, rows, columns, stride), reinterpret_cast<const float*>(centers),
+                     clusters, reinterpret_cast<const double*>(prices),
+                     reinterpret_cast<const int64_t*>(room), options,
+                     reinterpret_cast<int32_t*>(labels));
+      },
+      py::arg("x"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("centers"),
+      py::arg("clusters"), py::arg("prices"), py::arg("room"), py::arg("num_threads"),
+      py::arg("labels"));
 }
 
 }  // namespace onerec::python

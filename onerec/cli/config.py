@@ -23,8 +23,8 @@ class TokenizeConfig:
         levels: Codes of a semantic id, L.
         codebook_size: Codes of a level, K. Null: the smallest power of two with K^L at least 8
             times the number of items, so that distinct ids are close to their vectors.
-        method: Balanced k-means: "priced" (near the best balanced cost), or "sequential" (the
-            paper's Algorithm 1).
+        method: Balanced k-means: "priced" (the best balanced cost, certified), "fast" (near it) or
+            "sequential" (the paper's Algorithm 1).
         distinct: What is done about items with equal ids: "none", "cap", "distinct" or "rank".
         max_iter: Rounds of k-means a level.
         seed: Of the first centres.
@@ -32,7 +32,7 @@ class TokenizeConfig:
 
     levels: int = 3
     codebook_size: int | None = None
-    method: Literal["priced", "sequential"] = "priced"
+    method: Literal["priced", "fast", "sequential"] = "priced"
     distinct: Literal["none", "cap", "distinct", "rank"] = "distinct"
     max_iter: int = 10
     seed: int = 0

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import json
+import zipfile
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -9,8 +15,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from onerec._native import core
+from onerec.errors import DataError
+from onerec.files import atomic_write
 
-Method = Literal["priced", "sequential"]
+Method = Literal["priced", "fast", "sequential"]
 
 
 def as_rows(x: ArrayLike | torch.Tensor, name: str = "X") -> NDArray[np.float32]:
@@ -75,8 +83,10 @@ class BalancedKMeans:
     `priced` finds the cheapest assignment of these sizes at each step. It is a power diagram: item
     x goes to argmin_k |x - c_k|^2 + price_k (Aurenhammer, Hoffmann, Aronov, "Minkowski-type
     theorems and least-squares clustering"), so that new items are encoded by the same rule. The
-    prices come from annealed entropic dual sweeps over candidate lists, the exact sizes from
-    shortest augmenting paths over the clusters, and `gap_` certifies the result. `sequential` is
+    prices come from Newton steps on the annealed entropic dual, over a sample and then over
+    candidate lists, the exact sizes from shortest augmenting paths over the clusters, and `gap_`
+    certifies the result. `fast` fills the sizes greedily at the prices instead; its `gap_` says
+    what that costs. `sequential` is
     Algorithm 1 of OneRec (arXiv 2502.18965, section 3.1) as printed: clusters in turn take the
     nearest items that are left; with N not divisible by K the first N mod K clusters take one more.
     It depends on the order of the clusters and is much worse; it is the faithful baseline.
@@ -86,14 +96,19 @@ class BalancedKMeans:
 
     Args:
         n_clusters: K.
-        method: "priced" or "sequential".
-        max_iter: Lloyd steps at most. With "priced" one more assignment follows the last step, so
-            that labels and prices belong to the final centres.
-        tol: "priced" stops when a step lowers the inertia by less than this share.
+        method: "priced", "fast" or "sequential".
+        max_iter: Lloyd steps at most. Except with "sequential", one more assignment follows the
+            last step, so that labels and prices belong to the final centres.
+        tol: Except with "sequential", fitting stops when a step lowers the inertia by less than
+            this share.
         init: "random" (distinct rows of X) or starting centres, float32 [K, d].
         random_state: Seed or generator of the starting centres; None draws a new one.
         num_threads: Threads; None takes `torch.get_num_threads()`.
         memory_budget: Bytes to use beside X and the results.
+        distributed: Fit together with the other processes of torch.distributed's default group:
+            each must see all rows of X (the same file, say) and call `fit` alike; passes and
+            sums are divided among them, the exact finish is not. Every process gets the result
+            that one alone would have got.
 
     Attributes:
         labels_: int32 [N], the balanced assignment.
@@ -130,6 +145,7 @@ class BalancedKMeans:
         random_state: int | np.random.Generator | None = None,
         num_threads: int | None = None,
         memory_budget: int = 2 << 30,
+        distributed: bool = False,
     ) -> None:
         self.n_clusters = n_clusters
         self.method = method
@@ -139,6 +155,7 @@ class BalancedKMeans:
         self.random_state = random_state
         self.num_threads = num_threads
         self.memory_budget = memory_budget
+        self.distributed = distributed
 
     _parameters = (
         "n_clusters",
@@ -149,6 +166,7 @@ class BalancedKMeans:
         "random_state",
         "num_threads",
         "memory_budget",
+        "distributed",
     )
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -176,14 +194,24 @@ class BalancedKMeans:
         return positive("num_threads", self.num_threads)
 
     def fit(
-        self, X: ArrayLike | torch.Tensor, y: None = None, sample_weight: None = None
+        self,
+        X: ArrayLike | torch.Tensor,
+        y: None = None,
+        sample_weight: None = None,
+        *,
+        checkpoint: str | Path | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
     ) -> BalancedKMeans:
         """Finds centres and the balanced assignment of the rows of X.
 
         Args:
-            X: [N, d], taken as float32; N >= n_clusters, every value finite.
+            X: [N, d], taken as float32; N >= n_clusters, every value finite. A float32
+                `numpy.memmap` (see `open_rows`) is read in pieces and never copied.
             y: Ignored.
             sample_weight: Not supported: sizes count items.
+            checkpoint: File that holds centres, prices and counters after each Lloyd step. If it
+                is there already, fitting goes on from it to the same result.
+            progress: Called as `progress(steps, max_iter, note)` after each Lloyd step.
 
         Raises:
             TypeError: An argument has the wrong type.
@@ -195,8 +223,10 @@ class BalancedKMeans:
                 "sample_weight: not supported, since cluster sizes count items; got weights"
             )
         clusters = positive("n_clusters", self.n_clusters)
-        if self.method not in ("priced", "sequential"):
-            raise ValueError(f'method: wanted "priced" or "sequential", got {self.method!r}')
+        if self.method not in ("priced", "fast", "sequential"):
+            raise ValueError(
+                f'method: wanted "priced", "fast" or "sequential", got {self.method!r}'
+            )
         if not self.tol >= 0:
             raise ValueError(f"tol: wanted a number of at least 0, got {self.tol!r}")
         x = as_rows(X)
@@ -217,6 +247,31 @@ class BalancedKMeans:
             centers = np.zeros((clusters, x.shape[1]), np.float32)
         prices = np.zeros(clusters, np.float64)
         labels = np.zeros(x.shape[0], np.int32)
+        rank, processes = _group(self.distributed)
+        seed, steps, inertia = seed_of(self.random_state), 0, 0.0
+        if processes > 1:
+            seed = _agree(seed)
+        task = {
+            "shape": list(x.shape),
+            "n_clusters": clusters,
+            "method": self.method,
+            "init": "given" if given else "random",
+            "random_state": None if self.random_state is None else seed,
+        }
+        if checkpoint is not None and self.method == "sequential":
+            raise ValueError('checkpoint: wanted None with method="sequential"')
+        if checkpoint is not None and Path(checkpoint).exists():
+            seed, steps, inertia = _restore(Path(checkpoint), task, centers, prices)
+            given = True
+
+        def after(steps: int, inertia: float) -> None:
+            if checkpoint is not None and rank == 0:
+                state = {"task": task, "seed": seed, "steps": steps, "inertia": inertia}
+                with atomic_write(checkpoint) as path, path.open("wb") as file:
+                    np.savez(file, state=json.dumps(state), centers=centers, prices=prices)
+            if progress is not None:
+                progress(steps, self.max_iter, f"inertia {inertia:.6g}" if inertia else "")
+
         report = core().balanced_kmeans_fit(
             x=x.ctypes.data,
             rows=x.shape[0],
@@ -226,13 +281,19 @@ class BalancedKMeans:
             method=self.method,
             max_iter=positive("max_iter", self.max_iter),
             tolerance=float(self.tol),
-            seed=seed_of(self.random_state),
+            seed=seed,
             num_threads=self._threads(),
             memory_budget=positive("memory_budget", self.memory_budget),
             centers_given=given,
             centers=centers.ctypes.data,
             prices=prices.ctypes.data,
             labels=labels.ctypes.data,
+            steps_done=steps,
+            inertia_done=inertia,
+            on_iteration=after,
+            rank=rank,
+            processes=processes,
+            exchange=_exchange if processes > 1 else None,
         )
         self.cluster_centers_ = centers
         self.prices_ = prices
@@ -263,6 +324,68 @@ class BalancedKMeans:
         if not hasattr(self, "cluster_centers_"):
             raise RuntimeError("predict: call fit first")
         return priced_argmin(X, self.cluster_centers_, self.prices_, self._threads())
+
+
+def _group(distributed: bool) -> tuple[int, int]:
+    """Rank and number of the processes that fit together."""
+    if not distributed:
+        return 0, 1
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        raise RuntimeError("distributed: wanted torch.distributed to be initialised")
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+
+def _device() -> torch.device:
+    """Where the default group's tensors have to be."""
+    if torch.distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def _agree(seed: int) -> int:
+    """The first process's seed."""
+    value = torch.tensor([seed - 2**63], dtype=torch.int64, device=_device())
+    torch.distributed.broadcast(value, 0)
+    return int(value.item()) + 2**63
+
+
+def _exchange(address: int, offsets: list[int]) -> None:
+    """Makes bytes offsets[r]..offsets[r + 1] at `address`, which process r has, known to all."""
+    if offsets[-1] == 0:
+        return
+    memory = (ctypes.c_ubyte * offsets[-1]).from_address(address)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    for rank, (begin, end) in enumerate(pairwise(offsets)):
+        if begin < end:
+            part = whole[begin:end].to(_device())
+            torch.distributed.broadcast(part, rank)
+            whole[begin:end] = part
+
+
+def _restore(
+    path: Path,
+    task: dict[str, Any],
+    centers: NDArray[np.float32],
+    prices: NDArray[np.float64],
+) -> tuple[int, int, float]:
+    """Reads a checkpoint into centres and prices; returns seed, Lloyd steps and inertia.
+
+    Raises:
+        DataError: The file is damaged, or belongs to another fit.
+    """
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
+            state = json.loads(str(saved["state"]))
+            found = saved["centers"], saved["prices"]
+        for name, wanted in task.items():
+            if state["task"][name] != wanted:
+                raise DataError(
+                    f"{path}: {name}: wanted a checkpoint for {wanted}, got {state['task'][name]}"
+                )
+        centers[:], prices[:] = found
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: wanted a checkpoint of this k-means, got {error}") from error
+    return int(state["seed"]), int(state["steps"]), float(state["inertia"])
 
 
 def priced_argmin(

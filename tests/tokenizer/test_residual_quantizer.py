@@ -102,6 +102,52 @@ def test_encode_gives_training_items_their_codes() -> None:
     assert quantizer.encode(x[:0]).shape == (0, 2)
 
 
+@pytest.mark.parametrize("distinct", ["none", "cap", "distinct", "rank"])
+@pytest.mark.parametrize("slack", [1.0, 1.3])
+def test_added_items_hold_the_caps_and_move_nobody(tmp_path: Path, distinct, slack: float) -> None:
+    x = np.concatenate([items(200), np.repeat(items(3), 5, axis=0)])  # equal rows among them
+    quantizer = fitted(x, 3, 16, distinct=distinct)
+    before = quantizer.sids_.copy()
+    quantizer.save_pretrained(tmp_path)
+    for start in (0, 90):
+        new = np.concatenate([items(80, seed=3 + start), x[:10]])
+        added = quantizer.add(new, slack=slack)
+        assert np.array_equal(quantizer.sids_[-90:], added)
+        cap = np.ceil(slack * len(quantizer.sids_) / 16)
+        for level in range(3 - (distinct == "distinct")):
+            held = np.bincount(quantizer.sids_[:, level], minlength=16)
+            old = np.bincount(quantizer.sids_[:-90, level], minlength=16)
+            if distinct != "distinct" or slack > 1:  # there caps leave some prefixes no free id
+                assert (held <= np.maximum(cap, old)).all()
+    assert np.array_equal(quantizer.sids_[: len(x)], before)
+    if distinct in ("distinct", "rank"):
+        assert len(np.unique(quantizer.sids_, axis=0)) == len(x) + 180
+    again = ResidualQuantizer.from_pretrained(tmp_path)
+    with pytest.raises(RuntimeError, match="wanted sids, the ids in use"):
+        again.add(new)
+    if distinct != "distinct":  # without need nothing differs from encode
+        added = again.add(new[:80], slack=9, sids=before)
+        assert np.array_equal(added[:, :3], again.encode(new[:80])[:, :3])
+    with pytest.raises(ValueError, match=r"slack: wanted at least 1, got 0\.5"):
+        quantizer.add(new, slack=0.5)
+
+
+def test_every_id_can_be_given_away() -> None:
+    quantizer = fitted(items(20), 2, 8, distinct="distinct")
+    quantizer.add(np.ones((44, 12), np.float32), slack=1.0)
+    assert len(np.unique(quantizer.sids_, axis=0)) == 64
+    with pytest.raises(ValueError, match="wanted at most 0 rows, the ids that are left, got 1"):
+        quantizer.add(items(1))
+
+
+def test_new_items_are_nearly_balanced() -> None:
+    x, new = items(4000, seed=1), items(4000, seed=1)[::-1] + np.float32(0.01)
+    quantizer = fitted(x, 1, 16)
+    sizes = np.bincount(quantizer.encode(new)[:, 0], minlength=16)
+    nearest = ((new[:, None] - quantizer.codebooks_[0]) ** 2).sum(2).argmin(1)
+    assert sizes.std() < 0.3 * np.bincount(nearest, minlength=16).std()
+
+
 @pytest.mark.parametrize("distinct", ["none", "rank"])
 def test_saved_and_loaded(tmp_path: Path, distinct) -> None:
     quantizer = fitted(items(), 2, 32, distinct=distinct)

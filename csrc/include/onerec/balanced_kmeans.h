@@ -27,7 +27,18 @@ struct FloatRows {
 
 enum class BalancedMethod {
   kPriced,      // exact assignment by prices
+  kFast,        // prices, then a greedy fill: sizes hold, the gap says what it costs
   kSequential,  // Algorithm 1 of OneRec (arXiv 2502.18965): clusters in turn take the nearest left
+};
+
+// Processes that work on one fit together: each sees the same rows (the same file, say), does its
+// part of the passes, and has the whole result. The result does not depend on their number.
+struct Processes {
+  int rank = 0;
+  int count = 1;
+  // bytes offsets[r]..offsets[r + 1] of data are known to process r; must make them known to all.
+  // Called on the calling thread, by all processes in the same order.
+  std::function<void(void* data, const int64_t* offsets)> exchange;
 };
 
 struct BalancedKMeansOptions {
@@ -41,6 +52,12 @@ struct BalancedKMeansOptions {
   int64_t memory_budget = int64_t{2} << 30;
   // Called on the calling thread between pieces of work; stops the work by throwing.
   std::function<void()> on_step;
+  // Called after each Lloyd step of a fit: centers and prices hold the state, from which, with the
+  // steps and the inertia that this says, another fit goes on as this one would.
+  std::function<void(int steps, double inertia)> on_iteration;
+  int steps_done = 0;       // Lloyd steps behind the given centers and prices
+  double inertia_done = 0;  // inertia after them
+  Processes processes;
 };
 
 struct BalancedAssignment {
@@ -64,9 +81,10 @@ struct BalancedKMeansResult {
 };
 
 // Fits `clusters` centres. centers [clusters, columns] holds the starting centres if
-// `centers_given`, else distinct rows of x are drawn with the seed. Writes centers, prices
-// [clusters] (mean zero; all zero for kSequential) and labels [rows].
-// Throws std::invalid_argument for rows < clusters, empty shapes, NaN or infinity in x.
+// `centers_given`, else distinct rows of x are drawn with the seed; prices are read if
+// options.steps_done > 0. Writes centers, prices [clusters] (mean zero; all zero for kSequential)
+// and labels [rows]. Throws std::invalid_argument for rows < clusters, empty shapes, NaN or
+// infinity in x.
 ONEREC_API BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
                                                   const BalancedKMeansOptions& options,
                                                   bool centers_given, float* centers,
@@ -89,6 +107,13 @@ ONEREC_API void PricedArgmin(const FloatRows& x, const float* centers, int64_t c
 // any order. Throws std::invalid_argument if a group has more than cap * clusters items.
 ONEREC_API void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters,
                              const double* prices, const int64_t* groups, int64_t cap,
+                             const BalancedKMeansOptions& options, int32_t* labels);
+
+// Cheapest assignment in which cluster k takes at most room[k] items: minimises |x_i - c_k|^2 +
+// prices[k]. prices may be null (zero). Throws std::invalid_argument if a room is negative or there
+// is less room than rows.
+ONEREC_API void AssignWithin(const FloatRows& x, const float* centers, int64_t clusters,
+                             const double* prices, const int64_t* room,
                              const BalancedKMeansOptions& options, int32_t* labels);
 
 }  // namespace onerec

@@ -1,9 +1,16 @@
-"""Mixture of experts: sorted segments beside `F.grouped_mm` as others use it and a loop."""
+"""Mixture of experts: ours beside `F.grouped_mm` as others use it, a loop and liger-kernel.
+
+On the CPU the forward pass is the packed native one and the training step the sorted one; on CUDA
+both are the Triton kernels and the forward pass includes the routing, replayed from a CUDA graph.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import time
 from collections.abc import Callable
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -11,17 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onerec._native import core
-from onerec.ops import moe_experts, moe_route
+from onerec.ops import PackedExperts, moe, moe_experts, moe_route
 
-# (d, F, experts): the tiny preset, and a small model of OneRec's proportions.
-SIZES = {"tiny": (128, 512, 8), "small": (512, 2048, 24)}
+# (d, F, experts): the tiny preset, a small model of OneRec's proportions, a large one.
+SIZES = {"tiny": (128, 512, 8), "small": (512, 2048, 24), "large": (1024, 4096, 24)}
 TOP_K = 2
 
 
 def grouped_mm(x: Tensor, ids: Tensor, gates: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
     """What transformers and torchtitan do: sort, gather, `F.grouped_mm` twice, sum over slots."""
     pairs, order = ids.flatten().sort(stable=True)
-    ends = torch.bincount(pairs, minlength=len(w2)).cumsum(0).int()
+    # Not bincount, which waits for the device.
+    each = torch.arange(len(w2), device=ids.device)
+    ends = torch.searchsorted(pairs, each, right=True, out_int32=True)
     hidden = F.grouped_mm(x[order // TOP_K], w13.transpose(-2, -1), offs=ends)
     gate, value = hidden.chunk(2, dim=-1)
     out = F.grouped_mm(F.silu(gate) * value, w2.transpose(-2, -1), offs=ends)
@@ -29,37 +38,99 @@ def grouped_mm(x: Tensor, ids: Tensor, gates: Tensor, w13: Tensor, w2: Tensor) -
     return out[order.argsort()].view(*ids.shape, -1).sum(dim=1)
 
 
-def providers(
-    size: str, tokens: int, dtype: torch.dtype, device: str
-) -> tuple[dict[str, Callable[[], Tensor]], list[Tensor], dict[str, Any]]:
+def dense(x: Tensor, w13: Tensor, w2: Tensor) -> Tensor:
+    """As many multiplications as the experts need, as one dense layer: what the machine can do."""
+    hidden = x.repeat_interleave(TOP_K, dim=0) @ w13[0].T
+    gate, value = hidden.chunk(2, dim=-1)
+    return (F.silu(gate) * value) @ w2[0].T
+
+
+class Problem(NamedTuple):
+    """Inputs of a layer: `leaves` are x, gates, w13, w2."""
+
+    x: Tensor
+    router: Tensor
+    ids: Tensor
+    gates: Tensor
+    w13: Tensor
+    w2: Tensor
+    facts: dict[str, Any]
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.x, self.gates, self.w13, self.w2]
+
+
+def problem(
+    size: str, tokens: int, dtype: torch.dtype, device: str, routing: str = "uniform"
+) -> Problem:
     d, f, e = SIZES[size]
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
-        made = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
-        return made.to(device, dtype)
+        made = torch.randn(*shape, generator=generator, device=device)
+        return (made / shape[-1] ** 0.5).to(dtype)
 
     x, router = normal(tokens, d) * d**0.5, normal(e, d)
+    if routing == "zipf":
+        x[:, 0] = 1.0
+        router[:, 0] = -2.0 * torch.arange(1, e + 1, device=device).log()
     w13, w2 = normal(e, 2 * f, d), normal(e, d, f)
-    ids, gates, _ = moe_route(x, router, top_k=TOP_K)
-    gates = gates.to(dtype)
-    weights = (x, gates, w13, w2)
-    backend = "triton" if device == "cuda" else "torch"
-    calls: dict[str, Callable[[], Tensor]] = {
-        "onerec": lambda: moe_experts(x, ids, gates, w13, w2, backend=backend),
-        "F.grouped_mm": lambda: grouped_mm(x, ids, gates, w13, w2),
-        "loop": lambda: moe_experts(x, ids, gates, w13, w2, backend="reference"),
+    ids, gates, stats = moe_route(x, router, top_k=TOP_K)
+    hit = int((stats.counts > 0).sum())
+    facts = {
+        "d": d,
+        "F": f,
+        "experts": e,
+        "experts hit": hit,
+        "busiest": round(float(stats.counts.max() / max(tokens * TOP_K, 1)), 3),
+        "flops": 6 * tokens * TOP_K * d * f,
+        "bytes": (3 * hit * d * f + 2 * tokens * d) * x.element_size(),
     }
-    flops = 6 * tokens * TOP_K * d * f
-    hit = int(ids.unique().numel())
-    facts = {"d": d, "F": f, "experts": e, "experts hit": hit, "flops": flops}
-    return calls, list(weights), facts
+    return Problem(x, router, ids, gates.to(dtype), w13, w2, facts)
 
 
 def near(got: Any, want: Any) -> None:
     for a, b in zip(got, want, strict=True):
         error = float((a.double() - b.double()).norm() / b.double().norm())
         assert error < (1e-5 if a.dtype == torch.float32 else 2e-2), error
+
+
+@lru_cache
+def roofs(dtype: torch.dtype, device: str) -> dict[str, float]:
+    """GFLOP/s of a square product and GB/s of reading, measured; the best of a few."""
+    n = 8192 if device == "cuda" else 1024
+    a = torch.randn(n, n, device=device).to(dtype)
+    big = torch.empty(2**28, dtype=torch.uint8, device=device).view(torch.int64).zero_()
+
+    def best(call: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return {
+        "roof GFLOP/s": round(2 * n**3 / best(lambda: a @ a) / 1e9, 1),
+        "roof GB/s": round(big.nbytes / best(lambda: big.sum()) / 1e9, 1),
+    }
+
+
+def measured(p: Problem, device: str, passes: int = 1) -> dict[str, Any]:
+    """What `compare` notes of the work, the machine and the time below which none can come."""
+    facts = dict(p.facts)
+    flops, size = passes * facts.pop("flops"), passes * facts.pop("bytes")
+    facts |= roofs(p.x.dtype, device)
+    floor = max(flops / facts["roof GFLOP/s"], size / facts["roof GB/s"]) / 1e9
+    return {
+        "check": near,
+        "work": {"GFLOP/s": flops / 1e9, "GB/s": size / 1e9},
+        "facts": {**facts, "floor_s": floor},
+        "device": device,
+    }
 
 
 # Without AVX-512 a CPU has no bfloat16 arithmetic; emulated it takes minutes and says nothing.
@@ -73,18 +144,23 @@ DTYPES = pytest.mark.parametrize("dtype", [pytest.param(torch.float32, id="fp32"
 
 @DTYPES
 @pytest.mark.parametrize(
-    ("size", "tokens"), [("tiny", 1), ("tiny", 128), ("tiny", 2048), ("small", 1), ("small", 128)]
+    ("size", "tokens"),
+    [("tiny", 1), ("tiny", 128), ("small", 1), ("small", 8), ("small", 128), ("small", 2048)],
 )
 def test_forward(compare: Any, size: str, tokens: int, dtype: torch.dtype) -> None:
-    calls, _, facts = providers(size, tokens, dtype, "cpu")
+    p = problem(size, tokens, dtype, "cpu")
+    packed = PackedExperts(p.w13, p.w2, dtype=dtype)
     with torch.inference_mode():
         compare(
-            {name: lambda call=call: [call()] for name, call in calls.items()},
-            check=near,
-            work={"GFLOP/s": facts.pop("flops") / 1e9},
-            facts=facts,
+            {
+                "onerec": lambda: [packed(p.x.float(), p.ids, p.gates.float()).to(dtype)],
+                "onerec torch": lambda: [moe_experts(p.x, p.ids, *p.leaves[1:])],
+                "F.grouped_mm": lambda: [grouped_mm(p.x, p.ids, *p.leaves[1:])],
+                "loop": lambda: [moe_experts(p.x, p.ids, *p.leaves[1:], backend="reference")],
+            },
             calls=20 if tokens == 1 else 1,
-            seconds=1.0,
+            seconds=2.0,
+            **measured(p, "cpu"),
         )
 
 
@@ -101,42 +177,122 @@ def training(calls: dict[str, Callable[[], Tensor]], leaves: list[Tensor]) -> di
 
 
 @DTYPES
-@pytest.mark.parametrize(("size", "tokens"), [("tiny", 2048), ("small", 128)])
+@pytest.mark.parametrize(("size", "tokens"), [("tiny", 2048), ("small", 128), ("small", 2048)])
 def test_training_step(compare: Any, size: str, tokens: int, dtype: torch.dtype) -> None:
-    calls, leaves, facts = providers(size, tokens, dtype, "cpu")
-    if size == "small":
-        # The loop's backward writes a gradient of all experts' weights once an expert: seconds.
-        del calls["loop"]
-    compare(
-        training(calls, leaves),
-        check=near,
-        work={"GFLOP/s": 3 * facts.pop("flops") / 1e9},
-        facts=facts,
-        seconds=1.0,
-    )
+    p = problem(size, tokens, dtype, "cpu")
+    x, gates, w13, w2 = p.leaves
+    calls = {
+        "onerec": lambda: moe_experts(x, p.ids, gates, w13, w2),
+        "F.grouped_mm": lambda: grouped_mm(x, p.ids, gates, w13, w2),
+        "loop": lambda: moe_experts(x, p.ids, gates, w13, w2, backend="reference"),
+    }
+    compare(training(calls, p.leaves), seconds=1.0, **measured(p, "cpu", passes=3))
+
+
+def graphed(call: Callable[[], Tensor]) -> Callable[[], list[Tensor]]:
+    """`call` captured in a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+
+    def replay() -> list[Tensor]:
+        graph.replay()
+        return [out]
+
+    return replay
+
+
+def liger() -> Callable[..., Tensor] | None:
+    """liger-kernel's fused experts, where installed."""
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None
+    from liger_kernel.ops.fused_moe import LigerFusedMoEFunction
+
+    return lambda x, ids, gates, w13, w2: LigerFusedMoEFunction.apply(x, w13, w2, ids.int(), gates)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("tokens", [1, 128, 2048, 16384])
-def test_forward_on_gpu(compare: Any, tokens: int) -> None:
-    calls, _, facts = providers("small", tokens, torch.bfloat16, "cuda")
+@pytest.mark.parametrize("routing", ["uniform", "zipf"])
+@pytest.mark.parametrize("tokens", [1, 16, 128, 512, 2048, 16384])
+def test_forward_on_gpu(compare: Any, tokens: int, routing: str) -> None:
+    p = problem("large", tokens, torch.bfloat16, "cuda", routing)
+
+    def routed(experts: Callable[..., Tensor]) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            choice = moe_route(p.x, p.router, top_k=TOP_K, backend="torch")
+            return experts(p.x, choice.ids, choice.gates.to(p.x.dtype), p.w13, p.w2)
+
+        return call
+
+    def layer() -> Tensor:
+        return moe(p.x, p.router, p.w13, p.w2, top_k=TOP_K, backend="triton")[0]
+
+    def loop() -> list[Tensor]:
+        return [moe(p.x, p.router, p.w13, p.w2, top_k=TOP_K, backend="reference")[0]]
+
     with torch.inference_mode():
-        compare(
-            {name: lambda call=call: [call()] for name, call in calls.items()},
-            check=near,
-            work={"GFLOP/s": facts.pop("flops") / 1e9},
-            facts=facts,
-            device="cuda",
-        )
+        calls: dict[str, Callable[[], list[Tensor]]] = {"onerec": graphed(layer)}
+        calls["onerec, no graph"] = lambda: [layer()]
+        calls["F.grouped_mm"] = graphed(routed(grouped_mm))
+        if fused := liger():
+            peer = routed(fused)
+            calls["liger-kernel"] = lambda: [peer()]
+        calls["loop"] = loop
+        rest = measured(p, "cuda")
+        alone = graphed(lambda: dense(p.x, p.w13, p.w2))
+        rest["facts"]["dense_s"] = seconds(alone)
+        compare(calls, calls=20 if tokens <= 2048 else 2, **rest)
+
+
+def seconds(call: Callable[[], Any], calls: int = 20) -> float:
+    """Median time of a call on the GPU."""
+    times = []
+    for _ in range(7):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        torch.cuda.synchronize()
+        times.append((time.perf_counter() - start) / calls)
+    return sorted(times)[3]
 
 
 @pytest.mark.gpu
-def test_training_step_on_gpu(compare: Any) -> None:
-    calls, leaves, facts = providers("small", 16384, torch.bfloat16, "cuda")
-    compare(
-        training(calls, leaves),
-        check=near,
-        work={"GFLOP/s": 3 * facts.pop("flops") / 1e9},
-        facts=facts,
-        device="cuda",
-    )
+@pytest.mark.parametrize("routing", ["uniform", "zipf"])
+@pytest.mark.parametrize("tokens", [16384, 65536])
+def test_training_step_on_gpu(compare: Any, tokens: int, routing: str) -> None:
+    p = problem("large", tokens, torch.bfloat16, "cuda", routing)
+    x, gates, w13, w2 = p.leaves
+    calls: dict[str, Callable[[], Tensor]] = {
+        "onerec": lambda: moe_experts(x, p.ids, gates, w13, w2, backend="triton"),
+        "onerec, recomputed": lambda: moe_experts(
+            x, p.ids, gates, w13, w2, recompute=True, backend="triton"
+        ),
+    }
+    if fused := liger():
+        calls["liger-kernel"] = lambda: fused(x, p.ids, gates, w13, w2)
+    calls["F.grouped_mm"] = lambda: grouped_mm(x, p.ids, gates, w13, w2)
+    if tokens == 16384:
+        calls["loop"] = lambda: moe_experts(x, p.ids, gates, w13, w2, backend="reference")
+    rest = measured(p, "cuda", passes=3)
+    timed = training(calls, p.leaves)
+    weights = {w.data_ptr() for w in p.leaves}
+    for name, call in calls.items():
+        kept: dict[int, int] = {}
+
+        def note(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+            if tensor.data_ptr() not in weights:
+                kept[tensor.data_ptr()] = tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            call()
+        rest["facts"][f"saved MB, {name}"] = round(sum(kept.values()) / 1e6)
+    alone = training({"dense": lambda: dense(x, w13, w2)}, [x, w13, w2])["dense"]
+    rest["facts"]["dense_s"] = seconds(alone, calls=2)
+    compare(timed, **rest)

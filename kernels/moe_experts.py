@@ -106,7 +106,7 @@ def _load(at, real, ALL: tl.constexpr):  # type: ignore[no-untyped-def]
         return tl.load(at, real, other=0.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _sigmoid(x):  # type: ignore[no-untyped-def]
     return 1.0 / (1.0 + tl.exp(-x))
 

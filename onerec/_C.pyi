@@ -294,3 +294,30 @@ class Engine:
         scores: int,
         valid: int,
     ) -> None: ...
+
+class PackedExperts:
+    def __init__(
+        self,
+        gate: int,
+        up: int,
+        down: int,
+        type: int,
+        activation: int,
+        count: int,
+        width: int,
+        hidden: int,
+    ) -> None: ...
+    def workspace(self, tokens: int, slots: int) -> int: ...
+    def forward(
+        self,
+        x: int,
+        tokens: int,
+        x_stride: int,
+        ids: int,
+        gates: int,
+        slots: int,
+        first: int,
+        workspace: int,
+        y: int,
+        num_threads: int,
+    ) -> None: ...

@@ -10,6 +10,7 @@ void BindBalancedKMeans(pybind11::module_& m);
 void BindTrie(pybind11::module_& m);
 void BindBeamSearch(pybind11::module_& m);
 void BindPackedGemm(pybind11::module_& m);
+void BindMoe(pybind11::module_& m);
 void BindEngine(pybind11::module_& m);
 
 }  // namespace onerec::python

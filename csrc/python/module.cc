@@ -9,5 +9,6 @@ PYBIND11_MODULE(_C, m) {
   onerec::python::BindTrie(m);
   onerec::python::BindBeamSearch(m);
   onerec::python::BindPackedGemm(m);
+  onerec::python::BindMoe(m);
   onerec::python::BindEngine(m);
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from onerec.model.config import OneRecConfig
-from onerec.ops import MoEStats, moe
+from onerec.ops import MoEStats, PackedExperts, moe, moe_route
 from onerec.ops.moe.reference import activate
 
 
@@ -30,6 +31,10 @@ class FeedForward(nn.Module):
 class MoE(nn.Module):
     """Sparse mixture of experts with loss-free balancing (arXiv 2502.18965 and 2408.15664).
 
+    In evaluation mode without gradients, float32 on the CPU runs native code on a packed copy of
+    the experts' weights. The copy is made again when the weights have changed (which autograd's
+    version counter tells: writes through `.data` are not seen) and dropped by `train()`.
+
     Attributes:
         selection_bias: float32 [E], a buffer; stays float32 when the module is cast.
     """
@@ -45,6 +50,7 @@ class MoE(nn.Module):
         self.w13 = nn.Parameter(torch.zeros(e, rows, d))
         self.w2 = nn.Parameter(torch.zeros(e, d, f))
         self.register_buffer("selection_bias", torch.zeros(e, dtype=torch.float32))
+        self._packed: tuple[tuple[int, ...], PackedExperts] | None = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MoE:
         bias = self.selection_bias
@@ -61,17 +67,53 @@ class MoE(nn.Module):
             x: [T, d].
             mask: bool [T]; tokens with False are skipped (y = 0) and not counted.
         """
+        bias = self.selection_bias if self.config.loss_free_balancing else None
+        top_k, normalize = self.config.experts_per_token, self.config.normalize_gates
+        if self._use_packed(x):
+            routing = moe_route(
+                x, self.router, top_k=top_k, normalize=normalize, selection_bias=bias, mask=mask
+            )
+            return self._pack()(x, routing.ids, routing.gates), routing.stats
         return moe(
             x,
             self.router,
             self.w13,
             self.w2,
-            top_k=self.config.experts_per_token,
+            top_k=top_k,
             activation=self.config.activation,
-            normalize=self.config.normalize_gates,
-            selection_bias=self.selection_bias if self.config.loss_free_balancing else None,
+            normalize=normalize,
+            selection_bias=bias,
             mask=mask,
         )
+
+    def train(self, mode: bool = True) -> MoE:
+        if mode:
+            self._packed = None
+        return super().train(mode)
+
+    def _use_packed(self, x: Tensor) -> bool:
+        return (
+            not self.training
+            and not torch.is_grad_enabled()
+            and x.device.type == "cpu"
+            and x.dtype == self.w13.dtype == torch.float32
+            and not torch.is_autocast_enabled("cpu")
+            and not self.w13.is_inference()
+            and not torch.compiler.is_compiling()
+        )
+
+    def _pack(self) -> PackedExperts:
+        """The packed copy of the present weights."""
+        state = tuple(n for w in (self.w13, self.w2) for n in (w.data_ptr(), w._version))
+        if self._packed is None or self._packed[0] != state:
+            self._packed = None  # frees the old copy before the new one is made
+            packed = PackedExperts(self.w13, self.w2, activation=self.config.activation)
+            self._packed = (state, packed)
+        return self._packed[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled and copied without the packed weights."""
+        return {**self.__dict__, "_packed": None}
 
     @torch.no_grad()
     def update_bias(self, counts: Tensor) -> None:

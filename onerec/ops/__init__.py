@@ -2,7 +2,15 @@
 
 from onerec.ops.beam_step import BeamStep, beam_step
 from onerec.ops.legal_logits import legal_logits
-from onerec.ops.moe import MoEStats, Routing, moe, moe_experts, moe_experts_sorted, moe_route
+from onerec.ops.moe import (
+    MoEStats,
+    PackedExperts,
+    Routing,
+    moe,
+    moe_experts,
+    moe_experts_sorted,
+    moe_route,
+)
 from onerec.ops.session_beam import BeamResult, BeamSearch, BeamState, LegalCodes
 
 __all__ = [
@@ -12,6 +20,7 @@ __all__ = [
     "BeamStep",
     "LegalCodes",
     "MoEStats",
+    "PackedExperts",
     "Routing",
     "beam_step",
     "legal_logits",

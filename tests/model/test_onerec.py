@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -10,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from onerec.model import OneRec, OneRecConfig
+from onerec.model import OneRec, OneRecConfig, feed_forward
 from onerec.model.feed_forward import MoE
+from onerec.ops import moe
 
 
 def small(**overrides: Any) -> OneRecConfig:
@@ -395,6 +398,49 @@ def test_learns_a_small_set_by_heart(overrides: dict[str, Any]) -> None:
     known = target[..., 0] >= 0
     assert losses[-1] < 0.1 * losses[0]
     assert best[known].equal(target[known])
+
+
+def test_loss_curve_is_that_of_the_reference_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    curves = []
+    for backend in ("auto", "reference"):
+        monkeypatch.setattr(feed_forward, "moe", partial(moe, backend=backend))
+        torch.manual_seed(0)
+        model = OneRec(small(dropout=0.1)).train()
+        history, target = batch(model.config)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+        losses = []
+        for _ in range(25):
+            output = model(history, target)
+            optimizer.zero_grad()
+            output.loss.backward()
+            optimizer.step()
+            assert output.router is not None
+            model.update_router_bias(output.router.counts)
+            losses.append(output.loss.detach())
+        curves.append(torch.stack(losses))
+    assert curves[0][-1] < 0.8 * curves[0][0]
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-3, atol=0)
+
+
+def test_packed_experts_follow_the_weights() -> None:
+    torch.manual_seed(0)
+    model = OneRec(small()).eval()
+    history, target = batch(model.config)
+    layers = [layer.ffn for layer in model.decoder]
+    for _ in range(2):
+        want = model.session_logits(history, target)
+        assert want.requires_grad
+        with torch.inference_mode():
+            got = model.session_logits(history, target)
+        assert all(layer._packed is not None for layer in layers)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            for layer in layers:
+                layer.w2 *= -1.5
+    again = copy.deepcopy(model)
+    assert again.decoder[0].ffn._packed is None
+    model.train()
+    assert all(layer._packed is None for layer in layers)
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from onerec.ops import moe, moe_experts, moe_experts_sorted, moe_route
+from onerec.ops import PackedExperts, moe, moe_experts, moe_experts_sorted, moe_route
 from onerec.ops.moe import library
 
 ACTIVATIONS = ["swiglu", "geglu", "gelu", "relu"]
@@ -399,6 +399,40 @@ def test_operators_are_registered_rightly(backend: str, is_sorted: bool) -> None
     )
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("tokens", "width", "hidden"), [(0, 16, 24), (1, 33, 40), (400, 19, 70)])
+def test_packed_experts(
+    tokens: int, width: int, hidden: int, dtype: torch.dtype, activation: str
+) -> None:
+    given = weights(tokens, width=width, hidden=hidden, activation=activation, dtype=torch.float32)
+    x, router, w13, w2 = (t.detach() for t in given)
+    mask = torch.arange(tokens) % 5 != 3
+    ids, gates, _ = moe_route(x, router, top_k=2, mask=mask)
+    packed = PackedExperts(w13[1:], w2[1:], activation=activation, dtype=dtype)
+    y = packed(x, ids, gates, first_expert=1)
+    w13, w2 = w13[1:].to(dtype).double(), w2[1:].to(dtype).double()
+    close(
+        y.double(),
+        moe_experts(
+            x.double(),
+            ids,
+            gates.double(),
+            w13,
+            w2,
+            activation=activation,
+            first_expert=1,
+            backend="reference",
+        ),
+        torch.float32,
+    )
+    assert packed(x, ids, gates, first_expert=1, num_threads=3).equal(y)
+    some = torch.randperm(tokens)[: tokens // 3]  # a row's result is its own
+    assert packed(x[some], ids[some], gates[some], first_expert=1).equal(y[some])
+    half = 2 if dtype == torch.bfloat16 else 1
+    assert packed.nbytes * half >= (w13.numel() + w2.numel()) * 4
+
+
 IDS = torch.zeros(2, 1, dtype=torch.int64)
 NARROW: dict[str, Any] = {"width": 6, "dtype": torch.float32}
 CALLS: list[tuple[str, Callable[[], object]]] = [
@@ -416,6 +450,11 @@ CALLS: list[tuple[str, Callable[[], object]]] = [
     ("mask", lambda: moe(*weights(3), top_k=1, mask=torch.ones(3))),
     ("w13", lambda: moe(*weights(3), top_k=1, activation="relu")),
     ("router", lambda: moe_route(torch.zeros(2, 3), torch.zeros(4, 5), top_k=1)),
+    ("w13", lambda: PackedExperts(*weights(3)[2:], activation="relu")),
+    ("activation", lambda: PackedExperts(*weights(3)[2:], activation="tanh")),
+    ("dtype", lambda: PackedExperts(*weights(3)[2:], dtype=torch.float16)),
+    ("x must", lambda: PackedExperts(*weights(3)[2:])(torch.zeros(2, 3), IDS, IDS.float())),
+    ("float32", lambda: PackedExperts(*weights(3)[2:])(torch.zeros(2, 16), IDS, IDS.double())),
     ("ids", lambda: moe_experts(torch.zeros(2, 16), IDS, torch.ones(2, 2), *weights(1)[2:])),
 ]
 

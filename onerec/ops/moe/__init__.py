@@ -13,9 +13,18 @@ from torch import Tensor
 
 from onerec.ops.moe import library, reference
 from onerec.ops.moe.grouped import grouped_mm_fits
+from onerec.ops.moe.native import PackedExperts
 from onerec.ops.moe.reference import GATED, PLAIN
 
-__all__ = ["MoEStats", "Routing", "moe", "moe_experts", "moe_experts_sorted", "moe_route"]
+__all__ = [
+    "MoEStats",
+    "PackedExperts",
+    "Routing",
+    "moe",
+    "moe_experts",
+    "moe_experts_sorted",
+    "moe_route",
+]
 
 
 class MoEStats(NamedTuple):

@@ -398,7 +398,7 @@ def moe_back_kernel(  # type: ignore[no-untyped-def]
             out *= scale[:, None]
             tl.store(weighted + at[:, None] * F + j[None, :], out.to(kind), kept)
         if gates is not None:
-            tl.store(dots + n * pairs.to(tl.int64) + pair, dot, real)
+            tl.store(dots + n.to(tl.int64) * pairs + pair, dot, real)
 
 
 @triton.jit  # type: ignore[untyped-decorator]

@@ -1,7 +1,9 @@
 #include "onerec/moe.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/engine_isa.h"
 #include "cpu/packed_gemm_tile.h"
@@ -28,8 +30,10 @@ EngineKernels CurrentKernels() {
 struct Workspace {
   Workspace(char* base, int64_t tokens, int64_t slots, const PackedExperts& experts) {
     const int64_t pairs = tokens * slots;
+    const auto start = reinterpret_cast<uintptr_t>(base);
     const auto take = [&](auto*& pointer, int64_t count) {
-      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(base + bytes);
+      pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(
+          start + static_cast<uintptr_t>(bytes));
       bytes += Aligned(count * static_cast<int64_t>(sizeof *pointer));
     };
     take(begin, experts.count + 2);

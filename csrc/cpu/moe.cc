@@ -60,8 +60,8 @@ struct Task {
 
 Task TaskAt(int64_t index, int64_t groups, int64_t experts, const Workspace& w) {
   // Row blocks of the same columns come one after the other and find the weights in the cache.
-  const int64_t* const end = w.blocks + experts + 1;
-  const int64_t e = std::upper_bound(w.blocks, end, index / groups) - w.blocks - 1;
+  const int64_t* const blocks = w.blocks;
+  const int64_t e = std::upper_bound(blocks, blocks + experts + 1, index / groups) - blocks - 1;
   const int64_t count = w.blocks[e + 1] - w.blocks[e];
   const int64_t local = index - w.blocks[e] * groups;
   const int64_t row = w.begin[e] + local % count * kRows;

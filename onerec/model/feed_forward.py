@@ -105,11 +105,11 @@ class MoE(nn.Module):
     def _pack(self) -> PackedExperts:
         """The packed copy of the present weights."""
         state = tuple(n for w in (self.w13, self.w2) for n in (w.data_ptr(), w._version))
-        if self._packed is None or self._packed[0] != state:
-            self._packed = None  # frees the old copy before the new one is made
-            packed = PackedExperts(self.w13, self.w2, activation=self.config.activation)
-            self._packed = (state, packed)
-        return self._packed[1]
+        current = self._packed  # another thread may exchange it
+        if current is None or current[0] != state:
+            current = (state, PackedExperts(self.w13, self.w2, activation=self.config.activation))
+            self._packed = current
+        return current[1]
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickled and copied without the packed weights."""

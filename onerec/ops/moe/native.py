@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 from torch import Tensor
 
@@ -68,7 +70,7 @@ class PackedExperts:
             self.width,
             self.hidden,
         )
-        self._workspace = torch.empty(0, dtype=torch.uint8)
+        self._workspaces = threading.local()
 
     def _pack(self, matrices: Tensor, threads: int) -> Tensor:
         """uint8 [E, bytes], each matrix packed."""
@@ -94,7 +96,7 @@ class PackedExperts:
         first_expert: int = 0,
         num_threads: int | None = None,
     ) -> Tensor:
-        """y [T, d] float32; not safe to call from two threads at once.
+        """y [T, d] float32. Any number of threads may call; each has a workspace of its own.
 
         Args:
             x: float32 [T, d] on the CPU, rows contiguous.
@@ -123,8 +125,9 @@ class PackedExperts:
             x = x.contiguous()
         ids, gates = ids.contiguous(), gates.contiguous()
         needed = self._native.workspace(*ids.shape)
-        if needed > self._workspace.numel():
-            self._workspace = torch.empty(needed, dtype=torch.uint8)
+        workspace = getattr(self._workspaces, "buffer", None)
+        if workspace is None or needed > workspace.numel():
+            workspace = self._workspaces.buffer = torch.empty(needed, dtype=torch.uint8)
         y = torch.empty(len(x), self.width)
         self._native.forward(
             x.data_ptr(),
@@ -134,7 +137,7 @@ class PackedExperts:
             gates.data_ptr(),
             ids.shape[1],
             first_expert,
-            self._workspace.data_ptr(),
+            workspace.data_ptr(),
             y.data_ptr(),
             torch.get_num_threads() if num_threads is None else num_threads,
         )

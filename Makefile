@@ -90,6 +90,7 @@ fuzz: $(VENV)/.extra-dev
 
 docs: $(VENV)/.installed $(VENV)/.extra-docs
 	$(BIN)/python benchmarks/results.py render
+	$(BIN)/python benchmarks/quality_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed $(VENV)/.extra-dev

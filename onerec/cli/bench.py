@@ -100,10 +100,17 @@ def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     from onerec.cli.options import Parser
 
+    if argv[:1] == ["quality"]:
+        from onerec.cli import quality
+
+        quality.main(argv[1:])
+        return
     parser = Parser(
         "bench",
-        "Runs the benchmarks of a source tree; each checks its result before it is timed.",
-        usage="[SUITE ...] [options]",
+        "Runs the benchmarks of a source tree; each checks its result before it is timed. "
+        "`onerec bench quality` trains and compares recommenders instead, and has a help of its "
+        "own.",
+        usage="[SUITE ...] [options] | quality --data DIR [options]",
     )
     parser.add_argument(
         "suites",

@@ -94,7 +94,7 @@ SECTIONS: dict[str, tuple[str, str, frozenset[str]]] = {
     "model": (
         "onerec.model.config",
         "OneRecConfig",
-        frozenset({"codebook_size", "levels", "session_length"}),
+        frozenset({"codebook_size", "levels", "session_length", "n_items", "vector_dim"}),
     ),
     "train": ("onerec.training.config", "TrainConfig", frozenset()),
     "reward": ("onerec.training.reward_config", "RewardConfig", frozenset()),

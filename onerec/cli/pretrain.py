@@ -46,14 +46,19 @@ def _described(directory: Path, settings: Settings) -> dict[str, Any]:
         from onerec.training import pretrain
 
         data, catalog = load_data(directory)
+        knows_items = settings.model["item_loss"] > 0 or settings.model["legal_softmax"]
         config = OneRecConfig(
             codebook_size=catalog.codebook_size,
             levels=catalog.levels,
             session_length=settings.sessions.length,
+            n_items=len(catalog) if knows_items else 0,
+            vector_dim=data.embeddings.shape[1] if knows_items else 0,
             **settings.model,
         )
         torch.manual_seed(settings.train.seed)
         model = OneRec(config)
+        if knows_items:
+            model.set_catalog(catalog.sids, data.embeddings)
         train, valid = data.samples("train"), data.samples("valid")
         with console.progress("pretrain") as report:
             result = pretrain(

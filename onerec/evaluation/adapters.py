@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from onerec.evaluation import metrics as m
 from onerec.evaluation.metrics import FloatArray, IntArray
@@ -133,6 +134,59 @@ class RecommenderRanker:
             exclude_history=False,
         )
         return self.indices(ranked, k)
+
+
+class ScoreRanker:
+    """A network that scores every item (SASRec, a dense head) as a `Ranker` over item indices.
+
+    Args:
+        score: Takes rows of histories int64 [B, S, columns], padded with -1 at the end, and gives
+            scores [B, N].
+        table: int64 [N, columns], the row of each item index.
+        history_length: Latest items given to it.
+        device: Where `score` wants its input.
+        batch_size: Histories scored together.
+    """
+
+    groups: IntArray | None = None
+
+    def __init__(
+        self,
+        score: Callable[[torch.Tensor], torch.Tensor],
+        table: npt.ArrayLike,
+        history_length: int,
+        *,
+        device: str | torch.device = "cpu",
+        batch_size: int = 256,
+    ) -> None:
+        rows = np.asarray(table, dtype=np.int64)
+        self._table = np.vstack([rows, np.full((1, rows.shape[1]), -1)])
+        self._score, self._length = score, history_length
+        self._device, self._batch_size = device, batch_size
+
+    @torch.inference_mode()
+    def rank(
+        self,
+        histories: Sequence[npt.ArrayLike],
+        k: int,
+        exclude: Sequence[npt.ArrayLike] | None = None,
+    ) -> IntArray:
+        ranked = []
+        for begin in range(0, len(histories), self._batch_size):
+            part = slice(begin, begin + self._batch_size)
+            seen = m.pad_rows([np.asarray(h)[-self._length :] for h in histories[part]])
+            rows = torch.from_numpy(self._table[seen]).to(self._device)
+            scores = self._score(rows).float()
+            if exclude is not None:
+                hidden = torch.from_numpy(m.pad_rows(exclude[part])).to(scores.device)
+                # Padding hides a column more than there are items.
+                scores = torch.nn.functional.pad(scores, (0, 1))
+                column = torch.where(hidden >= 0, hidden, scores.shape[1] - 1)
+                scores = scores.scatter(1, column, float("-inf"))[:, :-1]
+            best = scores.topk(min(k, scores.shape[1]), dim=1)
+            items = best.indices.masked_fill(best.values == float("-inf"), -1)
+            ranked.append(items.cpu().numpy())
+        return m.pad_rows(list(np.concatenate(ranked)), k)
 
 
 class WorldRows:

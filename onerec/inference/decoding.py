@@ -127,7 +127,7 @@ class TorchDecoder:
         """The best sessions of each request.
 
         Args:
-            codes: For each request its history, int64 [S, L].
+            codes: For each request its history, int64 [S, L], or [S, L + 1] (`item_column`).
             deny: For each request leaf ids never to give.
             beam_width: M.
             session_length: m.
@@ -152,13 +152,18 @@ class TorchDecoder:
         session_length: int,
     ) -> None:
         """Runs fresh `beams` to the end on these histories."""
-        history = np.full((len(codes), max(map(len, codes)), self.trie.levels), -1, dtype=np.int64)
-        for row, known in enumerate(codes):
-            history[row, : len(known)] = known
         decode_sessions(
             self.model,
-            torch.from_numpy(history).to(self.device),
+            self.padded(codes),
             beams,
             beam_width=beam_width,
             session_length=session_length,
         )
+
+    def padded(self, codes: Sequence[npt.NDArray[np.int64]]) -> torch.Tensor:
+        """Histories [S, L], or [S, L + 1] with the item's index last, as one int64 batch."""
+        columns = self.trie.levels + self.model.item_column
+        history = np.full((len(codes), max(map(len, codes)), columns), -1, dtype=np.int64)
+        for row, known in enumerate(codes):
+            history[row, : len(known)] = known
+        return torch.from_numpy(history).to(self.device)

@@ -47,6 +47,7 @@ _NOT_READ = (
     "router_balance_loss",
     "router_z_loss",
     "dropout",
+    "decoder_dropout",
     "tie_heads",
     "init_std",
 )

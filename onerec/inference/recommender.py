@@ -51,12 +51,34 @@ class Candidates:
 
 
 @dataclass(frozen=True)
+class NextItems:
+    """Items that the beam or the dense head found for one request, and what each head thinks.
+
+    Attributes:
+        items: int64 [c], indices of the catalogue, none excluded, ascending.
+        beamed: bool [c], whether the beam found it; the others are the dense head's.
+        generator: float32 [c], log-probability of the item's semantic id.
+        dense: float32 [c], log-probability under the dense head's softmax over all items.
+    """
+
+    items: _Ints
+    beamed: npt.NDArray[np.bool_]
+    generator: npt.NDArray[np.float32]
+    dense: npt.NDArray[np.float32]
+
+    def best(self, k: int, dense_weight: float) -> _Ints:
+        """The k best by (1 - dense_weight) * generator + dense_weight * dense, best first."""
+        score = (1 - dense_weight) * self.generator + dense_weight * self.dense
+        return self.items[np.argsort(-score, kind="stable")[:k]]
+
+
+@dataclass(frozen=True)
 class _Request:
     """One history as the model sees it, and what it must not get.
 
     Attributes:
         place: Position in the caller's list.
-        codes: int64 [S, L].
+        codes: int64 [S, L], or [S, L + 1] with the item's index last.
         excluded: Item indices, sorted.
         denied: Leaves all of whose items are excluded, sorted.
         items: Items that its session can have.
@@ -93,7 +115,8 @@ class Recommender:
     Args:
         model: Put into evaluation mode and moved to `device`; for "native" it is packed and left as
             it is, and may also be a `NativeModel`.
-        catalog: Items and semantic ids; levels and codebook size must be the model's.
+        catalog: Items and semantic ids; levels and codebook size must be the model's, and for a
+            model with items of its own (`OneRecConfig.n_items`) all ids, in their order.
         device: "cpu", "cuda", ...; "cpu" for "native".
         backend: "torch" or "native".
         dtype: Type to cast the weights to, e.g. `torch.bfloat16`; None leaves them.
@@ -145,6 +168,12 @@ class Recommender:
         else:
             if isinstance(model, NativeModel):
                 raise ValueError("backend 'torch' needs a OneRec network, got a packed one")
+            if model.item_column and not np.array_equal(
+                catalog.sids, model.item_sids.cpu().numpy()
+            ):
+                raise ValueError(
+                    "catalog must hold the semantic ids that the model was given, in order"
+                )
             model = model.to(device=device, dtype=dtype).eval()
             self._decoder = TorchDecoder(model, catalog.trie, self.device)
             self.batching = self.device.type != "cpu" if batching is None else batching
@@ -206,7 +235,7 @@ class Recommender:
         num_sessions: int = 1,
         exclude: Sequence[Sequence[ItemId]] | None = None,
         exclude_history: bool = True,
-        scoring: str = "full_softmax",
+        scoring: str | None = None,
         temperature: float = 1.0,
     ) -> list[Recommendation]:
         """The best sessions of each user.
@@ -219,7 +248,8 @@ class Recommender:
             exclude: For each request item ids never to show; ids unknown to the catalogue are
                 ignored.
             exclude_history: Show nothing from the history.
-            scoring: As for `onerec.ops.BeamSearch`.
+            scoring: As for `onerec.ops.BeamSearch`; None is the softmax that the model was trained
+                with.
             temperature: As for `onerec.ops.BeamSearch`.
 
         Raises:
@@ -259,8 +289,10 @@ class Recommender:
         beam_width: int | None = None,
         exclude: Sequence[Sequence[ItemId]] | None = None,
         exclude_history: bool = True,
-        scoring: str = "full_softmax",
+        scoring: str | None = None,
         temperature: float = 1.0,
+        dense_weight: float = 0.0,
+        dense_top: int = 50,
     ) -> list[list[ItemId]]:
         """The next items of each user, best first: a beam search for one item, for Recall@k.
 
@@ -272,6 +304,10 @@ class Recommender:
             exclude_history: As for `recommend`.
             scoring: As for `recommend`.
             temperature: As for `recommend`.
+            dense_weight: Above 0, rank what the beam or the dense head finds by both heads, see
+                `next_items` and `NextItems.best`; `scoring` and `temperature` then steer the beam
+                alone.
+            dense_top: As for `next_items`.
 
         Raises:
             ValueError: An argument out of range.
@@ -279,8 +315,21 @@ class Recommender:
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        if not 0 <= dense_weight <= 1:
+            raise ValueError(f"dense_weight must lie in [0, 1], got {dense_weight}")
         width = max(k, 128) if beam_width is None else beam_width
         self._check_search(1, width)
+        if dense_weight:
+            found = self.next_items(
+                histories,
+                beam_width=width,
+                dense_top=dense_top,
+                exclude=exclude,
+                exclude_history=exclude_history,
+                scoring=scoring,
+                temperature=temperature,
+            )
+            return [self.catalog.item_ids[c.best(k, dense_weight)].tolist() for c in found]
         results: list[list[ItemId]] = [[] for _ in histories]
 
         def keep(request: _Request, result: BeamResult, row: int) -> None:
@@ -332,6 +381,75 @@ class Recommender:
             results[request.place] = Candidates(items, result.scores[row, :found].numpy())
 
         self._search(self._requests(histories, None, exclude_history, length), beam_width, {}, keep)
+        return results
+
+    @torch.inference_mode()
+    def next_items(
+        self,
+        histories: Sequence[Sequence[ItemId]],
+        *,
+        beam_width: int = 128,
+        dense_top: int = 50,
+        exclude: Sequence[Sequence[ItemId]] | None = None,
+        exclude_history: bool = True,
+        scoring: str | None = None,
+        temperature: float = 1.0,
+    ) -> list[NextItems]:
+        """The next items that the beam or the dense head finds, each scored exactly by both.
+
+        Args:
+            histories: As for `recommend`.
+            beam_width: Semantic ids followed at once.
+            dense_top: Best items of the dense head that join the beam's.
+            exclude: As for `recommend`.
+            exclude_history: As for `recommend`.
+            scoring: Of the beam, as for `recommend`.
+            temperature: Of the beam.
+
+        Raises:
+            ValueError: An argument out of range, or a model without a dense head
+                (`OneRecConfig.item_loss`).
+            TypeError: Item ids of another kind than the catalogue's.
+        """
+        if isinstance(self._decoder, NativeDecoder) or not self.config.item_loss:
+            raise ValueError("model must have a dense head (item_loss above 0) for fused ranking")
+        if dense_top < 0:
+            raise ValueError(f"dense_top must be at least 0, got {dense_top}")
+        self._check_search(1, beam_width)
+        model, none = self._decoder.model, np.empty(0)
+        empty = NextItems(none.astype(np.int64), none > 0, *[none.astype(np.float32)] * 2)
+        results = [empty for _ in histories]
+        beamed: dict[int, _Ints] = {}
+
+        def keep(request: _Request, result: BeamResult, row: int) -> None:
+            leaves = result.items[row, : int(result.valid[row]), 0].numpy()
+            items = [self.catalog.leaf_items(int(leaf)) for leaf in leaves]
+            found = np.concatenate([*items, np.empty(0, np.int64)])
+            beamed[request.place] = found[~np.isin(found, request.excluded)]
+
+        requests = self._requests(histories, exclude, exclude_history, 1)
+        options = {"scoring": scoring, "temperature": temperature}
+        self._search(requests, beam_width, options, keep)
+        for chunk in self._chunks([r for r in requests if r.items], beam_width):
+            history = self._decoder.padded([request.codes for request in chunk])
+            dense = model.item_scores(history).float().log_softmax(dim=-1).cpu()
+            rows = []
+            for request, scores in zip(chunk, dense.clone(), strict=True):
+                scores[request.excluded] = float("-inf")
+                top = min(dense_top, len(scores) - len(request.excluded))
+                best = scores.topk(top).indices.numpy()
+                rows.append(np.union1d(beamed[request.place], best))
+            items = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+            for row, found in enumerate(rows):
+                items[row, : len(found)] = torch.from_numpy(found)
+            generator = model.item_log_probs(history, items.to(self.device)).float().cpu()
+            for row, (request, found) in enumerate(zip(chunk, rows, strict=True)):
+                results[request.place] = NextItems(
+                    found,
+                    np.isin(found, beamed[request.place]),
+                    generator[row, : len(found)].numpy(),
+                    dense[row][torch.from_numpy(found)].numpy(),
+                )
         return results
 
     def generate_unconstrained(
@@ -414,10 +532,13 @@ class Recommender:
             excluded = np.unique(excluded)
             denied = self._exhausted(excluded)
             window = known[-self.config.history_length :]
+            codes = self.catalog.sids[window].astype(np.int64)
+            if self.config.n_items:
+                codes = np.concatenate([codes, window[:, None]], axis=1)
             requests.append(
                 _Request(
                     place,
-                    self.catalog.sids[window].astype(np.int64),
+                    codes,
                     excluded,
                     denied,
                     min(length, self.catalog.trie.n_leaves - len(denied)),
@@ -461,6 +582,9 @@ class Recommender:
         options: dict[str, Any],
         keep: Callable[[_Request, BeamResult, int], None],
     ) -> None:
+        if options.get("scoring") is None:
+            trained = "legal_softmax" if self.config.legal_softmax else "full_softmax"
+            options = {**options, "scoring": trained}
         for chunk in self._chunks(requests, beam_width):
             length = chunk[0].items
             if length == 0:

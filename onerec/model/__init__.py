@@ -1,4 +1,4 @@
-"""The networks: configuration, attention, mixture of experts, OneRec, reward model.
+"""The networks: configuration, attention, mixture of experts, OneRec, reward model, SASRec.
 
 Names are imported on first use, so that the configuration alone does not wait for torch.
 """
@@ -13,6 +13,7 @@ from onerec.model.config import OneRecConfig, RewardModelConfig
 if TYPE_CHECKING:
     from onerec.model.onerec import DecoderCache, Memory, OneRec, OneRecOutput, RouterStats
     from onerec.model.reward import RewardModel
+    from onerec.model.sasrec import SASRec, SASRecConfig
 
 _HOMES = {
     "DecoderCache": "onerec.model.onerec",
@@ -21,6 +22,8 @@ _HOMES = {
     "OneRecOutput": "onerec.model.onerec",
     "RewardModel": "onerec.model.reward",
     "RouterStats": "onerec.model.onerec",
+    "SASRec": "onerec.model.sasrec",
+    "SASRecConfig": "onerec.model.sasrec",
 }
 
 __all__ = [
@@ -32,6 +35,8 @@ __all__ = [
     "RewardModel",
     "RewardModelConfig",
     "RouterStats",
+    "SASRec",
+    "SASRecConfig",
 ]
 
 

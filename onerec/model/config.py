@@ -55,6 +55,21 @@ class OneRecConfig:
         history_length: n, items of history that the encoder reads, the latest ones. Paper: 256.
         history_tokens: "codes" gives the encoder n * L tokens, a code each (the paper); "items" n
             tokens, each the sum of an item's code embeddings, at a third of the work for L = 3.
+        encoder: "bidirectional" (the paper), or "causal": a history item sees earlier ones only,
+            and the decoder's attention to the history is cut off at its prefix, so that one pass
+            supervises every prefix of a sequence. Needs `history_tokens` = "items".
+        n_items: Size of the catalogue, decided by the data. With more than 0 the network knows its
+            items (`OneRec.set_catalog`): the encoder adds an embedding of the item itself to its
+            codes, and rows of codes carry the item's index last. Not in the paper, whose history is
+            semantic ids only.
+        item_dropout: Chance that a history item is read without its own embedding, in training.
+        vector_dim: Width of item vectors whose projection is added too; 0 for none.
+        vector_dropout: Dropout on these projections.
+        item_loss: Weight of the cross entropy of the next item from the encoder's state at the end
+            of the prefix, whose item table is the input's; also makes `item_scores`.
+        item_negatives: Negatives of that loss, shared by a batch; 0 takes the whole catalogue.
+        legal_softmax: Train the softmax of a level over the codes that the trie has after the
+            codes before it. Decode such a network with the scoring "legal_softmax".
         d_model: Width. Open; presets follow arXiv 2506.13695, table 1.
         n_heads: Attention heads; divides `d_model`. Open.
         encoder_layers: Open; the report has as many as `decoder_layers`.
@@ -72,6 +87,7 @@ class OneRecConfig:
         router_balance_loss: Weight of the balance loss of arXiv 2101.03961. v1 names none.
         router_z_loss: Weight of the z-loss of arXiv 2202.08906. v1 names none.
         dropout: Rate on embeddings and on what each sublayer adds. Open.
+        decoder_dropout: The same of the decoder; None for `dropout`.
         norm_eps: Epsilon of RMSNorm (pre-norm; T5's placement). Open.
         tie_heads: The head of a level is that level's code table. Open.
         share_codes: Encoder and decoder read one code table. Open.
@@ -84,6 +100,14 @@ class OneRecConfig:
     session_length: int = 5
     history_length: int = 256
     history_tokens: str = "codes"
+    encoder: Literal["bidirectional", "causal"] = "bidirectional"
+    n_items: int = 0
+    item_dropout: float = 0.0
+    vector_dim: int = 0
+    vector_dropout: float = 0.0
+    item_loss: float = 0.0
+    item_negatives: int = 0
+    legal_softmax: bool = False
     d_model: int = 1024
     n_heads: int = 8
     encoder_layers: int = 4
@@ -99,6 +123,7 @@ class OneRecConfig:
     router_balance_loss: float = 0.0
     router_z_loss: float = 0.0
     dropout: float = 0.0
+    decoder_dropout: float | None = None
     norm_eps: float = 1e-6
     tie_heads: bool = True
     share_codes: bool = True
@@ -122,6 +147,22 @@ class OneRecConfig:
             raise ValueError(
                 f"history_tokens must be 'codes' or 'items', got {self.history_tokens!r}"
             )
+        if self.encoder not in ("bidirectional", "causal"):
+            raise ValueError(f"encoder must be 'bidirectional' or 'causal', got {self.encoder!r}")
+        if self.encoder == "causal" and self.history_tokens != "items":
+            raise ValueError(
+                f"history_tokens must be 'items' for a causal encoder, got {self.history_tokens!r}"
+            )
+        for name in ("n_items", "vector_dim", "item_loss", "item_negatives"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("vector_dim", "item_loss", "legal_softmax"):
+            if getattr(self, name) and not self.n_items:
+                raise ValueError(f"n_items must be given for {name}, which needs the catalogue")
+        if self.n_items and self.history_tokens != "items":
+            raise ValueError(
+                f"history_tokens must be 'items' with n_items, got {self.history_tokens!r}"
+            )
         if self.d_model % self.n_heads:
             raise ValueError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}")
         if self.n_experts < 0:
@@ -138,8 +179,10 @@ class OneRecConfig:
             raise ValueError(
                 f"activation must be 'swiglu', 'geglu', 'gelu' or 'relu', got {self.activation!r}"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
+        for name in ("dropout", "decoder_dropout", "item_dropout", "vector_dropout"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {rate}")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> OneRecConfig:

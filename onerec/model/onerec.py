@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 from onerec.model.attention import CrossAttention, RMSNorm, SelfAttention
 from onerec.model.config import OneRecConfig
 from onerec.model.feed_forward import FeedForward, MoE
+from onerec.model.item_loss import item_cross_entropy, sampled_item_cross_entropy
 from onerec.model.pretrained import Pretrained
 from onerec.ops import MoEStats
+
+ArrayLike = Any  # whatever torch.as_tensor takes
 
 
 class RouterStats(NamedTuple):
@@ -44,7 +47,7 @@ class OneRecOutput(NamedTuple):
     """What a training step needs.
 
     Attributes:
-        loss: [], `loss_per_level.sum()` plus the weighted router losses of the config.
+        loss: [], `loss_per_level.sum()` plus the weighted losses of the router and of the item.
         loss_per_level: [L], mean over predicted items of -log p(code), in nats.
         items: int64 [], predicted items, the weight of this batch in an average.
         router: None for a dense decoder.
@@ -110,8 +113,10 @@ class EncoderLayer(nn.Module):
         self.ffn = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask=mask))
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """x [B, S, d]; the mask of real tokens, bool [B, 1, 1, S], or None for causal attention."""
+        normed = self.attention_norm(x)
+        x = x + self.dropout(self.attention(normed, mask=mask, causal=mask is None))
         out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
         return out
 
@@ -127,13 +132,29 @@ class DecoderLayer(nn.Module):
         self.cross = CrossAttention(config.d_model, config.n_heads)
         self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
         self.ffn = MoE(config) if config.n_experts else FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = nn.Dropout(_decoder_dropout(config))
 
     def forward(
-        self, x: Tensor, keys: Tensor, values: Tensor, memory_mask: Tensor, valid: Tensor
+        self,
+        x: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        memory_mask: Tensor,
+        valid: Tensor,
+        blocks: int = 1,
     ) -> tuple[Tensor, MoEStats | None]:
-        """x [B, T, d]; `valid` bool [B, T] is False at padding."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), causal=True))
+        """One layer over sequences that share a memory.
+
+        Args:
+            x: [B, blocks * T, d]; a block does not see another one.
+            keys: [B, heads, S, dh].
+            values: As `keys`.
+            memory_mask: bool, broadcasts to [B, heads, blocks * T, S].
+            valid: bool [B, blocks * T], False at padding.
+            blocks: Sequences of each row.
+        """
+        normed = self.attention_norm(x).unflatten(1, (blocks, -1)).flatten(0, 1)
+        x = x + self.dropout(self.attention(normed, causal=True).view_as(x))
         return self._after_self_attention(x, keys, values, memory_mask, valid)
 
     def cached(
@@ -164,6 +185,10 @@ class DecoderLayer(nn.Module):
         return x + self.dropout(out), stats
 
 
+def _decoder_dropout(config: OneRecConfig) -> float:
+    return config.dropout if config.decoder_dropout is None else config.decoder_dropout
+
+
 class OneRec(Pretrained):
     """Encoder-decoder that writes a session of items, code by code (arXiv 2502.18965, section 3.2).
 
@@ -185,10 +210,22 @@ class OneRec(Pretrained):
     model_type = "onerec"
     config_class = OneRecConfig
     config: OneRecConfig
+    item_sids: Tensor
+    item_vectors: Tensor
 
     def __init__(self, config: OneRecConfig) -> None:
         super().__init__()
         self.config = config
+        self.items: nn.Embedding | None = None
+        self.vectors: nn.Linear | None = None
+        self._legal: list[_LegalCodes] | None = None
+        if config.n_items:
+            self.items = nn.Embedding(config.n_items, config.d_model)
+            empty = torch.full((config.n_items, config.levels), -1, dtype=torch.int64)
+            self.register_buffer("item_sids", empty)
+        if config.vector_dim:
+            self.vectors = nn.Linear(config.vector_dim, config.d_model, bias=False)
+            self.register_buffer("item_vectors", torch.zeros(config.n_items, config.vector_dim))
         codes = config.levels * config.codebook_size
         self.codes = nn.Embedding(codes, config.d_model)
         self.decoder_codes = None if config.share_codes else nn.Embedding(codes, config.d_model)
@@ -198,6 +235,7 @@ class OneRec(Pretrained):
         self.age = nn.Embedding(config.history_length, config.d_model)
         self.time = nn.Embedding(config.session_length * (config.levels + 1), config.d_model)
         self.dropout = nn.Dropout(config.dropout)
+        self.decoder_dropout = nn.Dropout(_decoder_dropout(config))
         encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.encoder = cast("Sequence[EncoderLayer]", encoder)
         self.encoder_norm = RMSNorm(config.d_model, config.norm_eps)
@@ -217,6 +255,49 @@ class OneRec(Pretrained):
             inward = name.endswith(("out.weight", "w2.weight", "w2"))
             depth = depths[name.split(".")[0]] if inward else 0
             parameter.normal_(std=std / math.sqrt(2 * depth) if inward else std)
+
+    @property
+    def prefixes(self) -> bool:
+        """Whether `forward` takes a target for every prefix of the history."""
+        return self.config.encoder == "causal"
+
+    @property
+    def item_column(self) -> bool:
+        """Whether rows of codes carry the item's index last."""
+        return self.config.n_items > 0
+
+    @torch.no_grad()
+    def set_catalog(self, sids: ArrayLike, vectors: ArrayLike | None = None) -> None:
+        """Tells a network with `config.n_items` its items; saved with the weights.
+
+        Args:
+            sids: Integers [n_items, L].
+            vectors: Floats [n_items, vector_dim], scaled here to length 1; only, and always, with
+                `config.vector_dim`.
+
+        Raises:
+            ValueError: A shape that is not the config's, or a code out of range.
+        """
+        config = self.config
+        codes = torch.as_tensor(sids).to(torch.int64)
+        if not config.n_items or codes.shape != (config.n_items, config.levels):
+            raise ValueError(
+                f"sids must be [n_items = {config.n_items}, {config.levels}], "
+                f"got {list(codes.shape)}"
+            )
+        if codes.min() < 0 or codes.max() >= config.codebook_size:
+            raise ValueError(f"sids must hold codes 0..{config.codebook_size - 1}")
+        if (vectors is None) == bool(config.vector_dim):
+            raise ValueError(f"vectors must be given exactly with vector_dim = {config.vector_dim}")
+        self.item_sids.copy_(codes)
+        if vectors is not None:
+            rows = torch.as_tensor(vectors).float()
+            if rows.shape != self.item_vectors.shape:
+                raise ValueError(
+                    f"vectors must be {list(self.item_vectors.shape)}, got {list(rows.shape)}"
+                )
+            self.item_vectors.copy_(F.normalize(rows, dim=1))
+        self._legal = None
 
     def num_parameters(self, *, active: bool = False) -> int:
         """Parameters of the network.
@@ -241,26 +322,30 @@ class OneRec(Pretrained):
 
         Args:
             history: int64 [B, S, L], codes oldest first, rows past a user's history -1; S may be 0
-                and at most `history_length`.
-            target: int64 [B, m, L], rows past a session's end -1; m at most `session_length`.
+                and at most `history_length`. With `item_column` [B, S, L + 1].
+            target: int64 [B, m, L], rows past a session's end -1; m at most `session_length`. With
+                a causal encoder also [B, S, m, L], the session after each prefix of the history.
+                With `item_column` [..., L + 1].
 
         Raises:
             ValueError: A wrong shape or type; on the CPU also a code out of range and padding that
                 is not at the end (on CUDA that check would wait for the device).
         """
-        hidden, stats = self._session_hidden(history, target)
-        items = (target[..., 0] >= 0).sum()
+        config = self.config
+        hidden, context, stats = self._session_hidden(history, target)
+        real = target[..., 0] >= 0
+        items = real.sum()
+        rows, wanted = hidden[real], target[real]
         losses = []
-        for level in range(self.config.levels):
-            logits = self._logits(hidden[:, :, level], level)
-            wanted = target[..., level]
-            losses.append(
-                F.cross_entropy(
-                    logits.flatten(0, 1), wanted.flatten(), ignore_index=-1, reduction="sum"
-                )
-            )
+        for level in range(config.levels):
+            logits = self._logits(rows[:, level], level)
+            if config.legal_softmax:
+                logits = self._mask_illegal(logits, wanted[:, config.levels], level)
+            losses.append(F.cross_entropy(logits, wanted[:, level], reduction="sum"))
         per_level = torch.stack(losses) / items.clamp(min=1)
         loss = per_level.sum()
+        if config.item_loss:
+            loss = loss + config.item_loss * self._item_loss(context, history, target)
         router = None
         if stats:
             router = RouterStats(
@@ -269,12 +354,12 @@ class OneRec(Pretrained):
                 torch.stack([s.entropy for s in stats]),
                 torch.stack([s.z_loss for s in stats]),
             )
-            if self.config.router_balance_loss:
+            if config.router_balance_loss:
                 share = router.counts / router.counts.sum(dim=-1, keepdim=True).clamp(min=1)
-                balance = self.config.n_experts * (share * router.mean_probability).sum()
-                loss = loss + self.config.router_balance_loss * balance
-            if self.config.router_z_loss:
-                loss = loss + self.config.router_z_loss * router.z_loss.sum()
+                balance = config.n_experts * (share * router.mean_probability).sum()
+                loss = loss + config.router_balance_loss * balance
+            if config.router_z_loss:
+                loss = loss + config.router_z_loss * router.z_loss.sum()
         return OneRecOutput(loss, per_level.detach(), items, router)
 
     def session_logits(self, history: Tensor, target: Tensor, copies: int = 1) -> Tensor:
@@ -286,11 +371,97 @@ class OneRec(Pretrained):
             copies: Sessions of each history, which is encoded once for all of them.
 
         Returns:
-            [B * copies, m, L, K] in at least float32; rows of padded items mean nothing.
+            [B * copies, (S,) m, L, K] in at least float32; rows of padded items mean nothing.
         """
-        hidden, _ = self._session_hidden(history, target, copies)
+        hidden, _, _ = self._session_hidden(history, target, copies)
         levels = range(self.config.levels)
-        return torch.stack([self._logits(hidden[:, :, level], level) for level in levels], dim=2)
+        return torch.stack([self._logits(hidden[..., level, :], level) for level in levels], dim=-2)
+
+    # The catalogue
+
+    def item_scores(self, history: Tensor) -> Tensor:
+        """Logits of every item as the next one, [B, n_items]: the dense head.
+
+        Args:
+            history: As for `forward`.
+
+        Raises:
+            ValueError: The network was not trained with `item_loss`.
+        """
+        if not self.config.item_loss:
+            raise ValueError("item_scores needs a network with item_loss above 0")
+        context, mask = self._encode(history)
+        return self._last(context, mask) @ self._item_table().T
+
+    def item_log_probs(self, history: Tensor, items: Tensor) -> Tensor:
+        """log p of items as the first of the session, by their codes.
+
+        Args:
+            history: As for `forward`.
+            items: int64 [B, C], indices of the catalogue.
+
+        Returns:
+            [B, C], at least float32, of the softmax that the network is trained with.
+        """
+        config = self.config
+        sids = self.item_sids[items]
+        context, mask = self._encode(history)
+        hidden, _ = self._decode_blocks(context, mask, sids.unsqueeze(2))
+        total = hidden.new_zeros(items.shape, dtype=torch.float32)
+        for level in range(config.levels):
+            logits = self._logits(hidden[:, :, 0, level], level)
+            if config.legal_softmax:
+                shape = logits.shape
+                logits = self._mask_illegal(logits.flatten(0, 1), items.flatten(), level)
+                logits = logits.view(shape)
+            codes = sids[..., level, None]
+            total = total + logits.log_softmax(dim=-1).gather(-1, codes).squeeze(-1)
+        return total
+
+    def _item_table(self, items: Tensor | None = None) -> Tensor:
+        """Item vectors [n, d] of the dense head: own embedding, codes and projected vector."""
+        assert self.items is not None
+        index = slice(None) if items is None else items
+        x = self.codes(self.item_sids[index] + self._offsets(self.start.device)).sum(dim=-2)
+        x = x + self.items.weight[index]
+        if self.vectors is not None:
+            x = x + self.vectors(self.item_vectors[index].to(x.dtype))
+        out: Tensor = x
+        return out
+
+    def _item_loss(self, context: Tensor, history: Tensor, target: Tensor) -> Tensor:
+        """Cross entropy of the first item of each session from the state before it."""
+        config = self.config
+        if target.dim() == 4:
+            states, first = context[:, 1:], target[:, :, 0, config.levels]
+        else:
+            states = self._last(context, self._memory_mask(history))
+            first = target[:, 0, config.levels]
+        real = first >= 0
+        rows, items = states[real], first[real]
+        if config.item_negatives and self.training:
+            drawn = torch.randint(config.n_items, (config.item_negatives,), device=items.device)
+            return sampled_item_cross_entropy(
+                rows,
+                self._item_table(items),
+                self._item_table(drawn),
+                items[:, None] == drawn,
+                config.n_items,
+            )
+        return item_cross_entropy(rows, self._item_table(), items)
+
+    def _last(self, context: Tensor, mask: Tensor) -> Tensor:
+        """The encoder's state [B, d] at the latest item, or at the start token."""
+        last = mask[:, 0, 0].sum(dim=1) - 1
+        return context[torch.arange(len(context), device=context.device), last]
+
+    def _mask_illegal(self, logits: Tensor, items: Tensor, level: int) -> Tensor:
+        """Logits [T, K] of one level, -inf where the trie has no such code after the item's codes
+        before it."""
+        if self._legal is None or self._legal[0].nodes.device != items.device:
+            self._legal = _legal_codes(self.item_sids, self.config.codebook_size)
+        nodes, legal = self._legal[level]
+        return logits.masked_fill(~legal[nodes[items]], float("-inf"))
 
     def update_router_bias(self, counts: Tensor) -> None:
         """Loss-free balancing after an optimiser step; nothing when the config has it off.
@@ -311,26 +482,50 @@ class OneRec(Pretrained):
         T is 1 + S L with a token a code, 1 + S with a token an item.
         """
         self._check("history", history, self.config.history_length)
-        x, real = self._embed_history(history)
-        mask = real[:, None, None, :]
+        x = self._embed_history(history)
+        mask = self._memory_mask(history)
+        causal = self.config.encoder == "causal"
         for layer in self.encoder:
-            x = layer(x, mask)
+            # Padding is at the end, where no real token of a causal encoder looks.
+            x = layer(x, None if causal else mask)
         return self.encoder_norm(x), mask
 
-    def _embed_history(self, history: Tensor) -> tuple[Tensor, Tensor]:
-        batch, items, levels = history.shape
+    def _memory_mask(self, history: Tensor) -> Tensor:
         real = history[..., 0] >= 0
-        x = self.codes(history.clamp(min=0) + self._offsets(history.device))
-        # Positions count from the latest item, which is 0 for everybody.
-        back = real.sum(dim=1, keepdim=True) - 1 - torch.arange(items, device=history.device)
-        age = self.age(back.clamp(min=0))
-        if self.config.history_tokens == "items":
-            x = x.sum(dim=2) + age
+        if self.config.history_tokens == "codes":
+            levels = self.config.levels
+            real = real.repeat_interleave(levels, dim=1, output_size=real.shape[1] * levels)
+        return F.pad(real, (1, 0), value=True)[:, None, None, :]
+
+    def _embed_history(self, history: Tensor) -> Tensor:
+        config = self.config
+        batch, items = history.shape[:2]
+        real = history[..., 0] >= 0
+        codes = history[..., : config.levels].clamp(min=0)
+        x: Tensor = self.codes(codes + self._offsets(history.device))
+        at = torch.arange(items, device=history.device)
+        if config.encoder == "bidirectional":
+            # Positions count from the latest item, which is 0 for everybody.
+            at = (real.sum(dim=1, keepdim=True) - 1 - at).clamp(min=0)
+        position = self.age(at)
+        if config.history_tokens == "items":
+            x = x.sum(dim=2) + position
         else:
-            x = (x + age.unsqueeze(2)).flatten(1, 2)
-            real = real.repeat_interleave(levels, dim=1, output_size=items * levels)
+            x = (x + position.unsqueeze(2)).flatten(1, 2)
+        if self.items is not None:
+            index = history[..., config.levels]
+            own = self.items(index.clamp(min=0))
+            kept = index >= 0
+            if self.training and config.item_dropout:
+                kept = kept & (torch.rand(kept.shape, device=x.device) >= config.item_dropout)
+            x = x + own * kept.unsqueeze(-1)
+            if self.vectors is not None:
+                rows = self.item_vectors[index.clamp(min=0)].to(x.dtype)
+                rows = self.vectors(rows) * (index >= 0).unsqueeze(-1)
+                x = x + F.dropout(rows, config.vector_dropout, self.training)
         x = torch.cat([self.start.to(x.dtype).expand(batch, 1, -1), x], dim=1)
-        return self.dropout(x), F.pad(real, (1, 0), value=True)
+        out: Tensor = self.dropout(x)
+        return out
 
     def _offsets(self, device: torch.device) -> Tensor:
         return torch.arange(self.config.levels, device=device) * self.config.codebook_size
@@ -339,32 +534,57 @@ class OneRec(Pretrained):
 
     def _session_hidden(
         self, history: Tensor, target: Tensor, copies: int = 1
-    ) -> tuple[Tensor, list[MoEStats]]:
-        """Decoder states [B * copies, m, L, d] that predict the codes of the target."""
-        self._check("target", target, self.config.session_length)
+    ) -> tuple[Tensor, Tensor, list[MoEStats]]:
+        """Decoder states [B * copies, (S,) m, L, d] of the target codes, and the encoder's
+        output."""
+        if target.dim() != 4:
+            self._check("target", target, self.config.session_length)
+        elif copies > 1 or self.config.encoder != "causal" or target.shape[1] != history.shape[1]:
+            raise ValueError(
+                "target must be [B, m, L]; with a causal encoder also [B, S, m, L] for the S "
+                f"items of history, got {list(target.shape)} and history {list(history.shape)}"
+            )
+        else:
+            self._check("target", target.flatten(0, 1), self.config.session_length)
         if history.shape[0] * copies != target.shape[0]:
             raise ValueError(
                 f"target must have {copies} rows for each one of history, "
                 f"got {target.shape[0]} and {history.shape[0]}"
             )
-        batch, items, levels = target.shape
-        context, memory_mask = self._encode(history)
-        if copies > 1:
-            context = context.repeat_interleave(copies, dim=0)
-            memory_mask = memory_mask.repeat_interleave(copies, dim=0)
-        tokens = F.pad(target, (1, 0)).flatten(1)[:, :-1]
+        context, mask = self._encode(history)
+        codes = target[..., : self.config.levels]
+        if target.dim() == 3:
+            sessions = codes.reshape(len(context), copies, *codes.shape[1:])
+            hidden, stats = self._decode_blocks(context, mask, sessions)
+            return hidden.flatten(0, 1), context, stats
+        # The tokens of prefix t see the start token and the items up to t.
+        prefixes, items = target.shape[1:3]
+        tokens = items * (self.config.levels + 1) - 1
+        seen = torch.ones(prefixes, prefixes + 1, dtype=torch.bool, device=mask.device).tril(1)
+        seen = seen.repeat_interleave(tokens, dim=0, output_size=prefixes * tokens)
+        hidden, stats = self._decode_blocks(context, seen[None, None], codes)
+        return hidden, context, stats
+
+    def _decode_blocks(
+        self, context: Tensor, memory_mask: Tensor, target: Tensor
+    ) -> tuple[Tensor, list[MoEStats]]:
+        """Decoder states [B, C, m, L, d] of C sessions [B, C, m, L] that share a history."""
+        batch, blocks, items, levels = target.shape
+        tokens = F.pad(target, (1, 0)).flatten(2)[..., :-1]
         real = target[..., :1] >= 0
         # An item's last code predicts nothing itself: it is read for the sake of a next item.
-        last = F.pad(real, (0, 0, 0, 1))[:, 1:]
-        valid = torch.cat([real.expand(-1, -1, levels), last], dim=2).flatten(1)[:, :-1]
-        x = self.dropout(self._embed_session(tokens, 0))
+        last = F.pad(real, (0, 0, 0, 1))[:, :, 1:]
+        valid = torch.cat([real.expand(-1, -1, -1, levels), last], dim=3).flatten(2)[..., :-1]
+        valid = valid.flatten(1)
+        x = self.decoder_dropout(self._embed_session(tokens, 0)).flatten(1, 2)
         stats = []
         for layer in self.decoder:
-            x, layer_stats = layer(x, *layer.cross.project(context), memory_mask, valid)
+            x, layer_stats = layer(x, *layer.cross.project(context), memory_mask, valid, blocks)
             if layer_stats is not None:
                 stats.append(layer_stats)
-        hidden = F.pad(self.decoder_norm(x), (0, 0, 0, 1)).view(batch, items, levels + 1, -1)
-        return hidden[:, :, :-1], stats
+        hidden = self.decoder_norm(x).unflatten(1, (blocks, -1))
+        hidden = F.pad(hidden, (0, 0, 0, 1)).view(batch, blocks, items, levels + 1, -1)
+        return hidden[:, :, :, :-1], stats
 
     def _embed_session(self, tokens: Tensor, start: int) -> Tensor:
         """Embeds tokens [..., q] of times start .. start + q - 1; a BOS's token is not read."""
@@ -469,14 +689,21 @@ class OneRec(Pretrained):
         return self._logits(self.decoder_norm(x[:, :, -1]), level)
 
     def _check(self, name: str, codes: Tensor, longest: int) -> None:
-        if codes.dtype != torch.int64 or codes.dim() != 3 or codes.shape[2] != self.config.levels:
+        columns = self.config.levels + self.item_column
+        if codes.dtype != torch.int64 or codes.dim() != 3 or codes.shape[2] != columns:
             raise ValueError(
-                f"{name} must be int64 [B, items, {self.config.levels}], "
-                f"got {codes.dtype} {list(codes.shape)}"
+                f"{name} must be int64 [B, items, {columns}], got {codes.dtype} {list(codes.shape)}"
             )
         if codes.shape[1] > longest:
             raise ValueError(f"{name} must have at most {longest} items, got {codes.shape[1]}")
         if codes.device.type == "cpu" and codes.numel():
+            index = codes[..., self.config.levels :]
+            if index.numel() and not -1 <= index.min() <= index.max() < self.config.n_items:
+                raise ValueError(
+                    f"{name} must hold item indices -1..{self.config.n_items - 1} last, "
+                    f"got {int(index.min())}..{int(index.max())}"
+                )
+            codes = codes[..., : self.config.levels]
             real = codes >= 0
             whole = real.all(dim=-1)
             if not torch.equal(real.any(dim=-1), whole) or (whole[:, 1:] & ~whole[:, :-1]).any():
@@ -487,3 +714,28 @@ class OneRec(Pretrained):
                     f"{name} must hold codes 0..{self.config.codebook_size - 1} (-1 is padding), "
                     f"got {low}..{high}"
                 )
+
+
+class _LegalCodes(NamedTuple):
+    """One level of the trie as a table.
+
+    Attributes:
+        nodes: int64 [n_items], the node of each item's codes before this level.
+        legal: bool [nodes, K], which codes may follow.
+    """
+
+    nodes: Tensor
+    legal: Tensor
+
+
+def _legal_codes(sids: Tensor, codebook_size: int) -> list[_LegalCodes]:
+    """The tables of every level of the trie of sids [n_items, L]."""
+    nodes = torch.zeros(len(sids), dtype=torch.int64, device=sids.device)
+    levels = []
+    for level in range(sids.shape[1]):
+        count = int(nodes.max()) + 1
+        legal = torch.zeros(count, codebook_size, dtype=torch.bool, device=sids.device)
+        legal[nodes, sids[:, level]] = True
+        levels.append(_LegalCodes(nodes, legal))
+        nodes = torch.unique(nodes * codebook_size + sids[:, level], return_inverse=True)[1]
+    return levels

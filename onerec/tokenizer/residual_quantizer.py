@@ -201,7 +201,7 @@ class ResidualQuantizer:
                 self.gaps_.append(float(done["gap"]))
                 errors.append(square / n)
         if self.distinct == "rank":
-            sids = np.concatenate([sids, self._ranks(groups)[:, None]], axis=1)
+            sids = number_collisions(sids, self.codebook_size)
         self.codebooks_ = codebooks
         self.prices_ = prices
         self.sids_ = np.ascontiguousarray(sids)
@@ -235,19 +235,6 @@ class ResidualQuantizer:
                     f"{path}: {name}: wanted a checkpoint for {wanted}, got {found.get(name)}"
                 )
         return int(found["seed"])
-
-    def _ranks(self, groups: NDArray[np.int64]) -> NDArray[np.int32]:
-        order = np.argsort(groups, kind="stable")
-        sizes = np.bincount(groups)
-        if sizes.max() > self.codebook_size:
-            raise ValueError(
-                f'distinct="rank": wanted at most codebook_size = {self.codebook_size} items on an '
-                f"id, got {sizes.max()}; use more levels, a larger codebook or "
-                f'distinct="distinct"'
-            )
-        ranks = np.empty(len(groups), np.int32)
-        ranks[order] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        return ranks
 
     def encode(
         self,
@@ -522,6 +509,26 @@ class ResidualQuantizer:
         quantizer.prices_ = tensors["prices"]
         quantizer.report_ = config["report"]
         return quantizer
+
+
+def number_collisions(sids: NDArray[np.int32], codebook_size: int) -> NDArray[np.int32]:
+    """Ids int32 [N, L + 1] whose last column numbers the items of an id, in their order.
+
+    Raises:
+        ValueError: An id has more items than a level has codes.
+    """
+    groups = np.unique(sids, axis=0, return_inverse=True)[1].reshape(-1)
+    order = np.argsort(groups, kind="stable")
+    sizes = np.bincount(groups)
+    if sizes.max() > codebook_size:
+        raise ValueError(
+            f'distinct="rank": wanted at most codebook_size = {codebook_size} items on an '
+            f"id, got {sizes.max()}; use more levels, a larger codebook or "
+            f'distinct="distinct"'
+        )
+    ranks = np.empty(len(groups), np.int32)
+    ranks[order] = np.arange(len(groups)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return np.concatenate([sids, ranks[:, None]], axis=1)
 
 
 def describe_ids(sids: NDArray[np.int32], codebook_size: int) -> dict[str, Any]:

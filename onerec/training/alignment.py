@@ -163,6 +163,10 @@ class _Alignment(Run):
         stop: list[str],
         progress: Progress | None,
     ) -> None:
+        if model.prefixes or model.item_column:
+            raise ValueError(
+                "model must have a bidirectional encoder and no items of its own (n_items = 0)"
+            )
         whole = -(-len(train) // config.batch_size)
         steps = min(config.steps or whole, config.max_steps or whole)
         self.steps = steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ class Batch(NamedTuple):
 
     Attributes:
         history: int64 [b, S, L], semantic ids, oldest first, -1 past a history's end; S >= 1 is the
-            longest history of this share.
-        target: int64 [b, m, L], -1 past a session's end.
+            longest history of this share. With `item_column` [b, S, L + 1]: the item's index last.
+        target: int64 [b, m, L], -1 past a session's end; of `PrefixBatches` [b, S, m, L], the
+            session after each prefix. With `item_column` [..., L + 1].
         items: Target items in this share.
     """
 
@@ -49,11 +50,14 @@ class SessionBatches:
         world_size: Number of processes.
         seed: Of the order.
         bucket_batches: Batches that are sorted by length together; 1 turns it off.
+        item_column: Put the item's index behind its codes.
 
     Raises:
         ValueError: On no samples, an empty target, item indices without a semantic id, or a
             `batch_size` that cannot be shared out evenly.
     """
+
+    _gather: _Gather
 
     def __init__(
         self,
@@ -68,22 +72,29 @@ class SessionBatches:
         world_size: int = 1,
         seed: int = 0,
         bucket_batches: int = 32,
+        item_column: bool = False,
     ) -> None:
         if batch_size % (micro_batches * world_size):
             raise ValueError(
                 f"batch_size must be a multiple of grad_accumulation x processes = {micro_batches}"
                 f" x {world_size}; got {batch_size}"
             )
-        self._gather = _Gather(samples, sids, history_length, session_length)
+        self._gather = self._gatherer(
+            samples, sids, history_length, session_length, item_column=item_column
+        )
         self.batch_size = batch_size
         self.micro_batches = micro_batches
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
         self.bucket_batches = bucket_batches
-        self.steps_per_epoch = -(-len(samples) // batch_size)
+        self.steps_per_epoch = -(-len(self._gather.history_lengths) // batch_size)
         self._plan_epoch = -1
         self._plan = np.empty((0, batch_size), np.int64)
+
+    @staticmethod
+    def _gatherer(*args: Any, **options: Any) -> _Gather:
+        return _Gather(*args, **options)
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
         """Sample numbers [batch_size] of the global batch of `step`."""
@@ -128,6 +139,34 @@ class SessionBatches:
         return self._gather(rows)
 
 
+class PrefixBatches(SessionBatches):
+    """Batches of whole users, in which every prefix of the sequence supervises the next session.
+
+    Built from the training sessions of the rule "next", whose targets continue their histories: a
+    user's sessions are put together to one sequence x_0 .. x_T, of which the last `history_length`
+    prefixes are kept (the prefixes' common beginning is cut there too). Arguments as in
+    `SessionBatches`, with users for samples, except that `bucket_batches` means nothing: most
+    targets are of few users, whose steps would weigh no more than the others if they had batches of
+    their own. Users are sorted by length within a batch, so that its micro-batches have little
+    padding.
+
+    Raises:
+        ValueError: A target is not what follows its history.
+    """
+
+    @staticmethod
+    def _gatherer(*args: Any, **options: Any) -> _Gather:
+        return _GatherPrefixes(*args, **options)
+
+    def _draw(self, epoch: int) -> npt.NDArray[np.int64]:
+        rng = np.random.default_rng([self.seed, epoch])
+        lengths = self._gather.history_lengths
+        size = self.steps_per_epoch * self.batch_size
+        batches = np.resize(rng.permutation(len(lengths)), size).reshape(-1, self.batch_size)
+        order = np.argsort(lengths[batches], axis=1, kind="stable")
+        return np.take_along_axis(batches, order, axis=1)
+
+
 class OrderedBatches:
     """Every sample once, longest history first, for validation; process r takes every
     `world_size`-th sample. Arguments as in `SessionBatches`, `batch_size` per process."""
@@ -142,8 +181,11 @@ class OrderedBatches:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        item_column: bool = False,
     ) -> None:
-        self._gather = _Gather(samples, sids, history_length, session_length)
+        self._gather = _Gather(
+            samples, sids, history_length, session_length, item_column=item_column
+        )
         order = np.argsort(-self._gather.history_lengths, kind="stable")[rank::world_size]
         self._parts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
@@ -163,6 +205,8 @@ class _Gather:
         sids: npt.NDArray[np.integer],
         history_length: int,
         session_length: int,
+        *,
+        item_column: bool = False,
     ) -> None:
         sids = np.asarray(sids)
         if sids.ndim != 2 or not np.issubdtype(sids.dtype, np.integer):
@@ -196,7 +240,11 @@ class _Gather:
         self._history_values = np.append(samples.sequence_values, np.int32(0))
         self._target_values = np.asarray(samples.target_values)
         # Padding is item -1, which numpy reads as the last row.
-        self._table = np.vstack([sids, np.full((1, self.levels), -1)]).astype(np.int64)
+        table = np.vstack([sids, np.full((1, self.levels), -1)]).astype(np.int64)
+        if item_column:
+            column = np.append(np.arange(len(sids)), -1)
+            table = np.concatenate([table, column[:, None]], axis=1)
+        self._table = table
 
     def __call__(self, rows: npt.NDArray[np.int64]) -> Batch:
         lengths = self.history_lengths[rows]
@@ -210,6 +258,67 @@ class _Gather:
             torch.from_numpy(self._table[history]),
             torch.from_numpy(self._table[target]),
             int(lengths.sum()),
+        )
+
+
+class _GatherPrefixes(_Gather):
+    """User numbers -> a padded batch with a target for every prefix."""
+
+    def __init__(
+        self,
+        samples: Samples,
+        sids: npt.NDArray[np.integer],
+        history_length: int,
+        session_length: int,
+        *,
+        item_column: bool = False,
+    ) -> None:
+        super().__init__(samples, sids, history_length, session_length, item_column=item_column)
+        ends = np.asarray(samples.history_end, np.int64)
+        offsets = np.asarray(samples.target_offsets, np.int64)
+        sizes = np.diff(offsets)
+        follows = np.repeat(ends - offsets[:-1], sizes) + np.arange(offsets[-1])
+        if follows.max() >= len(samples.sequence_values) or not np.array_equal(
+            samples.sequence_values[follows], self._target_values
+        ):
+            raise ValueError(
+                "samples must have targets that follow their histories in the user's sequence "
+                "(sessions of the rule 'next'), for every prefix is to be supervised"
+            )
+        users, row = np.unique(samples.user_row, return_inverse=True)
+        last = np.zeros(len(users), np.int64)
+        np.maximum.at(last, row, ends + sizes)
+        begin = np.full(len(users), np.iinfo(np.int64).max)
+        np.minimum.at(begin, row, np.asarray(samples.history_begin, np.int64))
+        begin = np.maximum(begin, last - history_length - 1)
+        self._history_begin = begin
+        self.history_lengths = last - begin - 1
+        wanted = np.arange(1, session_length + 1)
+        # A prefix near the end has fewer than m items after it.
+        full = np.cumsum(wanted)
+        self.target_lengths = np.where(
+            self.history_lengths >= session_length,
+            full[-1] + (self.history_lengths - session_length) * session_length,
+            full[np.minimum(self.history_lengths, session_length) - 1],
+        )
+
+    def __call__(self, rows: npt.NDArray[np.int64]) -> Batch:
+        lengths = self.history_lengths[rows]
+        longest = int(lengths.max())
+        sequence = _ragged(
+            self._history_values,
+            self._history_begin[rows],
+            lengths + 1,
+            longest + self.session_length,
+        )
+        target = np.lib.stride_tricks.sliding_window_view(
+            sequence[:, 1:], self.session_length, axis=1
+        )
+        history = np.where(np.arange(longest) < lengths[:, None], sequence[:, :longest], -1)
+        return Batch(
+            torch.from_numpy(self._table[history]),
+            torch.from_numpy(self._table[target]),
+            int(self.target_lengths[rows].sum()),
         )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,13 @@ from torch import nn
 
 from onerec.errors import Interrupted, OneRecError
 from onerec.files import atomic_directory, atomic_write
-from onerec.training.batches import Batch, OrderedBatches, SessionBatches, fingerprint
+from onerec.training.batches import (
+    Batch,
+    OrderedBatches,
+    PrefixBatches,
+    SessionBatches,
+    fingerprint,
+)
 from onerec.training.checkpoint import CheckpointStore
 from onerec.training.config import FREE_ON_RESUME, TrainConfig
 from onerec.training.metrics import MetricsLog, Record
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from onerec.data.session_set import Samples
-    from onerec.model import OneRec
+    from onerec.model.onerec import OneRecOutput
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +63,7 @@ class TrainResult:
         steps: Optimiser steps of the whole run.
         selected_step: Step after which the selected weights were taken.
         valid_loss: Their validation loss, nats per item; None without validation samples.
+        valid_score: What `score` gave for them; None without it.
         seconds: Time in the loop, over all parts of a run that was stopped in between.
         resumed_from: Step this call went on from; 0 for a fresh start.
     """
@@ -65,18 +72,40 @@ class TrainResult:
     steps: int
     selected_step: int
     valid_loss: float | None
+    valid_score: float | None
     seconds: float
     resumed_from: int
 
 
+class Trainable(Protocol):
+    """What the loop asks of a network beside being a `torch.nn.Module`.
+
+    Attributes:
+        config: Has history_length and session_length.
+        prefixes: Whether one pass supervises every prefix of a sequence (`PrefixBatches`).
+        item_column: Whether it reads the item's index behind the codes.
+    """
+
+    config: Any
+
+    @property
+    def prefixes(self) -> bool: ...
+
+    @property
+    def item_column(self) -> bool: ...
+
+    def __call__(self, history: torch.Tensor, target: torch.Tensor) -> OneRecOutput: ...
+
+
 def pretrain(
-    model: OneRec,
+    model: Trainable,
     train: Samples,
     valid: Samples | None,
     sids: npt.NDArray[np.integer],
     config: TrainConfig,
     out_dir: str | Path,
     *,
+    score: Callable[[Any], float] | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Trains `model` to write the next session, and leaves it holding the selected weights.
@@ -97,6 +126,8 @@ def pretrain(
         sids: int [N, L], semantic id of every item index.
         config: Settings.
         out_dir: Gets model/ (the selected weights), metrics.jsonl and checkpoints/.
+        score: Called as `score(model)` at each validation, the model in evaluation mode, alike in
+            every process; "best" is then the greatest score instead of the lowest loss.
         progress: Called in the main process as `progress(steps done, all steps, note)`.
 
     Returns:
@@ -113,7 +144,7 @@ def pretrain(
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
-        run = Run(model, train, valid, sids, config, Path(out_dir), stack)
+        run = Run(model, train, valid, sids, config, Path(out_dir), stack, score=score)
         stop = stack.enter_context(stop_on_signal())
         run.loop(stop, progress)
         return run.publish()
@@ -131,7 +162,7 @@ class Run:
 
     def __init__(
         self,
-        model: OneRec,
+        model: Any,
         train: Samples,
         valid: Samples | None,
         sids: npt.NDArray[np.integer],
@@ -139,21 +170,24 @@ class Run:
         out_dir: Path,
         stack: ExitStack,
         identity: dict[str, Any] | None = None,
+        score: Callable[[Any], float] | None = None,
     ) -> None:
         self.config = config
+        self.score = score
         self.out_dir = out_dir
         self.accelerator = accelerator = _accelerator(config)
         stack.callback(AcceleratorState._reset_state, reset_partial_state=True)
         self.main: bool = accelerator.is_main_process
         self.world: int = accelerator.num_processes
         shape = model.config
-        sharing: dict[str, int] = {
+        sharing: dict[str, Any] = {
             "history_length": shape.history_length,
             "session_length": shape.session_length,
+            "item_column": model.item_column,
             "rank": accelerator.process_index,
             "world_size": self.world,
         }
-        self.batches = SessionBatches(
+        self.batches = (PrefixBatches if model.prefixes else SessionBatches)(
             train,
             sids,
             batch_size=config.batch_size,
@@ -184,7 +218,8 @@ class Run:
         self.step = 0
         self.resumed_from = 0
         self.seconds = 0.0
-        self.best: tuple[float, int] | None = None
+        # What is lowest at the best step (loss, or minus the score), the step, its loss.
+        self.best: tuple[float, int, float] | None = None
         self.window = Window(accelerator, sids.shape[1])
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, config))
         self.module: Any = accelerator.unwrap_model(self.model)
@@ -237,9 +272,10 @@ class Run:
 
     def publish(self) -> TrainResult:
         """Takes the selected weights into the model and writes them to model/."""
-        selected, valid_loss = self.total, None
+        selected, valid_loss, valid_score = self.total, None, None
         if self.best is not None and self.config.select == "best":
-            valid_loss, selected = self.best
+            lowest, selected, valid_loss = self.best
+            valid_score = None if self.score is None else -lowest
             load_model(self.module, self.store.best_path(selected))
         elif self.valid is not None:
             valid_loss = self.window.valid_loss
@@ -251,7 +287,13 @@ class Run:
                 module.save_pretrained(folder)
         self.accelerator.wait_for_everyone()
         return TrainResult(
-            model_dir, self.total, selected, valid_loss, self.seconds, self.resumed_from
+            model_dir,
+            self.total,
+            selected,
+            valid_loss,
+            valid_score,
+            self.seconds,
+            self.resumed_from,
         )
 
     def _train_step(self) -> None:
@@ -314,25 +356,26 @@ class Run:
             output = self.module(batch.history, batch.target)
             losses = torch.stack([output.loss, *output.loss_per_level]).double().cpu()
             sums += torch.cat([losses * batch.items, torch.tensor([float(batch.items)])])
+        score = None if self.score is None else self.score(self.module)
         self.module.train()
         sums = self.accelerator.reduce(sums.to(self.accelerator.device), "sum")
         loss, *levels = (sums[:-1] / sums[-1]).tolist()
         if not math.isfinite(loss):
             raise TrainingDiverged(f"the validation loss became {loss} after step {self.step}")
         self.window.valid_loss = loss
-        better = self.best is None or loss < self.best[0]
-        self._record(
-            {
-                "kind": "valid",
-                "step": self.step,
-                "loss": loss,
-                "loss_per_level": levels,
-                "best": better,
-            }
-        )
+        lowest = loss if score is None else -score
+        better = self.best is None or lowest < self.best[0]
+        record = {
+            "kind": "valid",
+            "step": self.step,
+            "loss": loss,
+            "loss_per_level": levels,
+            "best": better,
+        }
+        self._record(record if score is None else {**record, "score": score})
         self._tell("step %d of %d: validation loss %.4f", self.step, self.total, loss)
         if better:
-            self.best = loss, self.step
+            self.best = lowest, self.step, loss
             if self.main:
                 path = self.store.best_path(self.step)
                 with writing(path), atomic_write(path) as temporary:
@@ -353,7 +396,7 @@ class Run:
                 self.metrics.sync()
         state = {
             "identity": self.identity,
-            "best_loss": self.best and self.best[0],
+            "best": self.best,
             "best_step": self.best and self.best[1],
             "window": self.window.state(),
             "seconds": self.seconds,
@@ -398,8 +441,9 @@ class Run:
         self.step = self.resumed_from = step
         self.seconds = state["seconds"]
         self.window.restore(state["window"])
-        if state["best_step"] is not None:
-            self.best = state["best_loss"], state["best_step"]
+        if state["best"] is not None:
+            lowest, best_step, loss = state["best"]
+            self.best = lowest, best_step, loss
         self._tell("going on from step %d of %d (%s)", step, self.total, path)
 
     def _tell(self, message: str, *values: object) -> None:

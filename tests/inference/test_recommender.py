@@ -374,3 +374,62 @@ def test_on_gpu(catalog: Catalog, dtype: torch.dtype | None) -> None:
     for got, expected in zip(there.recommend(histories, **options), want, strict=True):
         tolerance = 1e-3 if dtype is None else 0.3
         np.testing.assert_allclose(got.scores, expected.scores, rtol=0, atol=tolerance)
+
+
+def fused_model(**overrides: Any) -> OneRec:
+    fields = {
+        "encoder": "causal",
+        "n_items": len(ITEMS),
+        "item_loss": 1.0,
+        "legal_softmax": True,
+        "n_experts": 0,
+    }
+    model = build(**{**fields, **overrides})
+    model.set_catalog(np.array(list(ITEMS.values())))
+    return model
+
+
+@pytest.mark.parametrize("batching", [False, True], ids=["single", "batched"])
+@pytest.mark.parametrize("weight", [0.3, 1.0])
+def test_fused_ranking_weighs_both_heads(catalog: Catalog, weight: float, batching: bool) -> None:
+    model = fused_model()
+    recommender = Recommender(model, catalog, batching=batching)
+    histories = [[], [10, 20], [13, 12, 16, 31]]
+    ids = np.array(list(ITEMS))
+    with torch.no_grad():
+        for history, ranked in zip(
+            histories,
+            recommender.rank(histories, 5, dense_weight=weight, dense_top=12),
+            strict=True,
+        ):
+            at = torch.tensor([list(ITEMS).index(i) for i in history], dtype=torch.int64)
+            rows = torch.cat([model.item_sids[at], at[:, None]], dim=1)[None]
+            dense = model.item_scores(rows).log_softmax(-1)
+            generator = model.item_log_probs(rows, torch.arange(12)[None])
+            score = ((1 - weight) * generator + weight * dense)[0]
+            score[at] = -torch.inf
+            assert ranked == ids[score.topk(5).indices].tolist()
+
+
+def test_candidates_are_scored_exactly_and_never_excluded(catalog: Catalog) -> None:
+    recommender = Recommender(fused_model(), catalog)
+    (found,) = recommender.next_items([[10, 20, 30]], beam_width=2, dense_top=1, exclude=[[12]])
+    items = np.array(list(ITEMS))[found.items]
+    assert not set(items.tolist()) & {10, 20, 30, 12}
+    assert found.beamed.sum() in (len(items), len(items) - 1)
+    (alone,) = recommender.rank([[10, 20, 30]], 3, beam_width=2, exclude=[[12]])
+    best = items[found.beamed][np.argsort(-found.generator[found.beamed], kind="stable")]
+    assert set(alone) <= set(best.tolist())
+    # Everything excluded: nothing is left.
+    (empty,) = recommender.next_items([list(ITEMS)], beam_width=2)
+    assert len(empty.items) == 0
+
+
+def test_fusion_needs_a_dense_head_and_the_catalogue_of_the_model(catalog: Catalog) -> None:
+    with pytest.raises(ValueError, match="dense head"):
+        Recommender(build(), catalog).rank([[10]], 3, dense_weight=0.5)
+    with pytest.raises(ValueError, match="dense_weight"):
+        Recommender(fused_model(), catalog).rank([[10]], 3, dense_weight=1.5)
+    other = Catalog.build(list(ITEMS)[::-1], list(ITEMS.values())[::-1], K)
+    with pytest.raises(ValueError, match="in order"):
+        Recommender(fused_model(), other)

@@ -237,7 +237,7 @@ def test_history_is_counted_from_its_latest_item() -> None:
     moved = history[:2].clone()
     moved[1, 2] = (moved[1, 2] + 1) % 11  # the latest of a user with three items
     assert not torch.allclose(changed[1], model.session_logits(moved, target[:2])[1])
-    embedded, _ = model._embed_history(history[1:2])
+    embedded = model._embed_history(history[1:2])
     fresh = embedded[0, 7:10] - model.age.weight[0]
     want = model.codes(history[1, 2] + torch.arange(3) * 11)
     torch.testing.assert_close(fresh, want)
@@ -540,3 +540,156 @@ def test_on_gpu_equals_cpu() -> None:
     assert got.router.counts.cpu().equal(want.router.counts)
     for name, p in model.named_parameters():
         torch.testing.assert_close(p.grad.cpu(), grads[name], rtol=1e-2, atol=1e-4)
+
+
+# A catalogue, the causal encoder, the dense head
+
+
+CATALOG = torch.tensor(
+    [[0, 1, 2], [0, 1, 3], [0, 4, 0], [5, 1, 2], [5, 6, 7], [8, 0, 0], [8, 9, 1]]
+)
+
+
+def with_items(seed: int = 0, **overrides: Any) -> OneRec:
+    fields: dict[str, Any] = {
+        "history_tokens": "items",
+        "encoder": "causal",
+        "n_items": 7,
+        "vector_dim": 5,
+        "item_loss": 0.7,
+        "legal_softmax": True,
+        "decoder_dropout": 0.1,
+        "session_length": 1,
+    }
+    model = build(seed, **{**fields, **overrides})
+    vectors = torch.randn(7, 5, generator=torch.Generator().manual_seed(3))
+    model.set_catalog(CATALOG, vectors if model.config.vector_dim else None)
+    return model
+
+
+def rows_of(items: Tensor) -> Tensor:
+    """Codes and index of items [..]; -1 stays padding."""
+    codes = torch.cat([CATALOG, torch.full((1, 3), -1)])[items]
+    return torch.cat([codes, items[..., None]], dim=-1)
+
+
+ITEMS = torch.tensor([[0, 3, 6, 2, 2], [4, 1, 5, -1, -1]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("session_length", [1, 2])
+@pytest.mark.parametrize("experts", [0, 4])
+def test_one_pass_is_every_prefix_by_itself(session_length: int, experts: int) -> None:
+    model = with_items(session_length=session_length, n_experts=experts)
+    windows = torch.nn.functional.pad(ITEMS[:, 1:], (0, session_length - 1), value=-1)
+    windows = windows.unfold(1, session_length, 1)
+    output = model(rows_of(ITEMS[:, :-1]), rows_of(windows))
+    total, per_level, items = 0.0, torch.zeros(3, dtype=torch.float64), 0
+    item_losses = []
+    for user in range(2):
+        for end in range(1, 5):
+            if ITEMS[user, end] < 0:
+                continue
+            history = rows_of(ITEMS[user : user + 1, :end])
+            target = rows_of(windows[user : user + 1, end - 1])
+            alone = model(history, target)
+            per_level += alone.loss_per_level * alone.items
+            items += int(alone.items)
+            scores = model.item_scores(history)
+            wanted = ITEMS[user, end].view(1)
+            item_losses.append(torch.nn.functional.cross_entropy(scores, wanted))
+            total += float(alone.loss_per_level.sum() * alone.items)
+            if session_length == 1:
+                probs = model.item_log_probs(history, torch.arange(7)[None])
+                # The softmax over legal codes leaves nothing to ids that no item has.
+                torch.testing.assert_close(probs.double().exp().sum(), torch.tensor(1.0).double())
+                assert abs(float(probs[0, wanted] + alone.loss_per_level.sum())) < 1e-5
+    assert output.items == items
+    torch.testing.assert_close(output.loss_per_level, per_level / items)
+    wanted_loss = total / items + 0.7 * torch.stack(item_losses).mean()
+    torch.testing.assert_close(output.loss, wanted_loss)
+
+
+def test_the_future_changes_no_prefix() -> None:
+    model = with_items()
+    history = rows_of(ITEMS[:1, :-1])
+    context, _ = model._encode(history)
+    changed = history.clone()
+    changed[:, 3] = rows_of(torch.tensor([5]))
+    other, _ = model._encode(changed)
+    torch.testing.assert_close(context[:, :4], other[:, :4])
+    assert not torch.allclose(context[:, 4], other[:, 4])
+
+
+def test_decoding_a_causal_model_is_teacher_forcing() -> None:
+    model = with_items(session_length=2)
+    history = rows_of(ITEMS[:, :4])
+    target = rows_of(torch.tensor([[1, 5], [6, 0]]))
+    wanted = model.session_logits(history, target)
+    memory, cache = model.encode(history), model.new_cache(2, 1, 2)
+    tokens = torch.zeros(2, 1, 1, dtype=torch.int64)
+    for item in range(2):
+        for level in range(3):
+            logits = model.decode(tokens, cache, memory)
+            torch.testing.assert_close(logits[:, 0], wanted[:, item, level])
+            tokens = target[:, item, level].view(2, 1, 1)
+        tokens = torch.nn.functional.pad(tokens, (0, 1))
+
+
+@pytest.mark.parametrize("fields", [{"encoder": "bidirectional"}, {"item_negatives": 30}], ids=str)
+def test_items_need_no_causal_encoder_nor_the_whole_catalogue(fields: dict[str, Any]) -> None:
+    model = with_items(**fields).train()
+    history, target = rows_of(ITEMS[:, :4]), rows_of(torch.tensor([[1], [6]]))
+    model(history, target).loss.backward()
+    assert model.items is not None
+    assert model.items.weight.grad is not None
+    assert model.vectors is not None
+    assert model.vectors.weight.grad is not None
+
+
+def test_an_item_outside_the_catalogue_is_read_by_its_codes() -> None:
+    model = with_items()
+    known = rows_of(torch.tensor([[0, 3]]))
+    cold = known.clone()
+    cold[0, 1, 3] = -1
+    assert not torch.allclose(model.item_scores(known), model.item_scores(cold))
+    same = with_items(vector_dim=0)
+    with torch.no_grad():
+        assert same.items is not None
+        same.items.weight[3] = 0
+    torch.testing.assert_close(same.item_scores(known), same.item_scores(cold))
+
+
+def test_the_catalogue_is_saved_with_the_weights(tmp_path: Any) -> None:
+    model = with_items().float()
+    model.save_pretrained(tmp_path)
+    loaded = OneRec.from_pretrained(tmp_path)
+    history = rows_of(ITEMS[:, :4])
+    torch.testing.assert_close(
+        loaded.item_log_probs(history, torch.arange(7).expand(2, 7)),
+        model.item_log_probs(history, torch.arange(7).expand(2, 7)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"encoder": "causal", "history_tokens": "codes"}, "history_tokens must be 'items'"),
+        ({"item_loss": 1.0}, "n_items must be given for item_loss"),
+        ({"encoder": "sideways"}, "encoder must be"),
+        ({"item_dropout": 1.0}, "item_dropout must lie"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(fields: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        small(**fields)
+
+
+def test_a_catalogue_that_does_not_fit_is_refused() -> None:
+    model = with_items()
+    with pytest.raises(ValueError, match="sids must be"):
+        model.set_catalog(CATALOG[:5])
+    with pytest.raises(ValueError, match="vectors must be given"):
+        model.set_catalog(CATALOG)
+    with pytest.raises(ValueError, match="item indices"):
+        model.item_scores(torch.tensor([[[0, 1, 2, 7]]]))

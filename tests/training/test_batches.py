@@ -11,7 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onerec.data.session_set import Samples
-from onerec.training.batches import OrderedBatches, SessionBatches, fingerprint
+from onerec.training.batches import (
+    OrderedBatches,
+    PrefixBatches,
+    SessionBatches,
+    fingerprint,
+)
 
 ITEMS, LEVELS = 50, 3
 
@@ -231,3 +236,73 @@ def test_fingerprint_sees_every_part():
         changed[3] += 1
         assert fingerprint(with_(samples, **{name: changed}), sids) != base
     assert fingerprint(samples, make_sids(1)) != base
+
+
+def user_samples(lengths: list[int], m: int, seed: int = 0) -> Samples:
+    """Every window of the next m items of users with so many items, as the rule "next" makes."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, ITEMS, sum(lengths), dtype=np.int32)
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    rows = [
+        (user, bounds[user], bounds[user] + at, min(m, length - at))
+        for user, length in enumerate(lengths)
+        for at in range(1, length)
+    ]
+    user, begin, end, size = (np.array(column) for column in zip(*rows, strict=True))
+    targets = [values[e : e + s] for e, s in zip(end, size, strict=True)]
+    return Samples(
+        sequence_values=values,
+        history_begin=begin,
+        history_end=end,
+        target_values=np.concatenate(targets),
+        target_offsets=np.concatenate([[0], np.cumsum(size)]),
+        user_row=user.astype(np.int32),
+        timestamp=np.zeros(len(user), np.int64),
+    )
+
+
+@pytest.mark.parametrize("m", [1, 3])
+def test_prefix_batches_hold_every_sample_once(m: int) -> None:
+    samples, sids = user_samples([2, 7, 4, 9, 3], m), make_sids()
+    batches = PrefixBatches(
+        samples,
+        sids,
+        history_length=20,
+        session_length=m,
+        batch_size=5,
+        micro_batches=5,
+        item_column=True,
+    )
+    assert batches.steps_per_epoch == 1
+    found = []
+    items = 0
+    for micro in range(5):
+        history, target, count = batches.batch(0, micro)
+        items += count
+        assert count == int((target[..., 0] >= 0).sum())
+        for row in range(len(history)):
+            for at in range(history.shape[1]):
+                wanted = target[row, at][target[row, at, :, 0] >= 0]
+                if len(wanted):
+                    prefix = history[row, : at + 1]
+                    assert (prefix[:, :LEVELS].numpy() == sids[prefix[:, -1]]).all()
+                    found.append((prefix[:, -1].tolist(), wanted[:, -1].tolist()))
+    assert items == batches.step_items(0)
+    plain = [(samples.history(i).tolist(), samples.target(i).tolist()) for i in range(len(samples))]
+    assert sorted(found) == sorted(plain)
+
+
+def test_prefix_batches_keep_the_latest_prefixes() -> None:
+    samples, sids = user_samples([9], 1), make_sids()
+    batches = PrefixBatches(samples, sids, history_length=4, session_length=1, batch_size=1)
+    history, target, items = batches.batch(0)
+    values = samples.sequence_values
+    assert items == 4
+    assert history[0].tolist() == sids[values[4:8]].tolist()
+    assert target[0, :, 0].tolist() == sids[values[5:9]].tolist()
+
+
+def test_prefixes_need_targets_that_follow() -> None:
+    samples = make_samples(5)
+    with pytest.raises(ValueError, match="rule 'next'"):
+        PrefixBatches(samples, make_sids(), history_length=4, session_length=5, batch_size=1)

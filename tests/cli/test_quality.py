@@ -1,0 +1,114 @@
+"""`onerec bench quality` from a small log to its table, and again from what it kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from onerec.cli import quality
+from onerec.cli.main import main
+from onerec.evaluation.quality import Run, cell, compare
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("log") / "world"
+    size = ["--world.n_users", "90", "--world.n_items", "80", "--world.requests_per_user", "6"]
+    assert main(["simulate", "--out", str(folder.parent), *size]) == 0
+    return folder
+
+
+def small(preset: str) -> tuple[quality.System, ...]:
+    """The preset with networks of a few units."""
+    width = {"sasrec": {"d_model": 8}, "onerec": {"d_model": 16, "d_ff": 16, "n_heads": 2}}
+    systems = []
+    for system in quality.PRESETS[preset]:
+        model = {**system.model, **width.get(system.network, {})}
+        train = {**system.train, "batch_size": 32, "grad_accumulation": 1} if system.train else {}
+        systems.append(dataclasses.replace(system, model=model, train=train, seeds=1))
+    return tuple(systems)
+
+
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_every_system_of_a_preset_runs_an_epoch(
+    preset: str,
+    log: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(quality.PRESETS, preset, small(preset))
+    monkeypatch.setattr(quality, "RQVAE_EPOCHS", 2)
+    command = ["bench", "quality", "--data", str(log), "--out", str(tmp_path / "out"), "--json"]
+    command += ["--preset", preset, "--epochs", "1", "--max_users", "40", "--device", "cpu"]
+    command += ["--codebook_size", "8", "--beam_width", "12"]
+    assert main(command) == 0
+    record = json.loads(capsys.readouterr().out)
+    rows = {row["row"]: row for row in record["rows"]}
+    assert {"popularity", quality.REFERENCE, "OneRec, fused", "TIGER"} <= set(rows)
+    for row in rows.values():
+        for value in row["values"]:
+            assert 0 <= value["low"] <= value["value"] <= value["high"] <= 1
+            assert (value["difference"] is None) == (row["row"] == quality.REFERENCE)
+        rare = [part["sessions"] for part in row["rare"].values()]
+        assert sum(rare) == record["data"]["sessions"]["test"]
+    fused = rows["OneRec, fused"]["facts"][0]
+    assert 0 <= fused["dense_weight"] <= 1
+    # On valid the chosen weight is no worse than either head alone.
+    best = cell(rows["OneRec, fused"], "valid", "masked", "ndcg@10")["value"]
+    for part in ("generator", "dense head"):
+        alone = cell(rows[f"OneRec, {part}"], "valid", "masked", "ndcg@10")["value"]
+        assert best >= alone - 0.02
+    assert rows["TIGER"]["facts"][0]["ids"]["tokenizer"] == "rqvae"
+
+    # Nothing is trained again, and the figures are the same.
+    def refuse(*_: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(quality, "_build", refuse)
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]
+
+
+def test_wrong_usage_is_told(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", "quality", "--data", str(log), "--out", str(tmp_path)]
+    assert main([*command, "--systems", "bert"]) == 1
+    assert "no system 'bert'" in capsys.readouterr().err
+    assert main(["bench", "quality", "--data", str(tmp_path / "no"), "--out", str(tmp_path)]) == 1
+    assert "no such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*command, "--seeds", "0"])
+
+
+def test_differences_are_paired() -> None:
+    rng = np.random.default_rng(0)
+    cases = [("valid", "masked"), ("test", "masked"), ("test", "unmasked")]
+    hard = (rng.random((400, 1)) < 0.1).astype(float)
+
+    def run(row: str, seed: int, gain: float) -> Run:
+        better = (rng.random((400, 1)) < gain).astype(float)
+        scores = {case: np.repeat(np.maximum(hard, better), 4, axis=1) for case in cases}
+        return Run(row, row, seed, scores, {"parameters": 3})
+
+    runs = [run("a", 0, 0.0), run("b", 0, 0.02), run("b", 1, 0.02)]
+    users = {"valid": np.arange(400), "test": np.arange(400)}
+    counts = rng.integers(0, 30, 400)
+    rows = {
+        row["row"]: row
+        for row in compare(runs, reference="a", users=users, train_counts=counts, resamples=300)
+    }
+    main_ = cell(rows["b"], "test", "masked", "recall@10")
+    difference, low, high = main_["difference"]
+    ours = np.mean([r.scores[cases[1]] for r in runs[1:]]) - runs[0].scores[cases[1]].mean()
+    assert difference == pytest.approx(ours)
+    assert 0 <= low <= difference <= high
+    # Pairing leaves out what is hard for both.
+    assert high - low < main_["high"] - main_["low"]
+    assert main_["sd"] is not None
+    assert cell(rows["a"], "test", "masked", "ndcg@5")["sd"] is None
+    assert sum(part["sessions"] for part in rows["a"]["rare"].values()) == 400

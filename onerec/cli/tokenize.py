@@ -39,7 +39,9 @@ def make(directory: Path, settings: Settings) -> StageResult:
             distinct=config.distinct,
             max_iter=config.max_iter,
             random_state=config.seed,
-        ).fit(items.embeddings)
+        )
+        with console.progress("tokenize") as report:
+            quantizer.fit(items.embeddings, progress=report)
         quantizer.save_pretrained(folder / "quantizer")
         catalog = Catalog.build(items.items["item_id"].to_pylist(), quantizer.sids_, size)
         catalog.save(folder)

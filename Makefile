@@ -38,11 +38,11 @@ $(VENV)/.extra-%: pyproject.toml constraints.txt | $(VENV)/.torch
 	$(PIP) -r $@.txt
 	touch $@
 
-# A short training, so that the whole takes minutes; `onerec run --out DIR` alone trains longer.
+# A short training, so that the whole takes minutes; `onerec run --out DIR` alone trains longer. Without
+# alignment: one that is short enough for a demo was measured to lower true watch time.
 demo: $(VENV)/.installed
 	$(BIN)/onerec run --out demo --train.max_steps 500 --evaluate.max_users 300 --recommend.users 500 \
-	  --reward.max_steps 150 --reward.judge false --align.iterations 1 --align.steps 60 \
-	  --align.rate 0.02 --align.candidates 64 --align.monitor 64
+	  --align.iterations 0
 
 # One process a core, each with one thread: threads of several would wait for each other. TESTS="tests/ops -x" for some.
 TESTS ?= tests

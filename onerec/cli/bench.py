@@ -85,7 +85,7 @@ def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
     return {
         "datetime": found["datetime"],
         "commit": {key: found["commit_info"].get(key) for key in ("id", "time", "dirty")},
-        "environment": collect(),
+        "environment": _environment(),
         "benchmarks": [
             {
                 "suite": Path(entry["fullname"].split("::")[0]).stem.removeprefix("bench_"),
@@ -95,6 +95,16 @@ def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
             for entry in found["benchmarks"]
         ],
     }
+
+
+def _environment() -> dict[str, Any]:
+    """What `onerec env` tells, without the folders of this machine: records are published."""
+    found = collect()
+    del found["executable"]
+    found["native"].pop("path", None)
+    variables = found["environment"]
+    found["environment"] = {k: v for k, v in variables.items() if not Path(v).is_absolute()}
+    return found
 
 
 def main(argv: list[str]) -> None:

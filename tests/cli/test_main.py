@@ -208,3 +208,14 @@ def test_bench_prints_medians(
 )
 def test_duration(seconds: float, text: str) -> None:
     assert bench.duration(seconds) == text
+
+
+def test_a_record_of_benchmarks_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEREC_DATA", str(Path("/somewhere/private")))
+    monkeypatch.setenv("ONEREC_ISA", "avx2")
+    found = bench._environment()
+    assert found["environment"]["ONEREC_ISA"] == "avx2"
+    text = json.dumps(found)
+    assert "/somewhere" not in text
+    assert sys.prefix not in text
+    assert str(Path(onerec.__file__).parent) not in text

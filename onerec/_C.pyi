@@ -262,6 +262,7 @@ class EngineFormatError(RuntimeError): ...
 
 class EngineModel:
     nbytes: int
+    item_sids: int
     config: dict[str, int | float]
     @staticmethod
     def build(
@@ -272,17 +273,18 @@ class EngineModel:
     def save(self, path: str) -> None: ...
 
 def save_catalog(
-    path: str, n: int, leaves: int, leaf_of_item: int, text: bool, ids: int, offsets: int
+    path: str, n: int, leaves: int, leaf_of_item: int, text: bool, ids: int, offsets: int, tags: int
 ) -> None: ...
 
 class Engine:
     def __init__(self, model: EngineModel, trie: Trie) -> None: ...
     def run(
         self,
-        codes: int,
+        history: int,
         offsets: int,
         deny: int,
         deny_offsets: int,
+        allow: int,
         batch: int,
         width: int,
         session_length: int,
@@ -293,6 +295,19 @@ class Engine:
         sids: int,
         scores: int,
         valid: int,
+    ) -> None: ...
+    def item_scores(
+        self, history: int, offsets: int, batch: int, num_threads: int, scores: int
+    ) -> None: ...
+    def item_log_probs(
+        self,
+        history: int,
+        offsets: int,
+        batch: int,
+        items: int,
+        count: int,
+        num_threads: int,
+        scores: int,
     ) -> None: ...
 
 class PackedExperts:

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "cpu/engine_model.h"
 #include "cpu/packed_gemm_tile.h"
 #include "cpu/thread_pool.h"
+#include "onerec/moe.h"
 #include "onerec/runtime.h"
 
 namespace onerec {
@@ -21,7 +23,6 @@ namespace {
 constexpr int64_t kMostRows = 48;    // rows that one piece of work takes through a sublayer
 constexpr int64_t kFewestRows = 6;   // of a block of the matrix product
 constexpr int64_t kMostPending = 4;  // tokens that a beam may have waiting
-constexpr int64_t kTaskPanels = 8;   // columns of an expert's matrix that one task makes, over 16
 
 EngineKernels CurrentKernels() {
 #ifdef ONEREC_X86
@@ -57,7 +58,8 @@ struct Context {
 
 // Buffers of one call; kept for the next.
 struct Workspace {
-  std::vector<float> x, normed, qkv, hidden, up, expert_out, gates, last, logits;
+  std::vector<float> x, normed, qkv, gates, last, logits;
+  std::vector<char> experts;        // of MoeForward
   std::vector<float> context[2];    // encoder self-attention, this layer's and the next one's
   std::vector<float> cross;         // [decoder layers]
   std::vector<float> keys, values;  // [decoder layers, batch, times, width, d]
@@ -66,11 +68,13 @@ struct Workspace {
   std::vector<int32_t> panels;      // [workers, panels of a head]
   std::vector<int32_t> slots, next_slots;      // [batch, width, times]
   std::vector<int32_t> pending, next_pending;  // [batch, width, kMostPending]
-  std::vector<int32_t> ids, place, sorted, expert_begin;
+  std::vector<int64_t> ids;                    // [rows, experts_per_token]
   std::vector<int64_t> live, first_row, rows_of, tokens_of, token_begin, key_begin, value_begin;
   std::vector<int64_t> deny, deny_offsets;
+  std::vector<uint64_t> allow;
+  std::vector<int32_t> sids, legal_codes;  // of items to be scored, and the codes beside theirs
+  std::vector<int64_t> nodes, legal_offsets;
   std::vector<Piece> pieces;
-  std::vector<std::pair<int32_t, int32_t>> tasks;  // expert, first panel
   std::vector<float> zeros;
   std::unique_ptr<BeamSearch> search;
   BeamSearchOptions search_options;
@@ -92,12 +96,16 @@ class Call {
         dh_(c_.d_model / c_.n_heads),
         scale_(1.0f / std::sqrt(static_cast<float>(dh_))),
         times_(options.session_length * (c_.levels + 1)),
+        scoring_(options.scoring.value_or(c_.legal_softmax ? Scoring::kLegalSoftmax
+                                                           : Scoring::kFullSoftmax)),
         workers_(std::max(options.num_threads, 1)),
         gemm_(CurrentGemm()),
         f_(CurrentKernels()) {}
 
   void Run(const EngineResult& result) {
-    Prepare();
+    PrepareHistories();
+    PrepareDecoder(scoring_ == Scoring::kLegalSoftmax ? kMostPending : 2);
+    PrepareSearch();
     Encode();
     Decode();
     w_.search->Items(result.items);
@@ -107,6 +115,51 @@ class Call {
       result.scores[i] = static_cast<float>(scores[i]);
     }
     std::copy_n(w_.search->Valid(), batch_, result.valid);
+  }
+
+  void ItemScores(float* scores) {
+    PrepareHistories();
+    PrepareDecoder(0);
+    Encode();
+    PackedGemm(w_.last.data(), batch_, d_, m_.items, scores, c_.n_items, false, workers_);
+  }
+
+  // Item i of request b is a beam that is given its codes.
+  void ItemLogProbs(const int64_t* items, float* scores) {
+    const int64_t count = o_.beam_width, all = batch_ * count, levels = c_.levels;
+    for (int64_t i = 0; i < all; ++i) {
+      if (items[i] < 0 || items[i] >= c_.n_items) {
+        throw std::invalid_argument(
+            WantedGot("items", "0.." + std::to_string(c_.n_items - 1), items[i]));
+      }
+    }
+    PrepareHistories();
+    PrepareDecoder(1);
+    Grow(w_.sids, all * levels);
+    for (int64_t i = 0; i < all; ++i) {
+      std::copy_n(m_.item_sids + items[i] * levels, levels, w_.sids.data() + i * levels);
+    }
+    Encode();
+    std::fill_n(scores, all, 0.0f);
+    std::fill_n(w_.slots.data(), all * times_, 0);  // all come from the one BOS
+    for (int level = 0; level < c_.levels; ++level) {
+      const int64_t live = level == 0 ? 1 : count;
+      w_.live.assign(static_cast<size_t>(batch_), live);
+      for (int64_t i = 0; level > 0 && i < all; ++i) {
+        w_.pending[static_cast<size_t>(i * kMostPending)] =
+            w_.sids[static_cast<size_t>(i * levels + level - 1)];
+      }
+      Forward(level, 1);
+      const PackedMatrix& head = m_.heads[static_cast<size_t>(level)];
+      const LegalCodes legal = scoring_ == Scoring::kLegalSoftmax ? Children(level) : LegalCodes();
+      const bool few = legal.codes != nullptr && Few(legal);
+      few ? LegalHead(head, legal) : Head(head);
+      Parallel(batch_ * live, [&](int64_t worker, int64_t row) {
+        const int64_t first = row / live * count + row % live;
+        const int64_t beams = level == 0 ? count : 1;
+        AddLogProbs(level, legal, few, first, beams, Scratch(worker), scores);
+      });
+    }
   }
 
  private:
@@ -150,44 +203,44 @@ class Call {
     }
   }
 
-  void Prepare() {
-    const int64_t levels = c_.levels, beams = batch_ * o_.beam_width;
+  void PrepareHistories() {
+    const int64_t columns = c_.n_items > 0 ? 1 : c_.levels;
+    const int64_t values = c_.n_items > 0 ? c_.n_items : c_.codebook_size;
     w_.tokens_of.assign(static_cast<size_t>(batch_), 0);
     w_.token_begin.assign(static_cast<size_t>(batch_) + 1, 0);
     w_.key_begin.assign(static_cast<size_t>(batch_) + 1, 0);
     w_.value_begin.assign(static_cast<size_t>(batch_) + 1, 0);
-    w_.deny.clear();
-    w_.deny_offsets.assign(1, 0);
-    int64_t most = 1;
+    most_tokens_ = 1;
     for (int64_t b = 0; b < batch_; ++b) {
       const EngineRequest& r = requests_[b];
       if (r.items < 0 || r.items > c_.history_length) {
         throw std::invalid_argument(
             WantedGot("items of a history", "0.." + std::to_string(c_.history_length), r.items));
       }
-      for (int64_t i = 0; i < r.items * levels; ++i) {
-        if (r.codes[i] < 0 || r.codes[i] >= c_.codebook_size) {
-          throw std::invalid_argument(WantedGot(
-              "codes of a history", "0.." + std::to_string(c_.codebook_size - 1), r.codes[i]));
+      for (int64_t i = 0; i < r.items * columns; ++i) {
+        if (r.history[i] < 0 || r.history[i] >= values) {
+          throw std::invalid_argument(
+              WantedGot("history", "0.." + std::to_string(values - 1), r.history[i]));
         }
       }
       const auto at = static_cast<size_t>(b);
-      const int64_t tokens = 1 + r.items * (c_.history_is_items ? 1 : levels);
+      const int64_t tokens = 1 + r.items * (c_.history_is_items ? 1 : c_.levels);
       w_.tokens_of[at] = tokens;
       w_.token_begin[at + 1] = w_.token_begin[at] + tokens;
       w_.key_begin[at + 1] = w_.key_begin[at] + heads_ * PaddedTo16(tokens) * dh_;
       w_.value_begin[at + 1] = w_.value_begin[at] + heads_ * tokens * PaddedTo16(dh_);
-      most = std::max(most, tokens);
-      w_.deny.insert(w_.deny.end(), r.deny, r.deny + r.denied);
-      w_.deny_offsets.push_back(static_cast<int64_t>(w_.deny.size()));
+      most_tokens_ = std::max(most_tokens_, tokens);
     }
     const auto last = static_cast<size_t>(batch_);
     context_size_ = w_.key_begin[last] + w_.value_begin[last];
-    const int64_t pending = o_.scoring == Scoring::kLegalSoftmax ? kMostPending : 2;
-    const int64_t decoder_rows = beams * pending;
-    const int64_t rows = std::max(w_.token_begin[last], decoder_rows);
-    const int64_t hidden = c_.n_experts > 0 ? c_.expert_d_ff : c_.d_ff;
+  }
+
+  // Buffers for at most `pending` tokens of a beam at once; 0: for the encoder alone.
+  void PrepareDecoder(int64_t pending) {
+    const int64_t beams = batch_ * o_.beam_width, decoder_rows = beams * pending;
+    const int64_t rows = std::max(w_.token_begin[static_cast<size_t>(batch_)], decoder_rows);
     const int64_t pairs = decoder_rows * c_.experts_per_token;
+    decodes_ = pending > 0;
     Grow(w_.x, rows * d_);
     Grow(w_.qkv, rows * 3 * d_);
     Grow(w_.normed, rows * d_);
@@ -198,24 +251,19 @@ class Call {
     Grow(w_.keys, cache_size_ * c_.decoder_layers);
     Grow(w_.values, cache_size_ * c_.decoder_layers);
     if (c_.n_experts > 0) {
-      Grow(w_.hidden, pairs * hidden);
-      Grow(w_.up, pairs * hidden);
-      Grow(w_.expert_out, pairs * d_);
       Grow(w_.gates, pairs);
       Grow(w_.ids, pairs);
-      Grow(w_.place, pairs);
-      Grow(w_.sorted, pairs);
-      Grow(w_.expert_begin, c_.n_experts + 2);
-      const int64_t wide = DivideUp(DivideUp(std::max(hidden, d_), kPanelWidth), kTaskPanels);
-      w_.tasks.reserve(static_cast<size_t>(c_.n_experts * wide));
+      const PackedExperts& experts = m_.decoder[0].experts;
+      Grow(w_.experts, MoeWorkspaceBytes(decoder_rows, c_.experts_per_token, experts) + 64);
     }
     Grow(w_.last, beams * d_);
     Grow(w_.logits, beams * c_.codebook_size);
     Grow(w_.zeros, beams);
     // A piece needs attention scores (of one head), gate and up of the dense layers, router logits.
     const int64_t piece = std::max(kMostRows, pending);
-    scratch_size_ = piece * std::max({most, 2 * int64_t{c_.d_ff}, int64_t{c_.n_experts}, times_}) +
-                    piece * 2 * d_ + c_.codebook_size + kPanelWidth;
+    const int64_t widest =
+        std::max({most_tokens_, 2 * int64_t{c_.d_ff}, int64_t{c_.n_experts}, times_});
+    scratch_size_ = piece * (widest + 2 * d_) + 2 * c_.codebook_size + kPanelWidth;
     Grow(w_.scratch, scratch_size_ * workers_);
     Grow(w_.offsets, times_ * workers_);
     head_panels_ = DivideUp(c_.codebook_size, kPanelWidth);
@@ -228,12 +276,14 @@ class Call {
     w_.first_row.assign(static_cast<size_t>(batch_), 0);
     w_.rows_of.assign(static_cast<size_t>(batch_), 0);
     w_.pieces.reserve(static_cast<size_t>(rows + batch_));
+  }
 
+  void PrepareSearch() {
     BeamSearchOptions wanted;
     wanted.batch = batch_;
     wanted.width = o_.beam_width;
     wanted.items = o_.session_length;
-    wanted.scoring = o_.scoring;
+    wanted.scoring = scoring_;
     wanted.temperature = o_.temperature;
     wanted.num_threads = workers_;
     const BeamSearchOptions& have = w_.search_options;
@@ -243,7 +293,17 @@ class Call {
       w_.search = std::make_unique<BeamSearch>(trie_, wanted);
       w_.search_options = wanted;
     }
+    w_.deny.clear();
+    w_.deny_offsets.assign(1, 0);
+    w_.allow.clear();
+    for (int64_t b = 0; b < batch_; ++b) {
+      const EngineRequest& r = requests_[b];
+      w_.deny.insert(w_.deny.end(), r.deny, r.deny + r.denied);
+      w_.deny_offsets.push_back(static_cast<int64_t>(w_.deny.size()));
+      w_.allow.push_back(r.allow);
+    }
     BeamRequests allowed;
+    allowed.allow = w_.allow.data();
     allowed.deny = w_.deny.data();
     allowed.deny_offsets = w_.deny_offsets.data();
     w_.search->Reset(allowed);
@@ -269,16 +329,20 @@ class Call {
     }
   }
 
-  // out [rows, d] = attention of queries (row stride q_stride) to a context; scores: [rows,
-  // tokens].
-  void Attend(const float* q, int64_t q_stride, int64_t rows, const Context& context, float* scores,
-              float* out) const {
+  // out [rows, d] = attention of queries (row stride q_stride) to the first tokens of a context:
+  // `seen` of them for the first row and `more` for each next one. scores: [rows, tokens].
+  void Attend(const float* q, int64_t q_stride, int64_t rows, const Context& context, int64_t seen,
+              int64_t more, float* scores, float* out) const {
     const int64_t tokens = context.tokens;
     for (int64_t h = 0; h < heads_; ++h) {
       const PackedMatrix keys{context.keys + h * PaddedTo16(tokens) * dh_, WeightType::kFloat32,
                               tokens, dh_};
       Multiply(q + h * dh_, q_stride, rows, keys, scores, tokens, false);
-      for (int64_t r = 0; r < rows; ++r) f_.softmax(scores + r * tokens, tokens, scale_);
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t n = seen + r * more;
+        f_.softmax(scores + r * tokens, n, scale_);
+        std::fill_n(scores + r * tokens + n, tokens - n, 0.0f);
+      }
       const PackedMatrix values{context.values + h * tokens * PaddedTo16(dh_), WeightType::kFloat32,
                                 dh_, tokens};
       Multiply(scores, tokens, rows, values, out + h * dh_, d_, false);
@@ -304,23 +368,27 @@ class Call {
     f_.add_row(x, table + (level * c_.codebook_size + code) * m_.row_bytes, c_.bfloat16 != 0, d_);
   }
 
-  // Positions count from the latest item, which is 0 for everybody.
+  // Positions count from the latest item, which is 0 for everybody; in a causal encoder, which must
+  // not know how long the history is, from the oldest.
   void EmbedHistory(const EngineRequest& r, int64_t t, float* x) const {
     if (t == 0)
       return static_cast<void>(std::memcpy(x, m_.start, sizeof(float) * static_cast<size_t>(d_)));
     const int64_t item = c_.history_is_items ? t - 1 : (t - 1) / c_.levels;
-    const int32_t* const codes = r.codes + item * c_.levels;
+    const int32_t* const codes = r.history + item * c_.levels;
     std::memset(x, 0, sizeof(float) * static_cast<size_t>(d_));
-    if (c_.history_is_items) {
+    if (c_.n_items > 0) {
+      UnpackRow(m_.items, r.history[item], x);
+    } else if (c_.history_is_items) {
       for (int64_t l = 0; l < c_.levels; ++l) AddCode(x, m_.codes, l, codes[l]);
     } else {
       AddCode(x, m_.codes, (t - 1) % c_.levels, codes[(t - 1) % c_.levels]);
     }
-    f_.add_row(x, m_.age + (r.items - 1 - item) * d_, false, d_);
+    f_.add_row(x, m_.age + (c_.causal ? item : r.items - 1 - item) * d_, false, d_);
   }
 
   // One sweep a layer: it finishes layer `layer - 1` for its rows (embeds them before the first)
-  // and makes the keys and values of this one, or of the decoder's cross-attentions at the end.
+  // and makes the keys and values of this one, or of the decoder's cross-attentions at the end (or
+  // leaves the state of each history's last token in `last`).
   void Encode() {
     Cut(w_.token_begin[static_cast<size_t>(batch_)], 1, w_.tokens_of);
     for (int layer = 0; layer <= c_.encoder_layers; ++layer) {
@@ -338,7 +406,8 @@ class Call {
         } else {
           const EncoderWeights& w = m_.encoder[static_cast<size_t>(layer - 1)];
           float* const out = scratch;
-          Attend(qkv, 3 * d_, rows, ContextOf(w_.context[(layer - 1) % 2].data(), p.request),
+          const Context context = ContextOf(w_.context[(layer - 1) % 2].data(), p.request);
+          Attend(qkv, 3 * d_, rows, context, c_.causal ? p.begin + 1 : context.tokens, c_.causal,
                  out + rows * d_, out);
           Multiply(out, d_, rows, w.out, x, d_, true);
           DenseFeedForward(w.ffn, w.ffn_norm, rows, x, scratch);
@@ -352,6 +421,12 @@ class Call {
           for (int64_t r = 0; r < rows; ++r) {
             const float* const token = qkv + r * 3 * d_;
             PackToken(to, p.begin + r, token + d_, token + 2 * d_);
+          }
+          return;
+        }
+        if (!decodes_) {
+          if (p.end == w_.tokens_of[static_cast<size_t>(p.request)]) {
+            Norm(x + (rows - 1) * d_, m_.encoder_norm, 1, w_.last.data() + p.request * d_);
           }
           return;
         }
@@ -380,7 +455,7 @@ class Call {
       // Where the scoring reads the legal codes alone, only they get logits; not at the root, which
       // has most codes.
       const LegalCodes* const legal =
-          level > 0 && o_.scoring != Scoring::kFullSoftmax ? &search.Legal() : nullptr;
+          level > 0 && scoring_ != Scoring::kFullSoftmax ? &search.Legal() : nullptr;
       const bool forced = legal != nullptr && waiting + 2 <= kMostPending && Forced(*legal);
       if (!forced) {
         Forward(start, waiting);
@@ -407,7 +482,7 @@ class Call {
 
   // Whether no logits are needed: under the legal softmax an only code has probability 1.
   bool Forced(const LegalCodes& legal) const {
-    if (o_.scoring != Scoring::kLegalSoftmax) return false;
+    if (scoring_ != Scoring::kLegalSoftmax) return false;
     for (int64_t beam = 0; beam < batch_ * o_.beam_width; ++beam) {
       if (legal.offsets[beam + 1] - legal.offsets[beam] > 1) return false;
     }
@@ -464,15 +539,14 @@ class Call {
       Parallel(pieces, [&](int64_t worker, int64_t i) {
         Attention(l, w_.pieces[static_cast<size_t>(i)], start, q, worker);
       });
-      if (c_.n_experts > 0) Experts(m_.decoder[static_cast<size_t>(l)], rows);
+      if (c_.n_experts == 0) continue;
+      void* space = w_.experts.data();
+      size_t bytes = w_.experts.size();
+      MoeForward(w_.normed.data(), rows, d_, w_.ids.data(), w_.gates.data(), c_.experts_per_token,
+                 m_.decoder[static_cast<size_t>(l)].experts, std::align(64, 1, space, bytes),
+                 w_.x.data(), d_, true, workers_);
     }
-    if (c_.n_experts > 0) {
-      Parallel(pieces, [&](int64_t, int64_t i) {
-        const Piece& p = w_.pieces[static_cast<size_t>(i)];
-        AddExperts(p);
-        KeepLast(p, q);
-      });
-    }
+    Parallel(pieces, [&](int64_t, int64_t i) { KeepLast(w_.pieces[static_cast<size_t>(i)], q); });
   }
 
   int64_t FirstRow(const Piece& p) const {
@@ -488,7 +562,6 @@ class Call {
     float* const normed = Scratch(worker);
     float* const queries = normed + rows * d_;
     float* const rest = queries + rows * d_;
-    if (l > 0 && c_.n_experts > 0) AddExperts(p);
     if (l == 0) {
       for (int64_t r = 0; r < rows; ++r) EmbedSession(p.request, p.begin + r, start, q, x + r * d_);
     }
@@ -522,15 +595,11 @@ class Call {
 
     Norm(x, w.cross_norm, rows, normed);
     Multiply(normed, d_, rows, w.cross_q, queries, d_, false);
-    Attend(queries, d_, rows, ContextOf(w_.cross.data() + l * context_size_, p.request), rest,
-           normed);
+    const Context context = ContextOf(w_.cross.data() + l * context_size_, p.request);
+    Attend(queries, d_, rows, context, context.tokens, 0, rest, normed);
     Multiply(normed, d_, rows, w.cross_out, x, d_, true);
 
-    if (c_.n_experts == 0) {
-      DenseFeedForward(w.experts[0], w.ffn_norm, rows, x, normed);
-      if (l + 1 == c_.decoder_layers) KeepLast(p, q);
-      return;
-    }
+    if (c_.n_experts == 0) return DenseFeedForward(w.ffn, w.ffn_norm, rows, x, normed);
     float* const input = w_.normed.data() + row * d_;
     Norm(x, w.ffn_norm, rows, input);
     Multiply(input, d_, rows, w.router, rest, c_.n_experts, false);
@@ -555,12 +624,12 @@ class Call {
   }
 
   // The best experts by probability plus bias, ties to the lower id; gates are probabilities.
-  void Route(const DecoderWeights& w, float* logits, int32_t* ids, float* gates) const {
+  void Route(const DecoderWeights& w, float* logits, int64_t* ids, float* gates) const {
     f_.softmax(logits, c_.n_experts, 1.0f);
     float sum = 0.0f;
     for (int j = 0; j < c_.experts_per_token; ++j) {
-      int32_t best = -1;
-      for (int32_t e = 0; e < c_.n_experts; ++e) {
+      int64_t best = -1;
+      for (int64_t e = 0; e < c_.n_experts; ++e) {
         if (std::find(ids, ids + j, e) != ids + j) continue;
         if (best < 0 || logits[e] + w.selection_bias[e] > logits[best] + w.selection_bias[best]) {
           best = e;
@@ -572,76 +641,6 @@ class Call {
     }
     if (!c_.normalize_gates) return;
     for (int j = 0; j < c_.experts_per_token; ++j) gates[j] /= sum;
-  }
-
-  // The experts' outputs for all rows: pairs of row and expert are sorted by expert (stable), and
-  // each expert multiplies its rows.
-  void Experts(const DecoderWeights& w, int64_t rows) {
-    const int64_t k = c_.experts_per_token, hidden = c_.expert_d_ff;
-    int32_t* const begin = w_.expert_begin.data();
-    std::fill_n(begin, c_.n_experts + 2, 0);
-    for (int64_t i = 0; i < rows * k; ++i) ++begin[w_.ids[static_cast<size_t>(i)] + 2];
-    for (int32_t e = 2; e < c_.n_experts + 2; ++e) begin[e] += begin[e - 1];
-    for (int64_t i = 0; i < rows * k; ++i) {  // leaves the first pair of expert e in begin[e]
-      const int32_t at = begin[w_.ids[static_cast<size_t>(i)] + 1]++;
-      w_.place[static_cast<size_t>(i)] = at;
-      w_.sorted[static_cast<size_t>(at)] = static_cast<int32_t>(i / k);
-    }
-    const auto tasks = [&](int64_t columns) {
-      w_.tasks.clear();
-      for (int32_t e = 0; e < c_.n_experts; ++e) {
-        if (begin[e] == begin[e + 1]) continue;
-        for (int64_t p = 0; p * kPanelWidth < columns; p += kTaskPanels) {
-          w_.tasks.emplace_back(e, static_cast<int32_t>(p));
-        }
-      }
-      return static_cast<int64_t>(w_.tasks.size());
-    };
-    Parallel(tasks(hidden), [&](int64_t, int64_t i) {
-      const auto [e, panel] = w_.tasks[static_cast<size_t>(i)];
-      const FeedForwardWeights& ffn = w.experts[static_cast<size_t>(e)];
-      const int64_t first = begin[e], column = panel * kPanelWidth;
-      GemmTile tile = TileOf(ffn.gate, panel, kTaskPanels);
-      tile.x = w_.normed.data();
-      tile.x_stride = d_;
-      tile.rows = w_.sorted.data() + first;
-      tile.m = begin[e + 1] - first;
-      tile.y = w_.hidden.data() + first * hidden + column;
-      tile.y_stride = hidden;
-      gemm_(tile);
-      if (ffn.up.data != nullptr) {
-        tile.weights = TileOf(ffn.up, panel, kTaskPanels).weights;
-        tile.y = w_.up.data() + first * hidden + column;
-        gemm_(tile);
-      }
-      for (int64_t r = 0; r < tile.m; ++r) {
-        const int64_t at = (first + r) * hidden + column;
-        f_.activate(w_.hidden.data() + at, w_.up.data() + at, tile.n, c_.activation);
-      }
-    });
-    Parallel(tasks(d_), [&](int64_t, int64_t i) {
-      const auto [e, panel] = w_.tasks[static_cast<size_t>(i)];
-      const int64_t first = begin[e];
-      GemmTile tile = TileOf(w.experts[static_cast<size_t>(e)].down, panel, kTaskPanels);
-      tile.x = w_.hidden.data() + first * hidden;
-      tile.x_stride = hidden;
-      tile.m = begin[e + 1] - first;
-      tile.y = w_.expert_out.data() + first * d_ + panel * kPanelWidth;
-      tile.y_stride = d_;
-      gemm_(tile);
-    });
-  }
-
-  // x += the experts' outputs times their gates, in the order of choice.
-  void AddExperts(const Piece& p) {
-    const int64_t k = c_.experts_per_token, first = FirstRow(p);
-    for (int64_t row = first; row < first + p.end - p.begin; ++row) {
-      for (int64_t i = row * k; i < (row + 1) * k; ++i) {
-        f_.add_scaled(w_.x.data() + row * d_,
-                      w_.expert_out.data() + w_.place[static_cast<size_t>(i)] * d_,
-                      w_.gates[static_cast<size_t>(i)], d_);
-      }
-    }
   }
 
   void KeepLast(const Piece& p, int64_t q) {
@@ -703,6 +702,64 @@ class Call {
     });
   }
 
+  // The codes that may follow the first `level` ones of each item to be scored; at the root of each
+  // request's first one.
+  LegalCodes Children(int level) {
+    const TrieView& view = trie_->View();
+    const int64_t count = o_.beam_width, all = batch_ * count;
+    Grow(w_.nodes, all);
+    trie_->Lookup(w_.sids.data(), all, c_.levels, level, w_.nodes.data(), workers_);
+    w_.legal_codes.clear();
+    w_.legal_offsets.assign(1, 0);
+    for (int64_t i = 0; i < all; ++i) {
+      const int64_t node = w_.nodes[static_cast<size_t>(i)];
+      if (node >= 0 && (level > 0 || i % count == 0)) {
+        const int64_t end = view.FirstEdge(level, node + 1);
+        for (int64_t edge = view.FirstEdge(level, node); edge < end; ++edge) {
+          w_.legal_codes.push_back(view.Token(level, edge));
+        }
+      }
+      w_.legal_offsets.push_back(static_cast<int64_t>(w_.legal_codes.size()));
+    }
+    return {w_.legal_offsets.data(), w_.legal_codes.data()};
+  }
+
+  // Adds the log-probabilities of the codes that `beams` items from `first` on have at a level,
+  // given the logits of `first`. scratch: 2 codebook_size floats.
+  void AddLogProbs(int level, const LegalCodes& legal, bool few, int64_t first, int64_t beams,
+                   float* scratch, float* scores) const {
+    const float* x = w_.logits.data() + first * c_.codebook_size;
+    int64_t n = c_.codebook_size;
+    const int32_t *begin = nullptr, *end = nullptr;
+    if (legal.codes != nullptr) {
+      begin = legal.codes + legal.offsets[first];
+      end = legal.codes + legal.offsets[first + 1];
+      n = end - begin;
+      if (few) {
+        x = w_.logits.data() + legal.offsets[first];
+      } else {
+        for (int64_t i = 0; i < n; ++i) scratch[i] = x[begin[i]];
+        x = scratch;
+      }
+    }
+    float log_sum = 0.0f;
+    if (n > 0) {
+      float* const odds = scratch + c_.codebook_size;
+      std::copy_n(x, n, odds);
+      const int64_t top = std::max_element(x, x + n) - x;
+      f_.softmax(odds, n, 1.0f);  // the largest probability does not underflow
+      log_sum = x[top] - std::log(odds[top]);
+    }
+    for (int64_t i = first; i < first + beams; ++i) {
+      int64_t at = w_.sids[static_cast<size_t>(i * c_.levels + level)];
+      if (begin != nullptr) {
+        const int32_t* const found = std::lower_bound(begin, end, static_cast<int32_t>(at));
+        at = found != end && *found == at ? found - begin : -1;
+      }
+      scores[i] += at < 0 ? -std::numeric_limits<float>::infinity() : x[at] - log_sum;
+    }
+  }
+
   const EngineModel::Impl& m_;
   const EngineConfig& c_;
   const std::shared_ptr<const Trie>& trie_;
@@ -713,9 +770,12 @@ class Call {
   const int64_t d_, heads_, dh_;
   const float scale_;
   const int64_t times_;
+  const Scoring scoring_;
   const int workers_;
   const GemmFunction gemm_;
   const EngineKernels f_;
+  bool decodes_ = true;       // or encodes alone
+  int64_t most_tokens_ = 1;   // of a history
   int64_t context_size_ = 0;  // keys and values of one layer
   int64_t cache_size_ = 0;    // decoder keys of one layer
   int64_t scratch_size_ = 0;
@@ -750,6 +810,27 @@ Engine::~Engine() = default;
 const EngineModel& Engine::Model() const { return *impl_->model; }
 const Trie& Engine::GetTrie() const { return *impl_->trie; }
 
+namespace {
+
+// body(workspace), with one that nobody uses.
+template <class Impl, class Body>
+void WithWorkspace(Impl& impl, Body&& body) {
+  std::unique_ptr<Workspace> workspace;
+  {
+    const std::lock_guard lock(impl.mutex);
+    if (!impl.idle.empty()) {
+      workspace = std::move(impl.idle.back());
+      impl.idle.pop_back();
+    }
+  }
+  if (workspace == nullptr) workspace = std::make_unique<Workspace>();
+  body(*workspace);
+  const std::lock_guard lock(impl.mutex);
+  impl.idle.push_back(std::move(workspace));
+}
+
+}  // namespace
+
 void Engine::Run(const EngineRequest* requests, int64_t batch, const EngineOptions& options,
                  const EngineResult& result) const {
   const EngineConfig& c = impl_->model->Config();
@@ -762,18 +843,38 @@ void Engine::Run(const EngineRequest* requests, int64_t batch, const EngineOptio
     throw std::invalid_argument(WantedGot("beam_width", "1..1048576", options.beam_width));
   }
   if (batch == 0) return;
-  std::unique_ptr<Workspace> workspace;
-  {
-    const std::lock_guard lock(impl_->mutex);
-    if (!impl_->idle.empty()) {
-      workspace = std::move(impl_->idle.back());
-      impl_->idle.pop_back();
-    }
+  WithWorkspace(*impl_, [&](Workspace& w) {
+    Call(impl_->model->impl(), impl_->trie, w, requests, batch, options).Run(result);
+  });
+}
+
+void Engine::ItemScores(const EngineRequest* requests, int64_t batch, int num_threads,
+                        float* scores) const {
+  if (!impl_->model->Config().dense_head) {
+    throw std::invalid_argument("ItemScores: the network has no dense head");
   }
-  if (workspace == nullptr) workspace = std::make_unique<Workspace>();
-  Call(impl_->model->impl(), impl_->trie, *workspace, requests, batch, options).Run(result);
-  const std::lock_guard lock(impl_->mutex);
-  impl_->idle.push_back(std::move(workspace));
+  if (batch <= 0) return;
+  EngineOptions options;
+  options.beam_width = 1;
+  options.num_threads = num_threads;
+  WithWorkspace(*impl_, [&](Workspace& w) {
+    Call(impl_->model->impl(), impl_->trie, w, requests, batch, options).ItemScores(scores);
+  });
+}
+
+void Engine::ItemLogProbs(const EngineRequest* requests, int64_t batch, const int64_t* items,
+                          int64_t count, int num_threads, float* scores) const {
+  if (impl_->model->Config().n_items == 0) {
+    throw std::invalid_argument("ItemLogProbs: the network does not know its items");
+  }
+  if (batch <= 0 || count <= 0) return;
+  EngineOptions options;
+  options.beam_width = count;
+  options.num_threads = num_threads;
+  WithWorkspace(*impl_, [&](Workspace& w) {
+    Call(impl_->model->impl(), impl_->trie, w, requests, batch, options)
+        .ItemLogProbs(items, scores);
+  });
 }
 
 }  // namespace onerec

@@ -48,7 +48,7 @@ void Need(bool given, const char* name) {
 
 }  // namespace
 
-onerec_options onerec_default_options(void) { return {128, 0, 1, 1, 0, 1.0, 1}; }
+onerec_options onerec_default_options(void) { return {128, 0, 1, 1, -1, 1.0, 1, 0}; }
 
 onerec_status onerec_create(const char* folder, onerec_recommender** made, char* error,
                             size_t error_size) {
@@ -105,8 +105,8 @@ onerec_status onerec_recommend(const onerec_recommender* recommender, const int6
     if (history_size < 0 || exclude_size < 0) {
       throw std::invalid_argument("history_size and exclude_size: wanted 0 or more");
     }
-    if (options->scoring < 0 || options->scoring > 2) {
-      throw std::invalid_argument("scoring: wanted 0, 1 or 2, got " +
+    if (options->scoring < -1 || options->scoring > 2) {
+      throw std::invalid_argument("scoring: wanted -1, 0, 1 or 2, got " +
                                   std::to_string(options->scoring));
     }
     onerec::RecommendOptions o;
@@ -114,7 +114,8 @@ onerec_status onerec_recommend(const onerec_recommender* recommender, const int6
     o.session_length = options->session_length;
     o.num_sessions = options->num_sessions;
     o.exclude_history = options->exclude_history != 0;
-    o.scoring = static_cast<onerec::Scoring>(options->scoring);
+    if (options->scoring >= 0) o.scoring = static_cast<onerec::Scoring>(options->scoring);
+    if (options->allow_tags != 0) o.allow_tags = options->allow_tags;
     o.temperature = options->temperature;
     o.num_threads = options->num_threads;
     const auto found = recommender->held->Recommend({history, history + history_size},

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <utility>
 
 #include "cpu/packed_gemm_tile.h"
@@ -12,7 +13,7 @@ namespace onerec {
 namespace {
 
 constexpr char kMagic[8] = {'O', 'N', 'E', 'R', 'E', 'N', 'G', 'N'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint32_t kByteOrder = 0x01020304;
 
 struct Header {
@@ -44,6 +45,10 @@ void CheckConfig(const EngineConfig& c) {
   at_least("session_length", c.session_length, 1, kLarge);
   at_least("history_length", c.history_length, 1, kLarge);
   at_least("history_is_items", c.history_is_items, 0, 1);
+  at_least("causal", c.causal, 0, c.history_is_items);
+  at_least("n_items", c.n_items, 0, c.history_is_items ? std::numeric_limits<int32_t>::max() : 0);
+  at_least("dense_head", c.dense_head, 0, c.n_items > 0);
+  at_least("legal_softmax", c.legal_softmax, 0, 1);
   at_least("d_model", c.d_model, 1, kLarge);
   at_least("n_heads", c.n_heads, 1, c.d_model);
   at_least("encoder_layers", c.encoder_layers, 1, 4096);
@@ -82,6 +87,10 @@ class Walk {
       Matrix(m_.heads[static_cast<size_t>(l)], "heads", rows, int64_t{l} * c_.codebook_size,
              c_.codebook_size, d, type);
     }
+    if (c_.n_items > 0) {
+      Matrix(m_.items, "item_table", c_.n_items, 0, c_.n_items, d, type);
+      m_.item_sids = Integers("item_sids", int64_t{c_.n_items} * c_.levels);
+    }
     m_.start = Vector("start", d);
     m_.bos = Vector("bos", d);
     m_.age = Vector("age.weight", c_.history_length * d);
@@ -109,16 +118,26 @@ class Walk {
       Matrix(w.cross_kv, name + "cross.kv.weight", 2 * d, 0, 2 * d, d, type);
       Matrix(w.cross_out, name + "cross.out.weight", d, 0, d, d, type);
       w.ffn_norm = Vector(name + "ffn_norm.weight", d);
-      w.experts.resize(static_cast<size_t>(std::max(c_.n_experts, 1)));
       if (c_.n_experts == 0) {
-        FeedForward(w.experts[0], name + "ffn.w13.weight", name + "ffn.w2.weight", 0, 1, c_.d_ff);
+        FeedForward(w.ffn, name + "ffn.w13.weight", name + "ffn.w2.weight", 0, 1, c_.d_ff);
         continue;
       }
       Matrix(w.router, name + "ffn.router", c_.n_experts, 0, c_.n_experts, d, WeightType::kFloat32);
       w.selection_bias = Vector(name + "ffn.selection_bias", c_.n_experts);
       for (int e = 0; e < c_.n_experts; ++e) {
-        FeedForward(w.experts[static_cast<size_t>(e)], name + "ffn.w13", name + "ffn.w2", e,
-                    c_.n_experts, c_.expert_d_ff);
+        FeedForwardWeights expert;
+        const uint64_t begin = at_;
+        FeedForward(expert, name + "ffn.w13", name + "ffn.w2", e, c_.n_experts, c_.expert_d_ff);
+        if (e > 0) continue;  // the others follow it
+        w.experts = {expert.gate.data,
+                     expert.up.data,
+                     expert.down.data,
+                     type,
+                     static_cast<Activation>(c_.activation),
+                     c_.n_experts,
+                     d,
+                     c_.expert_d_ff};
+        w.experts.stride = static_cast<int64_t>(at_ - begin);
       }
     }
     m_.decoder_norm = Vector("decoder_norm.weight", d);
@@ -138,6 +157,15 @@ class Walk {
       std::memcpy(here, (*source_)(name, n), static_cast<size_t>(n) * 4);
     }
     return reinterpret_cast<const float*>(here);
+  }
+
+  const int32_t* Integers(const std::string& name, int64_t n) {
+    auto* const here = reinterpret_cast<int32_t*>(Take(n * 4));
+    if (source_ != nullptr) {
+      const float* const from = (*source_)(name, n);
+      for (int64_t i = 0; i < n; ++i) here[i] = static_cast<int32_t>(from[i]);
+    }
+    return here;
   }
 
   // A table whose rows are read one at a time.
@@ -190,6 +218,7 @@ EngineModel::EngineModel() : impl_(new Impl) {}
 EngineModel::~EngineModel() = default;
 const EngineConfig& EngineModel::Config() const { return impl_->config; }
 size_t EngineModel::Bytes() const { return impl_->block.size(); }
+const int32_t* EngineModel::ItemSids() const { return impl_->item_sids; }
 void EngineModel::Save(const std::string& path) const {
   SaveBytes(path, impl_->block.data(), impl_->block.size());
 }

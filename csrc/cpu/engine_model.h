@@ -7,6 +7,7 @@
 
 #include "cpu/file_block.h"
 #include "onerec/engine.h"
+#include "onerec/moe.h"
 #include "onerec/packed_gemm.h"
 
 namespace onerec {
@@ -31,7 +32,8 @@ struct DecoderWeights {
   const float* ffn_norm = nullptr;
   PackedMatrix router;  // float always
   const float* selection_bias = nullptr;
-  std::vector<FeedForwardWeights> experts;  // one for a dense layer
+  PackedExperts experts;
+  FeedForwardWeights ffn;  // of a dense layer
 };
 
 struct EngineModel::Impl {
@@ -40,10 +42,12 @@ struct EngineModel::Impl {
   const char* codes = nullptr;          // [levels * codebook_size, d], row_bytes each
   const char* decoder_codes = nullptr;  // the same table where it is shared
   int64_t row_bytes = 0;
-  const float* start = nullptr;  // [d]
-  const float* bos = nullptr;    // [d]
-  const float* age = nullptr;    // [history_length, d]
-  const float* time = nullptr;   // [session_length * (levels + 1), d]
+  PackedMatrix items;                  // [n_items, d]
+  const int32_t* item_sids = nullptr;  // [n_items, levels]
+  const float* start = nullptr;        // [d]
+  const float* bos = nullptr;          // [d]
+  const float* age = nullptr;          // [history_length, d]
+  const float* time = nullptr;         // [session_length * (levels + 1), d]
   std::vector<PackedMatrix> heads;
   std::vector<EncoderWeights> encoder;
   const float* encoder_norm = nullptr;

@@ -76,7 +76,7 @@ int64_t MoeWorkspaceBytes(int64_t tokens, int64_t slots, const PackedExperts& ex
 
 void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t* ids,
                 const float* gates, int64_t slots, const PackedExperts& experts, void* workspace,
-                float* y, int64_t y_stride, int num_threads) {
+                float* y, int64_t y_stride, bool add, int num_threads) {
   const GemmFunction gemm = CurrentGemm();
   const EngineKernels kernels = CurrentKernels();
   const int64_t pairs = tokens * slots, width = experts.width, hidden = experts.hidden;
@@ -103,7 +103,7 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
   }
 
   const auto packed = [&](const void* data, int64_t e, int64_t n, int64_t k) {
-    const int64_t bytes = PackedBytes(n, k, experts.type);
+    const int64_t bytes = experts.stride > 0 ? experts.stride : PackedBytes(n, k, experts.type);
     return PackedMatrix{static_cast<const char*>(data) + e * bytes, experts.type, n, k};
   };
   const auto groups = [](int64_t n) {
@@ -150,7 +150,7 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
   ParallelFor((tokens + kTokens - 1) / kTokens, num_threads, [&](int64_t chunk) {
     const int64_t end = std::min(tokens, (chunk + 1) * kTokens);
     for (int64_t t = chunk * kTokens; t < end; ++t) {
-      std::memset(y + t * y_stride, 0, static_cast<size_t>(width) * sizeof(float));
+      if (!add) std::memset(y + t * y_stride, 0, static_cast<size_t>(width) * sizeof(float));
       for (int64_t i = t * slots; i < (t + 1) * slots; ++i) {
         if (w.place[i] < 0) continue;
         kernels.add_scaled(y + t * y_stride, w.out + w.place[i] * width, gates[i], width);

@@ -49,6 +49,21 @@ void PackWeights(const float* w, int64_t n, int64_t k, int64_t row_stride, Weigh
   });
 }
 
+void UnpackRow(const PackedMatrix& w, int64_t row, float* out) {
+  const char* const panel =
+      static_cast<const char*>(w.data) + row / kPanelWidth * PanelBytes(w.k, w.type);
+  const int64_t j = row % kPanelWidth;
+  for (int64_t i = 0; i < w.k; ++i) {
+    if (w.type == WeightType::kFloat32) {
+      out[i] = reinterpret_cast<const float*>(panel)[i * kPanelWidth + j];
+    } else {
+      const uint16_t bits =
+          reinterpret_cast<const uint16_t*>(panel)[(i / 2 * kPanelWidth + j) * 2 + i % 2];
+      out[i] = std::bit_cast<float>(uint32_t{bits} << 16);
+    }
+  }
+}
+
 GemmFunction CurrentGemm() {
 #ifdef ONEREC_X86
   if (CurrentIsa() == Isa::kAvx512) return &avx512::RunTile;

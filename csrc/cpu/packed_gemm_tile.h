@@ -11,6 +11,9 @@ namespace onerec {
 // To nearest, ties to even.
 uint16_t RoundToBFloat16(float value);
 
+// out [k] = row `row` of W.
+void UnpackRow(const PackedMatrix& w, int64_t row, float* out);
+
 // Bytes of one panel of a matrix of k columns.
 int64_t PanelBytes(int64_t k, WeightType type);
 

@@ -14,7 +14,7 @@ namespace onerec {
 namespace {
 
 constexpr char kMagic[8] = {'O', 'N', 'E', 'R', 'C', 'A', 'T', 'L'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr uint32_t kByteOrder = 0x01020304;
 constexpr uint64_t kMost = uint64_t{1} << 48;
 
@@ -27,11 +27,12 @@ struct Header {
   uint64_t leaves;
   uint64_t text;
   uint64_t id_bytes;
+  uint64_t tagged;
   uint64_t content_hash;
   uint64_t header_hash;
-  char reserved[56];
+  char reserved[48];
 };
-static_assert(sizeof(Header) == 128 && offsetof(Header, header_hash) == 64);
+static_assert(sizeof(Header) == 128 && offsetof(Header, header_hash) == 72);
 
 // Where the parts lie.
 struct Parts {
@@ -41,11 +42,12 @@ struct Parts {
     by_id = leaf_of_item + list;
     leaf_offsets = by_id + list;
     leaf_items = leaf_offsets + (h.leaves + 1) * 8;
-    offsets = leaf_items + list;
+    tags = leaf_items + list;
+    offsets = tags + (h.tagged ? list : 0);
     ids = offsets + (h.text ? (h.items + 1) * 8 : 0);
     end = ids + h.id_bytes;
   }
-  uint64_t leaf_of_item, by_id, leaf_offsets, leaf_items, offsets, ids, end;
+  uint64_t leaf_of_item, by_id, leaf_offsets, leaf_items, tags, offsets, ids, end;
 };
 
 [[noreturn]] void Refuse(const std::string& why) {
@@ -56,6 +58,15 @@ struct Catalog {
   // Id of item i, for comparisons.
   int64_t Int(int64_t i) const { return reinterpret_cast<const int64_t*>(ids)[i]; }
   const char* Text(int64_t i) const { return ids + offsets[i]; }
+  // First item of a leaf that has a tag of `allow` and is not in `excluded` (ascending), or -1.
+  int64_t FirstFree(int64_t leaf, const std::vector<int64_t>& excluded, uint64_t allow) const {
+    for (int64_t i = leaf_offsets[leaf]; i < leaf_offsets[leaf + 1]; ++i) {
+      const int64_t item = leaf_items[i];
+      if (allow != kEveryTag && (tags[item] & allow) == 0) continue;
+      if (!std::binary_search(excluded.begin(), excluded.end(), item)) return item;
+    }
+    return -1;
+  }
 
   FileBlock block;
   Header header{};
@@ -63,6 +74,7 @@ struct Catalog {
   const int64_t* by_id = nullptr;
   const int64_t* leaf_offsets = nullptr;
   const int64_t* leaf_items = nullptr;
+  const uint64_t* tags = nullptr;
   const int64_t* offsets = nullptr;
   const char* ids = nullptr;
 };
@@ -74,6 +86,7 @@ void SetParts(Catalog& c) {
   c.by_id = reinterpret_cast<const int64_t*>(base + at.by_id);
   c.leaf_offsets = reinterpret_cast<const int64_t*>(base + at.leaf_offsets);
   c.leaf_items = reinterpret_cast<const int64_t*>(base + at.leaf_items);
+  c.tags = reinterpret_cast<const uint64_t*>(base + at.tags);
   c.offsets = reinterpret_cast<const int64_t*>(base + at.offsets);
   c.ids = base + at.ids;
 }
@@ -144,7 +157,26 @@ std::shared_ptr<const Recommender> Recommender::Load(const std::string& folder) 
     Refuse("leaves: wanted " + std::to_string(trie->View().Leaves()) + " as in trie.bin, got " +
            std::to_string(s.catalog.header.leaves));
   }
-  s.engine = std::make_unique<Engine>(EngineModel::Load(folder + "/engine.bin"), std::move(trie));
+  const Catalog& c = s.catalog;
+  const int64_t items = made->Items();
+  if (c.header.tagged) {
+    std::vector<uint64_t> tags(static_cast<size_t>(c.header.leaves), 0);
+    for (int64_t i = 0; i < items; ++i) {
+      tags[static_cast<size_t>(c.leaf_of_item[i])] |= c.tags[i];
+    }
+    trie = trie->WithTags(tags.data());
+  }
+  const auto model = EngineModel::Load(folder + "/engine.bin");
+  if (const int32_t* const wanted = model->ItemSids(); wanted != nullptr) {
+    // The network knows the items by their indices, so they must be the catalogue's.
+    const auto levels = static_cast<size_t>(model->Config().levels);
+    std::vector<int32_t> sids(static_cast<size_t>(items) * levels);
+    trie->LeafSids(c.leaf_of_item, items, sids.data());
+    if (model->Config().n_items != items || !std::equal(sids.begin(), sids.end(), wanted)) {
+      Refuse("its items are not the ones that engine.bin was made for, in their order");
+    }
+  }
+  s.engine = std::make_unique<Engine>(model, std::move(trie));
   return made;
 }
 
@@ -205,34 +237,42 @@ std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t
   std::sort(excluded.begin(), excluded.end());
   excluded.erase(std::unique(excluded.begin(), excluded.end()), excluded.end());
 
-  // A semantic id is out of the search when all of its items are excluded.
-  std::vector<int64_t> leaves, deny;
-  for (int64_t item : excluded) leaves.push_back(c.leaf_of_item[item]);
-  std::sort(leaves.begin(), leaves.end());
-  for (size_t i = 0; i < leaves.size();) {
-    size_t end = i;
-    while (end < leaves.size() && leaves[end] == leaves[i]) ++end;
-    const int64_t leaf = leaves[i];
-    if (static_cast<int64_t>(end - i) == c.leaf_offsets[leaf + 1] - c.leaf_offsets[leaf]) {
-      deny.push_back(leaf);
-    }
-    i = end;
+  if (options.allow_tags != kEveryTag && !c.header.tagged) {
+    throw std::invalid_argument("allow_tags: the catalogue has no tags");
   }
+  // A semantic id is out of the search when none of its items may be shown. The trie knows the
+  // tags; it does not know of an excluded item that is the only one with them.
+  std::vector<int64_t> deny;
+  for (int64_t item : excluded) deny.push_back(c.leaf_of_item[item]);
+  std::sort(deny.begin(), deny.end());
+  deny.erase(std::unique(deny.begin(), deny.end()), deny.end());
+  std::erase_if(deny,
+                [&](int64_t leaf) { return c.FirstFree(leaf, excluded, options.allow_tags) >= 0; });
 
   const int64_t most = config.history_length;
   const int64_t kept = std::min(static_cast<int64_t>(known.size()), most);
-  std::vector<int64_t> window;
-  for (auto at = known.end() - kept; at != known.end(); ++at) {
-    window.push_back(c.leaf_of_item[*at]);
+  std::vector<int64_t> window(known.end() - kept, known.end());
+  std::vector<int32_t> read(window.begin(), window.end());
+  if (config.n_items == 0) {
+    for (int64_t& item : window) item = c.leaf_of_item[item];
+    read.resize(static_cast<size_t>(kept * config.levels));
+    trie.LeafSids(window.data(), kept, read.data());
   }
-  std::vector<int32_t> codes(static_cast<size_t>(kept * config.levels));
-  trie.LeafSids(window.data(), kept, codes.data());
 
   EngineOptions o;
   o.beam_width = options.beam_width;
   const int64_t wanted =
       options.session_length == 0 ? config.session_length : options.session_length;
-  o.session_length = std::min(wanted, trie.View().Leaves() - static_cast<int64_t>(deny.size()));
+  int64_t left = trie.View().Leaves() - static_cast<int64_t>(deny.size());
+  if (options.allow_tags != kEveryTag) {
+    left = 0;
+    const uint64_t* const tags = trie.Tags(config.levels - 1);
+    for (int64_t leaf = 0; leaf < trie.View().Leaves() && left < wanted; ++leaf) {
+      left += (tags[leaf] & options.allow_tags) != 0 &&
+              !std::binary_search(deny.begin(), deny.end(), leaf);
+    }
+  }
+  o.session_length = std::min(wanted, left);
   o.scoring = options.scoring;
   o.temperature = options.temperature;
   o.num_threads = options.num_threads;
@@ -241,7 +281,8 @@ std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t
   std::vector<int64_t> items(static_cast<size_t>(beams * length));
   std::vector<float> scores(static_cast<size_t>(beams));
   int32_t valid = 0;
-  const EngineRequest request{codes.data(), kept, deny.data(), static_cast<int64_t>(deny.size())};
+  const EngineRequest request{read.data(), kept, deny.data(), static_cast<int64_t>(deny.size()),
+                              options.allow_tags};
   impl_->engine->Run(&request, 1, o, {items.data(), nullptr, scores.data(), &valid});
 
   std::vector<RecommendedSession> sessions;
@@ -249,11 +290,9 @@ std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t
     RecommendedSession session;
     session.score = scores[static_cast<size_t>(s)];
     for (int64_t i = 0; i < length; ++i) {
-      const int64_t leaf = items[static_cast<size_t>(s * length + i)];
       // Of items that share a semantic id the first that is not excluded is shown.
-      const int64_t* item = c.leaf_items + c.leaf_offsets[leaf];
-      while (std::binary_search(excluded.begin(), excluded.end(), *item)) ++item;
-      session.items.push_back(*item);
+      session.items.push_back(
+          c.FirstFree(items[static_cast<size_t>(s * length + i)], excluded, options.allow_tags));
     }
     sessions.push_back(std::move(session));
   }
@@ -261,7 +300,7 @@ std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t
 }
 
 void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64_t* leaf_of_item,
-                 bool text, const void* ids, const int64_t* offsets) {
+                 bool text, const void* ids, const int64_t* offsets, const uint64_t* tags) {
   Catalog c;
   Header& h = c.header;
   std::memcpy(h.magic, kMagic, sizeof kMagic);
@@ -270,6 +309,7 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
   h.items = static_cast<uint64_t>(n);
   h.leaves = static_cast<uint64_t>(leaves);
   h.text = text ? 1 : 0;
+  h.tagged = tags != nullptr ? 1 : 0;
   h.id_bytes = static_cast<uint64_t>(text ? offsets[n] : n * 8);
   const Parts at(h);
   h.file_bytes = at.end;
@@ -278,6 +318,7 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
   char* const base = c.block.data();
   const size_t list = static_cast<size_t>(n) * 8;
   std::memcpy(base + at.leaf_of_item, leaf_of_item, list);
+  if (tags != nullptr) std::memcpy(base + at.tags, tags, list);
   if (text) std::memcpy(base + at.offsets, offsets, list + 8);
   std::memcpy(base + at.ids, ids, h.id_bytes);
 

@@ -23,6 +23,10 @@ void EachField(Config& c, Visit&& visit) {
   visit("session_length", c.session_length);
   visit("history_length", c.history_length);
   visit("history_is_items", c.history_is_items);
+  visit("causal", c.causal);
+  visit("n_items", c.n_items);
+  visit("dense_head", c.dense_head);
+  visit("legal_softmax", c.legal_softmax);
   visit("d_model", c.d_model);
   visit("n_heads", c.n_heads);
   visit("encoder_layers", c.encoder_layers);
@@ -36,6 +40,21 @@ void EachField(Config& c, Visit&& visit) {
   visit("share_codes", c.share_codes);
   visit("bfloat16", c.bfloat16);
   visit("norm_eps", c.norm_eps);
+}
+
+// Requests of nothing but a history: b has elements offsets[b] .. of `history`.
+std::vector<EngineRequest> Histories(const Engine& engine, uintptr_t history, uintptr_t offsets,
+                                     int64_t batch) {
+  const EngineConfig& c = engine.Model().Config();
+  const auto* const begin = reinterpret_cast<const int64_t*>(offsets);
+  std::vector<EngineRequest> requests(static_cast<size_t>(batch));
+  for (int64_t b = 0; b < batch; ++b) {
+    EngineRequest& request = requests[static_cast<size_t>(b)];
+    request.history =
+        reinterpret_cast<const int32_t*>(history) + begin[b] * (c.n_items > 0 ? 1 : c.levels);
+    request.items = begin[b + 1] - begin[b];
+  }
+  return requests;
 }
 
 // pybind11 holds no pointers to const; every method that it binds below is const.
@@ -74,6 +93,9 @@ void BindEngine(py::module_& m) {
           py::call_guard<py::gil_scoped_release>())
       .def("save", &EngineModel::Save, py::call_guard<py::gil_scoped_release>())
       .def_property_readonly("nbytes", &EngineModel::Bytes)
+      .def_property_readonly(
+          "item_sids",
+          [](const EngineModel& model) { return reinterpret_cast<uintptr_t>(model.ItemSids()); })
       .def_property_readonly("config", [](const EngineModel& model) {
         py::dict fields;
         EachField(model.Config(), [&](const char* name, auto value) { fields[name] = value; });
@@ -82,9 +104,10 @@ void BindEngine(py::module_& m) {
   m.def(
       "save_catalog",
       [](const std::string& path, int64_t n, int64_t leaves, uintptr_t leaf_of_item, bool text,
-         uintptr_t ids, uintptr_t offsets) {
+         uintptr_t ids, uintptr_t offsets, uintptr_t tags) {
         SaveCatalog(path, n, leaves, reinterpret_cast<const int64_t*>(leaf_of_item), text,
-                    reinterpret_cast<const void*>(ids), reinterpret_cast<const int64_t*>(offsets));
+                    reinterpret_cast<const void*>(ids), reinterpret_cast<const int64_t*>(offsets),
+                    reinterpret_cast<const uint64_t*>(tags));
       },
       py::call_guard<py::gil_scoped_release>());
   py::class_<Engine>(m, "Engine")
@@ -93,26 +116,41 @@ void BindEngine(py::module_& m) {
       }))
       .def(
           "run",
-          [](const Engine& engine, uintptr_t codes, uintptr_t offsets, uintptr_t deny,
-             uintptr_t deny_offsets, int64_t batch, int64_t width, int64_t session_length,
-             int scoring, double temperature, int num_threads, uintptr_t items, uintptr_t sids,
-             uintptr_t scores, uintptr_t valid) {
-            const auto* const history = reinterpret_cast<const int32_t*>(codes);
-            const auto* const begin = reinterpret_cast<const int64_t*>(offsets);
+          [](const Engine& engine, uintptr_t history, uintptr_t offsets, uintptr_t deny,
+             uintptr_t deny_offsets, uintptr_t allow, int64_t batch, int64_t width,
+             int64_t session_length, int scoring, double temperature, int num_threads,
+             uintptr_t items, uintptr_t sids, uintptr_t scores, uintptr_t valid) {
+            std::vector<EngineRequest> requests = Histories(engine, history, offsets, batch);
             const auto* const leaves = reinterpret_cast<const int64_t*>(deny);
             const auto* const first = reinterpret_cast<const int64_t*>(deny_offsets);
-            const int64_t levels = engine.Model().Config().levels;
-            std::vector<EngineRequest> requests(static_cast<size_t>(batch));
             for (int64_t b = 0; b < batch; ++b) {
-              requests[static_cast<size_t>(b)] = {history + begin[b] * levels,
-                                                  begin[b + 1] - begin[b], leaves + first[b],
-                                                  first[b + 1] - first[b]};
+              EngineRequest& request = requests[static_cast<size_t>(b)];
+              request.deny = leaves + first[b];
+              request.denied = first[b + 1] - first[b];
+              request.allow = reinterpret_cast<const uint64_t*>(allow)[b];
             }
             engine.Run(
                 requests.data(), batch,
                 {width, session_length, static_cast<Scoring>(scoring), temperature, num_threads},
                 {reinterpret_cast<int64_t*>(items), reinterpret_cast<int32_t*>(sids),
                  reinterpret_cast<float*>(scores), reinterpret_cast<int32_t*>(valid)});
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "item_scores",
+          [](const Engine& engine, uintptr_t history, uintptr_t offsets, int64_t batch,
+             int num_threads, uintptr_t scores) {
+            engine.ItemScores(Histories(engine, history, offsets, batch).data(), batch, num_threads,
+                              reinterpret_cast<float*>(scores));
+          },
+          py::call_guard<py::gil_scoped_release>())
+      .def(
+          "item_log_probs",
+          [](const Engine& engine, uintptr_t history, uintptr_t offsets, int64_t batch,
+             uintptr_t items, int64_t count, int num_threads, uintptr_t scores) {
+            engine.ItemLogProbs(Histories(engine, history, offsets, batch).data(), batch,
+                                reinterpret_cast<const int64_t*>(items), count, num_threads,
+                                reinterpret_cast<float*>(scores));
           },
           py::call_guard<py::gil_scoped_release>());
 }

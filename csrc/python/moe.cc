@@ -34,7 +34,7 @@ void BindMoe(py::module_& m) {
             MoeForward(reinterpret_cast<const float*>(x), tokens, x_stride,
                        reinterpret_cast<const int64_t*>(ids), reinterpret_cast<const float*>(gates),
                        slots, experts, reinterpret_cast<void*>(workspace),
-                       reinterpret_cast<float*>(y), experts.width, num_threads);
+                       reinterpret_cast<float*>(y), experts.width, false, num_threads);
           },
           py::call_guard<py::gil_scoped_release>());
 }

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <fstream>
@@ -48,13 +49,18 @@ EngineConfig Config(bool bfloat16) {
   return c;
 }
 
-std::shared_ptr<const EngineModel> Model(const EngineConfig& config) {
+std::shared_ptr<const EngineModel> Model(const EngineConfig& config,
+                                         const std::vector<int32_t>& sids = {}) {
   std::mt19937 draw(7);
   std::normal_distribution<float> normal(0.0f, 0.3f);
   std::vector<float> values;
   return EngineModel::Build(
       config,
-      [&](const std::string&, int64_t elements) {
+      [&](const std::string& name, int64_t elements) {
+        if (name == "item_sids") {
+          values.assign(sids.begin(), sids.end());
+          return values.data();
+        }
         values.resize(static_cast<size_t>(elements));
         for (float& value : values) value = normal(draw);
         return values.data();
@@ -173,6 +179,43 @@ TEST(Engine, ThreadsShareIt) {
   EXPECT_EQ(wrong, 0);
 }
 
+TEST(Engine, ItemsOfTheNetworkHaveAllTheProbability) {
+  constexpr int64_t kItems = 60;
+  const auto sids = RandomSids(kItems, 3, kCodes, 1);
+  const auto trie = BuildTrie(sids, 3, kCodes);
+  ASSERT_EQ(trie->View().Leaves(), kItems);
+  EngineConfig config = Config(false);
+  config.history_is_items = config.causal = config.dense_head = config.legal_softmax = 1;
+  config.n_items = kItems;
+  const Engine engine(Model(config, sids), trie);
+  const std::vector<int32_t> history = {3, 59, 0};
+  const EngineRequest requests[] = {{history.data(), 3}, {history.data(), 0}};
+  std::vector<int64_t> items(2 * kItems);
+  for (size_t i = 0; i < items.size(); ++i) items[i] = static_cast<int64_t>(i) % kItems;
+  std::vector<float> together(items.size()), alone(items.size());
+  engine.ItemLogProbs(requests, 2, items.data(), kItems, 3, together.data());
+  for (size_t b = 0; b < 2; ++b) {
+    double sum = 0;
+    for (size_t i = 0; i < kItems; ++i) {
+      sum += std::exp(static_cast<double>(together[b * kItems + i]));
+    }
+    EXPECT_NEAR(sum, 1, 1e-5);
+    engine.ItemLogProbs(requests + b, 1, items.data(), kItems, 1, alone.data() + b * kItems);
+  }
+  EXPECT_EQ(alone, together);
+  engine.ItemScores(requests, 2, 3, together.data());
+  for (int64_t b : {0, 1}) engine.ItemScores(requests + b, 1, 1, alone.data() + b * kItems);
+  EXPECT_EQ(alone, together);
+
+  const int64_t unknown = kItems;
+  EXPECT_THROW(engine.ItemLogProbs(requests, 1, &unknown, 1, 1, alone.data()),
+               std::invalid_argument);
+  const Engine other(Model(Config(false)), trie);
+  EXPECT_THROW(other.ItemLogProbs(requests, 1, items.data(), 1, 1, alone.data()),
+               std::invalid_argument);
+  EXPECT_THROW(other.ItemScores(requests, 1, 1, alone.data()), std::invalid_argument);
+}
+
 TEST(Engine, RefusesWrongArguments) {
   const auto trie = BuildTrie(RandomSids(60, 3, kCodes, 1), 3, kCodes);
   EXPECT_THROW(Engine(Model(Config(false)), BuildTrie(RandomSids(9, 3, 7, 1), 3, 7)),
@@ -210,10 +253,12 @@ struct Folder {
     trie->Save(path + "/trie.bin");
     Model(Config(false))->Save(path + "/engine.bin");
     std::vector<int64_t> leaves(60), ids(60);
+    std::vector<uint64_t> tags(60);
     trie->Lookup(sids.data(), 60, 3, 3, leaves.data(), 1);
     for (int64_t i = 0; i < 60; ++i) ids[static_cast<size_t>(i)] = 1000 - 3 * i;
+    for (int64_t i = 0; i < 60; ++i) tags[static_cast<size_t>(i)] = i < 2 ? 4 : 1 + i % 2;
     SaveCatalog(path + "/catalog.bin", 60, trie->View().Leaves(), leaves.data(), false, ids.data(),
-                nullptr);
+                nullptr, tags.data());
   }
   ~Folder() { EXPECT_EQ(std::system(("rm -r '" + path + "'").c_str()), 0); }
   std::string path;
@@ -265,6 +310,18 @@ TEST(Recommender, ServesAFolderAndTheCInterfaceGivesTheSame) {
       EXPECT_NE(item, 30);
     }
   }
+  o.allow_tags = options.allow_tags = 2;  // the odd items
+  ASSERT_EQ(ask(), ONEREC_OK);
+  const auto tagged = recommender->Recommend(history, exclude, options);
+  ASSERT_EQ(sessions, 4);
+  for (size_t i = 0; i < 12; ++i) {
+    EXPECT_EQ(items[i], tagged[i / 3].items[i % 3]);
+    EXPECT_EQ(items[i] % 2, 1);
+  }
+  o.allow_tags = 4;  // two items
+  ASSERT_EQ(ask(), ONEREC_OK);
+  EXPECT_EQ(sessions, 2);
+  EXPECT_EQ(length, 2);
   o.num_sessions = 10;
   EXPECT_EQ(ask(), ONEREC_INVALID_ARGUMENT);
   EXPECT_EQ(std::string(error).rfind("num_sessions", 0), 0);

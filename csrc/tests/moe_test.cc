@@ -71,7 +71,7 @@ TEST_P(MoeTest, IsTheSumOverChosenExperts) {
     const int64_t bytes = MoeWorkspaceBytes(kTokens, kSlots, experts);
     void* const workspace = ::operator new(static_cast<size_t>(bytes), std::align_val_t{64});
     MoeForward(x.data(), kTokens, kWidth, ids.data(), gates.data(), kSlots, experts, workspace,
-               y.data(), kWidth, threads);
+               y.data(), kWidth, false, threads);
     ::operator delete(workspace, std::align_val_t{64});
   }
   EXPECT_EQ(results[0], results[1]);

@@ -119,6 +119,7 @@ class TorchDecoder:
         self,
         codes: Sequence[npt.NDArray[np.int64]],
         deny: Sequence[npt.NDArray[np.int64]],
+        allow_tags: Sequence[int | None] | None = None,
         *,
         beam_width: int,
         session_length: int,
@@ -129,6 +130,7 @@ class TorchDecoder:
         Args:
             codes: For each request its history, int64 [S, L], or [S, L + 1] (`item_column`).
             deny: For each request leaf ids never to give.
+            allow_tags: As for `onerec.ops.BeamSearch`.
             beam_width: M.
             session_length: m.
             options: `scoring` and `temperature` of `onerec.ops.BeamSearch`.
@@ -139,6 +141,7 @@ class TorchDecoder:
             beam_width=beam_width,
             session_length=session_length,
             deny=deny,
+            allow_tags=allow_tags,
             **options,
         )
         self.run(codes, beams, beam_width, session_length)
@@ -159,6 +162,17 @@ class TorchDecoder:
             beam_width=beam_width,
             session_length=session_length,
         )
+
+    @torch.inference_mode()
+    def item_scores(self, codes: Sequence[npt.NDArray[np.int64]]) -> Tensor:
+        """Logits float32 [B, n_items] of every item as the next one, on the CPU."""
+        return self.model.item_scores(self.padded(codes)).float().cpu()
+
+    @torch.inference_mode()
+    def item_log_probs(self, codes: Sequence[npt.NDArray[np.int64]], items: Tensor) -> Tensor:
+        """Log-probabilities float32 [B, C] of items int64 [B, C] by their codes, on the CPU."""
+        scores = self.model.item_log_probs(self.padded(codes), items.to(self.device))
+        return scores.float().cpu()
 
     def padded(self, codes: Sequence[npt.NDArray[np.int64]]) -> torch.Tensor:
         """Histories [S, L], or [S, L + 1] with the item's index last, as one int64 batch."""

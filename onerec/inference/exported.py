@@ -45,8 +45,8 @@ def export(
         The packed network.
 
     Raises:
-        ValueError: A network that the engine cannot run, or a catalogue of other levels or codebook
-            size.
+        ValueError: A network that the engine cannot run, or a catalogue of other levels, codebook
+            size or, for a network that knows its items, other items.
         OSError: It cannot be written.
     """
     config = model.config
@@ -55,6 +55,7 @@ def export(
             f"catalog must have {config.levels} levels of {config.codebook_size} codes as the "
             f"model, got {catalog.levels} of {catalog.codebook_size}"
         )
+    check_items(model, catalog)
     packed = NativeModel.pack(model, dtype=dtype) if isinstance(model, OneRec) else model
     with atomic_directory(folder) as temporary:
         fields = {"model_type": OneRec.model_type, **config.to_dict()}
@@ -64,6 +65,17 @@ def export(
         catalog.save(temporary)
         save_catalog(catalog, temporary / CATALOG)
     return packed
+
+
+def check_items(model: OneRec | NativeModel, catalog: Catalog) -> None:
+    """Refuses a catalogue of other items than a network with `n_items` knows.
+
+    Raises:
+        ValueError: Semantic ids differ, or their order.
+    """
+    known = model.item_sids if model.config.n_items else None
+    if known is not None and not np.array_equal(catalog.sids, np.asarray(known)):
+        raise ValueError("catalog must hold the semantic ids that the model was given, in order")
 
 
 def save_catalog(catalog: Catalog, path: str | Path) -> None:
@@ -80,6 +92,7 @@ def save_catalog(catalog: Catalog, path: str | Path) -> None:
     else:
         values, offsets = np.ascontiguousarray(catalog.item_ids), np.empty(0, np.int64)
     leaves = np.ascontiguousarray(catalog.leaf_of_item)
+    tags = None if catalog.tags is None else np.ascontiguousarray(catalog.tags)
     try:
         core().save_catalog(
             str(path),
@@ -89,6 +102,7 @@ def save_catalog(catalog: Catalog, path: str | Path) -> None:
             text,
             values.ctypes.data,
             offsets.ctypes.data,
+            0 if tags is None else tags.ctypes.data,
         )
     except RuntimeError as error:
         raise OSError(str(error)) from None

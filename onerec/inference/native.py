@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from onerec.errors import DataError
 from onerec.model.config import OneRecConfig
 from onerec.model.onerec import OneRec
 from onerec.ops import BeamResult
-from onerec.ops.beam_step import SCORINGS, check_scoring
+from onerec.ops.beam_step import SCORINGS, allow_masks, check_scoring
 from onerec.trie import SidTrie
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _SAME = (
     "codebook_size",
     "session_length",
     "history_length",
+    "n_items",
     "d_model",
     "n_heads",
     "encoder_layers",
@@ -40,8 +42,20 @@ _SAME = (
     "expert_d_ff",
     "norm_eps",
 )
-_TRANSLATED = ("history_tokens", "normalize_gates", "activation", "share_codes")
+_TRANSLATED = (
+    "history_tokens",
+    "encoder",
+    "vector_dim",
+    "item_loss",
+    "legal_softmax",
+    "normalize_gates",
+    "activation",
+    "share_codes",
+)
 _NOT_READ = (
+    "item_dropout",
+    "vector_dropout",
+    "item_negatives",
     "loss_free_balancing",
     "balancing_rate",
     "router_balance_loss",
@@ -112,6 +126,8 @@ class NativeModel:
             )
         state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         state.setdefault("heads", state.get("decoder_codes.weight", state["codes.weight"]))
+        if config.n_items:
+            state["item_table"] = model.item_table().detach()
         if not config.loss_free_balancing:
             for name in state:
                 if name.endswith("selection_bias"):
@@ -167,12 +183,24 @@ class NativeModel:
         """The native object."""
         return self._native
 
+    @property
+    def item_sids(self) -> npt.NDArray[np.int32] | None:
+        """[n_items, L], the semantic ids of the items that the network knows; None for none."""
+        if not self.config.n_items:
+            return None
+        count = self.config.n_items * self.config.levels
+        codes = (ctypes.c_int32 * count).from_address(self._native.item_sids)
+        return np.ctypeslib.as_array(codes).reshape(-1, self.config.levels).copy()
+
 
 def _engine_config(config: OneRecConfig, dtype: torch.dtype) -> dict[str, int | float]:
     fields: dict[str, int | float] = {name: getattr(config, name) for name in _SAME}
     if config.n_experts == 0:
         fields["experts_per_token"] = fields["expert_d_ff"] = 0
     fields["history_is_items"] = int(config.history_tokens == "items")
+    fields["causal"] = int(config.encoder == "causal")
+    fields["dense_head"] = int(config.item_loss > 0)
+    fields["legal_softmax"] = int(config.legal_softmax)
     fields["normalize_gates"] = int(config.normalize_gates)
     fields["activation"] = _ACTIVATIONS.index(config.activation)
     fields["share_codes"] = int(config.share_codes)
@@ -203,6 +231,7 @@ class NativeDecoder:
         self,
         codes: Sequence[npt.NDArray[np.int64]],
         deny: Sequence[npt.NDArray[np.int64]],
+        allow_tags: Sequence[int | None] | None = None,
         *,
         beam_width: int,
         session_length: int,
@@ -212,8 +241,9 @@ class NativeDecoder:
         """The best sessions of each request.
 
         Args:
-            codes: For each request its history, int64 [S, L].
+            codes: For each request its history, int64 [S, L], or [S, L + 1] (`item_column`).
             deny: For each request leaf ids never to give, ascending and distinct.
+            allow_tags: As for `onerec.ops.BeamSearch`.
             beam_width: M.
             session_length: m.
             scoring: As for `onerec.ops.BeamSearch`.
@@ -223,30 +253,75 @@ class NativeDecoder:
             ValueError: An argument out of range.
         """
         check_scoring(scoring, temperature)
-        levels = self.trie.levels
-        flat = np.concatenate([np.empty((0, levels), np.int64), *codes]).astype(np.int32)
-        offsets = np.cumsum([0, *map(len, codes)], dtype=np.int64)
+        history, offsets = self._histories(codes)
+        allow = allow_masks(allow_tags, len(codes), self.trie)
         leaves = np.concatenate([np.empty(0, np.int64), *deny])
         deny_offsets = np.cumsum([0, *map(len, deny)], dtype=np.int64)
         shape = (len(codes), beam_width, session_length)
         items = torch.empty(shape, dtype=torch.int64)
-        sids = torch.empty((*shape, levels), dtype=torch.int32)
+        sids = torch.empty((*shape, self.trie.levels), dtype=torch.int32)
         scores = torch.empty(shape[:2], dtype=torch.float32)
         valid = torch.empty(shape[0], dtype=torch.int32)
         self._engine.run(
-            flat.ctypes.data,
+            history.ctypes.data,
             offsets.ctypes.data,
             leaves.ctypes.data,
             deny_offsets.ctypes.data,
+            allow.ctypes.data,
             len(codes),
             beam_width,
             session_length,
             SCORINGS.index(scoring),
             float(temperature),
-            torch.get_num_threads() if self.num_threads is None else self.num_threads,
+            self._threads(),
             items.data_ptr(),
             sids.data_ptr(),
             scores.data_ptr(),
             valid.data_ptr(),
         )
         return BeamResult(sids, items, scores, valid)
+
+    def item_scores(self, codes: Sequence[npt.NDArray[np.int64]]) -> torch.Tensor:
+        """Logits float32 [B, n_items] of every item as the next one, as `OneRec.item_scores`."""
+        history, offsets = self._histories(codes)
+        scores = torch.empty((len(codes), self.model.config.n_items), dtype=torch.float32)
+        self._engine.item_scores(
+            history.ctypes.data,
+            offsets.ctypes.data,
+            len(codes),
+            self._threads(),
+            scores.data_ptr(),
+        )
+        return scores
+
+    def item_log_probs(
+        self, codes: Sequence[npt.NDArray[np.int64]], items: torch.Tensor
+    ) -> torch.Tensor:
+        """float32 [B, C] for items int64 [B, C], as `OneRec.item_log_probs`."""
+        history, offsets = self._histories(codes)
+        wanted = items.contiguous()
+        scores = torch.empty(items.shape, dtype=torch.float32)
+        self._engine.item_log_probs(
+            history.ctypes.data,
+            offsets.ctypes.data,
+            len(codes),
+            wanted.data_ptr(),
+            items.shape[1],
+            self._threads(),
+            scores.data_ptr(),
+        )
+        return scores
+
+    def _threads(self) -> int:
+        return torch.get_num_threads() if self.num_threads is None else self.num_threads
+
+    def _histories(
+        self, codes: Sequence[npt.NDArray[np.int64]]
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """What the engine reads of all histories, and where each begins."""
+        levels = self.trie.levels
+        if self.model.config.n_items:
+            codes = [rows[:, levels:] for rows in codes]
+            levels = 1
+        flat = np.concatenate([np.empty((0, levels), np.int64), *codes]).astype(np.int32)
+        return flat, np.cumsum([0, *map(len, codes)], dtype=np.int64)

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import torch
 
 from onerec.inference.decoding import FreeBeams, TorchDecoder
-from onerec.inference.exported import load_exported
+from onerec.inference.exported import check_items, load_exported
 from onerec.inference.native import NativeDecoder, NativeModel
 from onerec.model.onerec import OneRec
 from onerec.ops import BeamResult
+from onerec.ops.beam_step import allow_masks
 from onerec.tokenizer import Catalog
 
 ItemId = Any  # int or str, as in the catalogue
@@ -80,7 +81,8 @@ class _Request:
         place: Position in the caller's list.
         codes: int64 [S, L], or [S, L + 1] with the item's index last.
         excluded: Item indices, sorted.
-        denied: Leaves all of whose items are excluded, sorted.
+        denied: Leaves with an excluded item and none that it may get, sorted.
+        allow: Tags of which an item must have one, or None.
         items: Items that its session can have.
     """
 
@@ -88,6 +90,7 @@ class _Request:
     codes: _Ints
     excluded: _Ints
     denied: _Ints
+    allow: int | None
     items: int
 
 
@@ -152,7 +155,15 @@ class Recommender:
             raise ValueError(f"backend must be 'torch' or 'native', got {backend!r}")
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+        check_items(model, catalog)
         self.config, self.catalog, self.backend = config, catalog, backend
+        # Empty where there are no tags: a request with some is refused then.
+        trie = catalog.trie
+        self._leaf_tags = trie.tags.astype(np.int64) if trie.has_tags else np.empty(0, np.int64)
+        self._item_tags = self._leaf_tags
+        if trie.has_tags:
+            given = catalog.tags
+            self._item_tags = self._leaf_tags[catalog.leaf_of_item] if given is None else given
         self.device = torch.device(device)
         self.max_rows, self.num_threads = max_rows, num_threads
         self._decoder: TorchDecoder | NativeDecoder
@@ -168,12 +179,6 @@ class Recommender:
         else:
             if isinstance(model, NativeModel):
                 raise ValueError("backend 'torch' needs a OneRec network, got a packed one")
-            if model.item_column and not np.array_equal(
-                catalog.sids, model.item_sids.cpu().numpy()
-            ):
-                raise ValueError(
-                    "catalog must hold the semantic ids that the model was given, in order"
-                )
             model = model.to(device=device, dtype=dtype).eval()
             self._decoder = TorchDecoder(model, catalog.trie, self.device)
             self.batching = self.device.type != "cpu" if batching is None else batching
@@ -235,6 +240,7 @@ class Recommender:
         num_sessions: int = 1,
         exclude: Sequence[Sequence[ItemId]] | None = None,
         exclude_history: bool = True,
+        allow_tags: Sequence[int | None] | None = None,
         scoring: str | None = None,
         temperature: float = 1.0,
     ) -> list[Recommendation]:
@@ -248,6 +254,8 @@ class Recommender:
             exclude: For each request item ids never to show; ids unknown to the catalogue are
                 ignored.
             exclude_history: Show nothing from the history.
+            allow_tags: For each request a set of tags as bits, or None; an item must have one of
+                them. Needs a catalogue `with_tags`.
             scoring: As for `onerec.ops.BeamSearch`; None is the softmax that the model was trained
                 with.
             temperature: As for `onerec.ops.BeamSearch`.
@@ -274,7 +282,7 @@ class Recommender:
             )
 
         self._search(
-            self._requests(histories, exclude, exclude_history, length),
+            self._requests(histories, exclude, exclude_history, length, allow_tags),
             beam_width,
             {"scoring": scoring, "temperature": temperature},
             keep,
@@ -289,6 +297,7 @@ class Recommender:
         beam_width: int | None = None,
         exclude: Sequence[Sequence[ItemId]] | None = None,
         exclude_history: bool = True,
+        allow_tags: Sequence[int | None] | None = None,
         scoring: str | None = None,
         temperature: float = 1.0,
         dense_weight: float = 0.0,
@@ -302,6 +311,7 @@ class Recommender:
             beam_width: Semantic ids followed at once; None is max(k, 128).
             exclude: As for `recommend`.
             exclude_history: As for `recommend`.
+            allow_tags: As for `recommend`.
             scoring: As for `recommend`.
             temperature: As for `recommend`.
             dense_weight: Above 0, rank what the beam or the dense head finds by both heads, see
@@ -326,6 +336,7 @@ class Recommender:
                 dense_top=dense_top,
                 exclude=exclude,
                 exclude_history=exclude_history,
+                allow_tags=allow_tags,
                 scoring=scoring,
                 temperature=temperature,
             )
@@ -337,7 +348,7 @@ class Recommender:
             results[request.place] = self._all_items(leaves, request, k)
 
         self._search(
-            self._requests(histories, exclude, exclude_history, 1),
+            self._requests(histories, exclude, exclude_history, 1, allow_tags),
             width,
             {"scoring": scoring, "temperature": temperature},
             keep,
@@ -376,8 +387,7 @@ class Recommender:
                 return
             items = self.catalog.leaf_item_indices[self.catalog.leaf_offsets[leaves]]
             for at in np.argwhere(np.isin(items, request.excluded)):
-                free = self.catalog.leaf_items(int(leaves[tuple(at)]))
-                items[tuple(at)] = free[~np.isin(free, request.excluded)][0]
+                items[tuple(at)] = self._free(int(leaves[tuple(at)]), request)[0]
             results[request.place] = Candidates(items, result.scores[row, :found].numpy())
 
         self._search(self._requests(histories, None, exclude_history, length), beam_width, {}, keep)
@@ -392,6 +402,7 @@ class Recommender:
         dense_top: int = 50,
         exclude: Sequence[Sequence[ItemId]] | None = None,
         exclude_history: bool = True,
+        allow_tags: Sequence[int | None] | None = None,
         scoring: str | None = None,
         temperature: float = 1.0,
     ) -> list[NextItems]:
@@ -403,6 +414,7 @@ class Recommender:
             dense_top: Best items of the dense head that join the beam's.
             exclude: As for `recommend`.
             exclude_history: As for `recommend`.
+            allow_tags: As for `recommend`.
             scoring: Of the beam, as for `recommend`.
             temperature: Of the beam.
 
@@ -411,38 +423,40 @@ class Recommender:
                 (`OneRecConfig.item_loss`).
             TypeError: Item ids of another kind than the catalogue's.
         """
-        if isinstance(self._decoder, NativeDecoder) or not self.config.item_loss:
+        if not self.config.item_loss:
             raise ValueError("model must have a dense head (item_loss above 0) for fused ranking")
         if dense_top < 0:
             raise ValueError(f"dense_top must be at least 0, got {dense_top}")
         self._check_search(1, beam_width)
-        model, none = self._decoder.model, np.empty(0)
+        none = np.empty(0)
         empty = NextItems(none.astype(np.int64), none > 0, *[none.astype(np.float32)] * 2)
         results = [empty for _ in histories]
         beamed: dict[int, _Ints] = {}
 
         def keep(request: _Request, result: BeamResult, row: int) -> None:
             leaves = result.items[row, : int(result.valid[row]), 0].numpy()
-            items = [self.catalog.leaf_items(int(leaf)) for leaf in leaves]
-            found = np.concatenate([*items, np.empty(0, np.int64)])
-            beamed[request.place] = found[~np.isin(found, request.excluded)]
+            items = [self._free(int(leaf), request) for leaf in leaves]
+            beamed[request.place] = np.concatenate([*items, np.empty(0, np.int64)])
 
-        requests = self._requests(histories, exclude, exclude_history, 1)
+        requests = self._requests(histories, exclude, exclude_history, 1, allow_tags)
         options = {"scoring": scoring, "temperature": temperature}
         self._search(requests, beam_width, options, keep)
         for chunk in self._chunks([r for r in requests if r.items], beam_width):
-            history = self._decoder.padded([request.codes for request in chunk])
-            dense = model.item_scores(history).float().log_softmax(dim=-1).cpu()
+            codes = [request.codes for request in chunk]
+            dense = self._decoder.item_scores(codes).log_softmax(dim=-1)
             rows = []
             for request, scores in zip(chunk, dense.clone(), strict=True):
                 scores[request.excluded] = float("-inf")
-                top = min(dense_top, len(scores) - len(request.excluded))
-                best = scores.topk(top).indices.numpy()
-                rows.append(np.union1d(beamed[request.place], best))
+                if request.allow is not None:
+                    lacking = self._item_tags & request.allow == 0
+                    scores[torch.from_numpy(lacking)] = float("-inf")
+                best = scores.topk(min(dense_top, len(scores)))
+                found = best.indices[best.values > float("-inf")].numpy()
+                rows.append(np.union1d(beamed[request.place], found))
             items = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
             for row, found in enumerate(rows):
                 items[row, : len(found)] = torch.from_numpy(found)
-            generator = model.item_log_probs(history, items.to(self.device)).float().cpu()
+            generator = self._decoder.item_log_probs(codes, items)
             for row, (request, found) in enumerate(zip(chunk, rows, strict=True)):
                 results[request.place] = NextItems(
                     found,
@@ -517,12 +531,14 @@ class Recommender:
         exclude: Sequence[Sequence[ItemId]] | None,
         exclude_history: bool,
         length: int,
+        allow_tags: Sequence[int | None] | None = None,
     ) -> list[_Request]:
         if exclude is not None and len(exclude) != len(histories):
             raise ValueError(
                 f"exclude must have a list for each of {len(histories)} histories, "
                 f"got {len(exclude)}"
             )
+        allow_masks(allow_tags, len(histories), self.catalog.trie)
         requests = []
         for place, history in enumerate(histories):
             known = self._known("histories", place, history)
@@ -530,7 +546,8 @@ class Recommender:
             if exclude is not None:
                 excluded = np.concatenate([excluded, self._known("exclude", place, exclude[place])])
             excluded = np.unique(excluded)
-            denied = self._exhausted(excluded)
+            allow = None if allow_tags is None else allow_tags[place]
+            denied = self._exhausted(excluded, allow)
             window = known[-self.config.history_length :]
             codes = self.catalog.sids[window].astype(np.int64)
             if self.config.n_items:
@@ -541,7 +558,8 @@ class Recommender:
                     codes,
                     excluded,
                     denied,
-                    min(length, self.catalog.trie.n_leaves - len(denied)),
+                    allow,
+                    self._left(denied, allow, length),
                 )
             )
         return requests
@@ -552,12 +570,31 @@ class Recommender:
         found = self.catalog.find(ids)
         return found[found >= 0]
 
-    def _exhausted(self, excluded: _Ints) -> _Ints:
-        """Leaves all of whose items are in `excluded` (distinct), sorted."""
+    def _exhausted(self, excluded: _Ints, allow: int | None) -> _Ints:
+        """Leaves that have an item in `excluded` (distinct) and none that may be shown, sorted."""
         leaves, counts = np.unique(self.catalog.leaf_of_item[excluded], return_counts=True)
         offsets = self.catalog.leaf_offsets
-        exhausted: _Ints = leaves[counts == offsets[leaves + 1] - offsets[leaves]]
+        out = counts == offsets[leaves + 1] - offsets[leaves]
+        if allow is not None:  # a shared leaf may lack the tags among the items that are left
+            for i in np.flatnonzero(~out):
+                items = self.catalog.leaf_items(int(leaves[i]))
+                free = items[self._item_tags[items] & allow != 0]
+                out[i] = np.isin(free, excluded).all()
+        exhausted: _Ints = leaves[out]
         return exhausted
+
+    def _left(self, denied: _Ints, allow: int | None, most: int) -> int:
+        """How many leaves a request may still get, at most `most`."""
+        leaves = self.catalog.trie.n_leaves
+        if allow is None:
+            return min(most, leaves - len(denied))
+        left, block = 0, 4096
+        for start in range(0, leaves, block):
+            tagged = np.flatnonzero(self._leaf_tags[start : start + block] & allow) + start
+            left += len(np.setdiff1d(tagged, denied))
+            if left >= most:
+                return most
+        return left
 
     def _chunks(self, requests: list[_Request], beam_width: int) -> Iterator[list[_Request]]:
         """Requests to decode together: of one session length, of similar history lengths."""
@@ -592,6 +629,7 @@ class Recommender:
             result = self._decoder.search(
                 [request.codes for request in chunk],
                 [request.denied for request in chunk],
+                [request.allow for request in chunk],
                 beam_width=beam_width,
                 session_length=length,
                 **options,
@@ -610,16 +648,21 @@ class Recommender:
 
     # Items
 
+    def _free(self, leaf: int, request: _Request) -> _Ints:
+        """Items of a leaf that the request may get, ascending."""
+        items = self.catalog.leaf_items(leaf)
+        if len(items) > 1 and request.allow is not None:
+            items = items[self._item_tags[items] & request.allow != 0]
+        return items[~np.isin(items, request.excluded)]
+
     def _first_item(self, leaf: int, request: _Request) -> ItemId:
         return self._all_items([leaf], request, 1)[0]
 
     def _all_items(self, leaves: Iterable[int], request: _Request, most: int) -> list[ItemId]:
-        """Ids of the items of `leaves` that are not excluded, at most `most`."""
+        """Ids of the items of `leaves` that the request may get, at most `most`."""
         found: list[ItemId] = []
         for leaf in leaves:
-            items = self.catalog.leaf_items(int(leaf))
-            items = items[~np.isin(items, request.excluded)]
-            found += self.catalog.item_ids[items].tolist()
+            found += self.catalog.item_ids[self._free(int(leaf), request)].tolist()
             if len(found) >= most:
                 break
         return found[:most]

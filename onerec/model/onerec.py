@@ -391,7 +391,7 @@ class OneRec(Pretrained):
         if not self.config.item_loss:
             raise ValueError("item_scores needs a network with item_loss above 0")
         context, mask = self._encode(history)
-        return self._last(context, mask) @ self._item_table().T
+        return self._last(context, mask) @ self.item_table().T
 
     def item_log_probs(self, history: Tensor, items: Tensor) -> Tensor:
         """log p of items as the first of the session, by their codes.
@@ -418,8 +418,14 @@ class OneRec(Pretrained):
             total = total + logits.log_softmax(dim=-1).gather(-1, codes).squeeze(-1)
         return total
 
-    def _item_table(self, items: Tensor | None = None) -> Tensor:
-        """Item vectors [n, d] of the dense head: own embedding, codes and projected vector."""
+    def item_table(self, items: Tensor | None = None) -> Tensor:
+        """Item vectors [n, d] of the dense head: own embedding, codes and projected vector.
+
+        The encoder reads the same vectors.
+
+        Args:
+            items: int64 [n]; None: all of them.
+        """
         assert self.items is not None
         index = slice(None) if items is None else items
         x = self.codes(self.item_sids[index] + self._offsets(self.start.device)).sum(dim=-2)
@@ -443,12 +449,12 @@ class OneRec(Pretrained):
             drawn = torch.randint(config.n_items, (config.item_negatives,), device=items.device)
             return sampled_item_cross_entropy(
                 rows,
-                self._item_table(items),
-                self._item_table(drawn),
+                self.item_table(items),
+                self.item_table(drawn),
                 items[:, None] == drawn,
                 config.n_items,
             )
-        return item_cross_entropy(rows, self._item_table(), items)
+        return item_cross_entropy(rows, self.item_table(), items)
 
     def _last(self, context: Tensor, mask: Tensor) -> Tensor:
         """The encoder's state [B, d] at the latest item, or at the start token."""

@@ -31,14 +31,25 @@ class Catalog:
         leaf_offsets: int64 [leaves + 1]; the items of leaf i are
             `leaf_item_indices[leaf_offsets[i] : leaf_offsets[i + 1]]`, ascending.
         leaf_item_indices: int64 [N].
+        tags: int64 [N], a set of tags of each item as bits 0 to 62, or None; the trie then has
+            them too, a leaf those of all its items.
     """
 
     def __init__(
-        self, item_ids: npt.NDArray[Any], sids: npt.NDArray[np.int32], trie: SidTrie
+        self,
+        item_ids: npt.NDArray[Any],
+        sids: npt.NDArray[np.int32],
+        trie: SidTrie,
+        tags: npt.NDArray[np.int64] | None = None,
     ) -> None:
-        self.item_ids, self.sids, self.trie = item_ids, sids, trie
+        self.item_ids, self.sids, self.tags = item_ids, sids, tags
         self.codebook_size, self.levels = trie.codebook_size, trie.levels
         self.leaf_of_item = trie.lookup(sids)
+        if tags is not None:
+            of_leaf = np.zeros(trie.n_leaves, dtype=np.int64)
+            np.bitwise_or.at(of_leaf, self.leaf_of_item, tags)
+            trie = trie.with_tags(of_leaf)
+        self.trie = trie
         counts = np.bincount(self.leaf_of_item, minlength=trie.n_leaves)
         self.leaf_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.leaf_item_indices = np.argsort(self.leaf_of_item, kind="stable").astype(np.int64)
@@ -62,6 +73,23 @@ class Catalog:
             raise ValueError(f"sids: wanted a row for each of {len(ids)} items, got {len(codes)}")
         _refuse_duplicates(ids)
         return cls(ids, codes, SidTrie.build(codes, codebook_size))
+
+    def with_tags(self, tags: ArrayLike) -> Catalog:
+        """The same items with a set of tags each, for `allow_tags` of `Recommender`.
+
+        Args:
+            tags: Integers [N], bit t (0 to 62) of which tells whether the item has tag t.
+
+        Raises:
+            TypeError: `tags` are not integers.
+            ValueError: Another number of them, or bits out of range.
+        """
+        bits = as_int_array("tags", tags, np.int64, 1)
+        if len(bits) != len(self):
+            raise ValueError(f"tags: wanted one for each of {len(self)} items, got {len(bits)}")
+        if len(bits) and bits.min() < 0:
+            raise ValueError(f"tags: wanted bits 0 to 62, got {bits.min()}")
+        return type(self)(self.item_ids, self.sids, self.trie, bits)
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -132,7 +160,8 @@ class Catalog:
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes `catalog.parquet` (item_id, codes, leaf) and `trie.bin` into folder `path`."""
+        """Writes `catalog.parquet` (item_id, codes, leaf; tags if there are any) and `trie.bin` into
+        folder `path`."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         codes = pa.ListArray.from_arrays(
@@ -145,6 +174,7 @@ class Catalog:
                 "item_id": pa.array(self.item_ids, type=ids_type),
                 "codes": codes,
                 "leaf": pa.array(self.leaf_of_item),
+                **({} if self.tags is None else {"tags": pa.array(self.tags)}),
             }
         )
         self.trie.save(folder / "trie.bin")
@@ -166,11 +196,14 @@ class Catalog:
             table = pq.read_table(file)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file}: cannot be read as Parquet: {error}") from None
-        for name, types in (
-            ("item_id", (pa.int64(), pa.string())),
-            ("codes", (pa.list_(pa.int32()),)),
-            ("leaf", (pa.int64(),)),
-        ):
+        columns: dict[str, tuple[pa.DataType, ...]] = {
+            "item_id": (pa.int64(), pa.string()),
+            "codes": (pa.list_(pa.int32()),),
+            "leaf": (pa.int64(),),
+        }
+        if "tags" in table.column_names:
+            columns["tags"] = (pa.int64(),)
+        for name, types in columns.items():
             got = table.schema.field(name).type if name in table.column_names else "no such column"
             if got not in types:
                 wanted = " or ".join(str(t) for t in types)
@@ -201,7 +234,12 @@ class Catalog:
                 f"{file}, column codes, row {wrong[0]}: wanted a semantic id of trie.bin, "
                 f"got {sids[wrong[0]].tolist()}"
             )
-        catalog = cls(ids, sids, trie)
+        tags = table["tags"].to_numpy() if "tags" in columns else None
+        if tags is not None and len(tags) and tags.min() < 0:
+            raise DataError(
+                f"{file}, column tags, row {tags.argmin()}: wanted bits 0 to 62, got {tags.min()}"
+            )
+        catalog = cls(ids, sids, trie, tags)
         wrong = np.flatnonzero(catalog.leaf_of_item != table["leaf"].to_numpy())
         if len(wrong):
             raise DataError(

@@ -222,3 +222,100 @@ def test_refuses_what_it_cannot_do_by_name(catalog: Catalog) -> None:
         Recommender(build(), catalog, backend="fast")
     with pytest.raises(ValueError, match="needs a OneRec network"):
         Recommender(NativeModel.pack(build()), catalog)
+
+
+def knowing(catalog: Catalog, **overrides: Any) -> OneRec:
+    """The recipe of docs/quality.md: a causal encoder over items that the network knows."""
+    fields: dict[str, Any] = {
+        "history_tokens": "items",
+        "encoder": "causal",
+        "n_items": len(catalog),
+        "vector_dim": 5,
+        "item_loss": 1.0,
+        "legal_softmax": True,
+    }
+    model = build(**{**fields, **overrides})
+    vectors = np.random.default_rng(2).normal(size=(len(catalog), 5))
+    model.set_catalog(catalog.sids, vectors if model.config.vector_dim else None)
+    return model
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"n_experts": 0, "vector_dim": 0, "legal_softmax": False},
+        {"encoder": "bidirectional", "share_codes": False},
+    ],
+    ids=["recipe", "full-softmax", "bidirectional"],
+)
+def test_networks_that_know_their_items(
+    catalog: Catalog, overrides: dict[str, Any], isa: str, tmp_path: Path
+) -> None:
+    model = knowing(catalog, **overrides)
+    torch_, native = (Recommender(model, catalog, backend=b) for b in ("torch", "native"))
+    options: dict[str, Any] = {"beam_width": 33, "num_sessions": 20, "exclude": [["v5"]] * 5}
+    same(native.recommend(HISTORIES, **options), torch_.recommend(HISTORIES, **options))
+    for weight in (0.0, 0.4, 1.0):
+        fused: dict[str, Any] = {"beam_width": 30, "dense_weight": weight, "exclude": [["v5"]] * 5}
+        assert native.rank(HISTORIES, 25, **fused) == torch_.rank(HISTORIES, 25, **fused)
+    for one, other in zip(
+        native.next_items(HISTORIES), torch_.next_items(HISTORIES, beam_width=128), strict=True
+    ):
+        assert np.array_equal(one.items, other.items)
+        np.testing.assert_allclose(one.generator, other.generator, atol=2e-4, rtol=1e-5)
+        np.testing.assert_allclose(one.dense, other.dense, atol=2e-4, rtol=1e-5)
+    # Alone and together, from a file and with more threads.
+    export(model, catalog, tmp_path / "exported")
+    loaded = Recommender.from_exported(tmp_path / "exported", num_threads=3)
+    for history, found in zip(HISTORIES, native.next_items(HISTORIES), strict=True):
+        (alone,) = loaded.next_items([history])
+        assert np.array_equal(alone.items, found.items)
+        assert np.array_equal(alone.generator, found.generator)
+        assert np.array_equal(alone.dense, found.dense)
+
+
+def test_a_network_that_knows_its_items_takes_no_other_ones(
+    catalog: Catalog, tmp_path: Path
+) -> None:
+    model = knowing(catalog)
+    turned = Catalog.build(catalog.item_ids[::-1], catalog.sids[::-1], K)
+    for use in (
+        lambda: Recommender(model, turned, backend="native"),
+        lambda: Recommender(model, catalog, backend="native").with_catalog(turned),
+        lambda: export(model, turned, tmp_path / "exported"),
+    ):
+        with pytest.raises(ValueError, match="in order"):
+            use()
+    with pytest.raises(ValueError, match="dense head"):
+        Recommender(knowing(catalog, item_loss=0.0), catalog, backend="native").next_items([[]])
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_allowed_tags_are_a_filter_of_items(catalog: Catalog, backend: str) -> None:
+    tags = np.random.default_rng(3).integers(0, 8, len(catalog))
+    tags[9:14] = [1, 2, 2, 4, 1]  # items that share a semantic id
+    tags[:2] = 16
+    # The full softmax, for the legal one is over the allowed codes alone.
+    model, tagged = knowing(catalog, legal_softmax=False), catalog.with_tags(tags)
+    plain = Recommender(model, catalog, backend=backend)
+    recommender = Recommender(model, tagged, backend=backend)
+    bits = dict(zip(catalog.item_ids.tolist(), tags.tolist(), strict=True))
+    options: dict[str, Any] = {"beam_width": 300, "exclude": [["v9"]]}
+    (everything,) = plain.rank([["v12"]], 300, **options)
+    for allow in (1, 2, 6, 16, 32, 7):
+        wanted = [item for item in everything if bits[item] & allow]
+        assert recommender.rank([["v12"]], 300, **options, allow_tags=[allow]) == [wanted]
+        (found,) = recommender.recommend([["v12"]], **options, allow_tags=[allow])
+        assert all(bits[item] & allow for session in found.item_ids for item in session)
+        # A session is as long as the tags allow: 16 has two items, 32 none.
+        assert [len(s) for s in found.item_ids] == {16: [2], 32: []}.get(allow, [3])
+        (fused,) = recommender.next_items([["v12"]], dense_top=300, allow_tags=[allow])
+        assert {bits[i] & allow for i in catalog.item_ids[fused.items]} <= set(range(1, 64))
+    both = recommender.rank([["v12"]] * 2, 9, exclude=[["v9"]] * 2, allow_tags=[None, 1])
+    assert both[0] == plain.rank([["v12"]], 9, exclude=[["v9"]])[0]
+    assert both[1] == [item for item in everything if bits[item] & 1][:9]
+    with pytest.raises(ValueError, match="has no tags"):
+        plain.recommend([[]], allow_tags=[1])
+    with pytest.raises(ValueError, match="allow_tags"):
+        recommender.recommend([[]], allow_tags=[1, 1])

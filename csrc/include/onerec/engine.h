@@ -1,10 +1,10 @@
-// The whole network on the CPU: history codes in, the best sessions of items out, in one call.
+// The whole network on the CPU: a history in, the best sessions of items out, in one call.
 //
 // A model is one read-only block of bytes, the same in memory and in a file, so that processes
 // share the pages of a mapped file. A result depends on its own request alone, bit for bit: not on
 // the other requests of a call, nor on the number of threads.
 //
-// File format, version 1, little endian: char[8] "ONERENGN", u32 version, u32 0x01020304, u64 size
+// File format, version 2, little endian: char[8] "ONERENGN", u32 version, u32 0x01020304, u64 size
 // of the file, EngineConfig, zeros up to byte 240, u64 XXH64 (seed 0) of bytes 256 .. end, u64
 // XXH64 of bytes 0 .. 248; then the tensors in the order and the packed form that the config
 // implies (csrc/cpu/engine_model.cc), each at the next multiple of 64.
@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -36,6 +37,10 @@ struct EngineConfig {
   int32_t session_length = 1;    // most items of a session
   int32_t history_length = 1;    // most items of a history
   int32_t history_is_items = 0;  // 1: the encoder reads a token an item; 0: a token a code
+  int32_t causal = 0;   // 1: a history item sees earlier ones alone, and its position is its place
+  int32_t n_items = 0;  // above 0 the network knows its items: a history is their indices
+  int32_t dense_head = 0;     // 1: it has scores for each of them too
+  int32_t legal_softmax = 0;  // 1: trained with the softmax over legal codes, Scoring's default
   int32_t d_model = 0;
   int32_t n_heads = 1;
   int32_t encoder_layers = 1;
@@ -59,6 +64,8 @@ class ONEREC_API EngineModel {
 
   // Packs a network. Throws std::invalid_argument for a config out of range, and what `source`
   // throws.
+  // With n_items, "item_table" [n_items, d_model] holds the vectors of the dense head, which are
+  // also what the encoder reads, and "item_sids" [n_items, levels] the items' codes.
   static std::shared_ptr<const EngineModel> Build(const EngineConfig& config, const Source& source,
                                                   int num_threads);
   // Maps a file and checks header, sizes and hashes. Throws EngineFormatError for a bad file,
@@ -72,6 +79,8 @@ class ONEREC_API EngineModel {
   void Save(const std::string& path) const;
   const EngineConfig& Config() const;
   size_t Bytes() const;
+  // [n_items, levels], the semantic ids of its items; null without any.
+  const int32_t* ItemSids() const;
 
   struct Impl;
   const Impl& impl() const { return *impl_; }
@@ -82,16 +91,18 @@ class ONEREC_API EngineModel {
 };
 
 struct EngineRequest {
-  const int32_t* codes = nullptr;  // [items, levels], oldest first
-  int64_t items = 0;               // 0 .. history_length
-  const int64_t* deny = nullptr;   // leaf ids never to give, ascending and distinct
+  // Oldest first: [items, levels] codes, or [items] indices for a network with n_items.
+  const int32_t* history = nullptr;
+  int64_t items = 0;              // 0 .. history_length
+  const int64_t* deny = nullptr;  // leaf ids never to give, ascending and distinct
   int64_t denied = 0;
+  uint64_t allow = kEveryTag;  // an item must have one of these tags; needs a trie with tags
 };
 
 struct EngineOptions {
   int64_t beam_width = 128;
-  int64_t session_length = 1;  // items of every session, at most the model's
-  Scoring scoring = Scoring::kFullSoftmax;
+  int64_t session_length = 1;      // items of every session, at most the model's
+  std::optional<Scoring> scoring;  // none: the softmax that the network was trained with
   double temperature = 1.0;
   int num_threads = 1;
 };
@@ -118,6 +129,17 @@ class ONEREC_API Engine {
   // Throws std::invalid_argument for an option, a code or a leaf out of range.
   void Run(const EngineRequest* requests, int64_t batch, const EngineOptions& options,
            const EngineResult& result) const;
+
+  // scores [batch, n_items]: the dense head's logits of every item as the next one. Reads `history`
+  // and `items` of a request. Throws std::invalid_argument for a network without a dense head or an
+  // index out of range.
+  void ItemScores(const EngineRequest* requests, int64_t batch, int num_threads,
+                  float* scores) const;
+  // scores [batch, count]: log-probabilities of items [batch, count] (indices) as the first of the
+  // session, by their codes and the softmax that the network was trained with. Throws
+  // std::invalid_argument for a network without n_items or an index out of range.
+  void ItemLogProbs(const EngineRequest* requests, int64_t batch, const int64_t* items,
+                    int64_t count, int num_threads, float* scores) const;
 
   const EngineModel& Model() const;
   const Trie& GetTrie() const;

@@ -29,12 +29,14 @@ typedef struct onerec_options {
   int64_t session_length;  /* items of a session; 0: the model's own, which is also the most */
   int64_t num_sessions;    /* sessions returned, at most beam_width */
   int32_t exclude_history; /* 1: show nothing from the history */
-  int32_t scoring;         /* 0 full softmax, 1 legal softmax, 2 raw */
+  int32_t scoring; /* 0 full softmax, 1 legal softmax, 2 raw; -1 as the network was trained */
   double temperature;
   int32_t num_threads;
+  uint64_t allow_tags; /* items with one of these tags alone; 0: all items */
 } onerec_options;
 
-/* 128 beams, one session of the model's length, the history excluded, full softmax, one thread. */
+/* 128 beams, one session of the model's length, the history excluded, the softmax of training, one
+   thread, all items. */
 ONEREC_API onerec_options onerec_default_options(void);
 
 ONEREC_API onerec_status onerec_create(const char* folder, onerec_recommender** made, char* error,

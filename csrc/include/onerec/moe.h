@@ -10,9 +10,9 @@ namespace onerec {
 
 enum class Activation { kSwiGlu = 0, kGeGlu = 1, kGelu = 2, kRelu = 3 };
 
-// Experts first .. first + count - 1. `gate`, `up` and `down` hold one packed matrix an expert, one
-// after the other (PackedBytes apart): [hidden, width], [hidden, width] and [width, hidden]. The
-// plain activations (kGelu, kRelu) have no `up`.
+// Experts first .. first + count - 1. `gate`, `up` and `down` are the packed matrices of the first
+// one: [hidden, width], [hidden, width] and [width, hidden]; the next expert's lie `stride` bytes
+// after each. The plain activations (kGelu, kRelu) have no `up`.
 struct PackedExperts {
   const void* gate = nullptr;
   const void* up = nullptr;
@@ -23,17 +23,19 @@ struct PackedExperts {
   int64_t width = 0;
   int64_t hidden = 0;
   int64_t first = 0;
+  int64_t stride = 0;  // 0: the matrices of one kind follow one another, PackedBytes apart
 };
 
 // Bytes that MoeForward needs for up to `tokens` tokens of `slots` experts each.
 ONEREC_API int64_t MoeWorkspaceBytes(int64_t tokens, int64_t slots, const PackedExperts& experts);
 
-// y[t] (row t at y + t * y_stride) = sum over j of gates[t][j] FFN_{ids[t][j]}(x[t]), added in the
-// order of j. ids and gates are [tokens, slots]; an id of no expert here adds nothing. A row of y
-// depends on its own row of x, ids and gates alone, not on the other rows or the threads; AVX2 and
-// AVX-512 agree bit for bit. `workspace` is aligned to 64 bytes. Allocates nothing.
+// y[t] (row t at y + t * y_stride) = (or, where `add`, +=) sum over j of gates[t][j]
+// FFN_{ids[t][j]}(x[t]), added in the order of j. ids and gates are [tokens, slots]; an id of no
+// expert here adds nothing. A row of y depends on its own row of x, ids and gates alone, not on the
+// other rows or the threads; AVX2 and AVX-512 agree bit for bit. `workspace` is aligned to 64
+// bytes. Allocates nothing.
 ONEREC_API void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t* ids,
                            const float* gates, int64_t slots, const PackedExperts& experts,
-                           void* workspace, float* y, int64_t y_stride, int num_threads);
+                           void* workspace, float* y, int64_t y_stride, bool add, int num_threads);
 
 }  // namespace onerec

@@ -1,16 +1,18 @@
 // Item ids in, sessions of item ids out: an exported folder served by the native engine, with the
 // rules of onerec.Recommender in Python and the same items.
 //
-// `onerec export` writes the folder: engine.bin, trie.bin and catalog.bin. The last one, version 1,
+// `onerec export` writes the folder: engine.bin, trie.bin and catalog.bin. The last one, version 2,
 // little endian: char[8] "ONERCATL", u32 version, u32 0x01020304, u64 size of the file, u64 items
-// N, u64 leaves, u64 whether ids are text, u64 bytes of the ids, u64 XXH64 (seed 0) of bytes 128 ..
-// end, u64 XXH64 of bytes 0 .. 64; zeros up to 128; then i64 leaf_of_item[N], i64 by_id[N] (items
-// in ascending order of their ids), i64 leaf_offsets[leaves + 1], i64 leaf_items[N] (items of each
-// leaf, ascending), and the ids: i64 [N], or i64 offsets[N + 1] and zero-terminated UTF-8.
+// N, u64 leaves, u64 whether ids are text, u64 bytes of the ids, u64 whether items have tags, u64
+// XXH64 (seed 0) of bytes 128 .. end, u64 XXH64 of bytes 0 .. 72; zeros up to 128; then i64
+// leaf_of_item[N], i64 by_id[N] (items in ascending order of their ids), i64 leaf_offsets[leaves +
+// 1], i64 leaf_items[N] (items of each leaf, ascending), the tags u64 [N] if there are any, and the
+// ids: i64 [N], or i64 offsets[N + 1] and zero-terminated UTF-8.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -25,7 +27,8 @@ struct RecommendOptions {
   int64_t session_length = 0;  // 0: the model's own, which is also the most
   int64_t num_sessions = 1;    // at most beam_width
   bool exclude_history = true;
-  Scoring scoring = Scoring::kFullSoftmax;
+  uint64_t allow_tags = kEveryTag;  // items with one of these tags alone
+  std::optional<Scoring> scoring;   // none: the softmax that the network was trained with
   double temperature = 1.0;
   int num_threads = 1;
 };
@@ -69,10 +72,10 @@ class ONEREC_API Recommender {
 };
 
 // Writes catalog.bin. `ids` are int64 [n], or, where `text`, zero-terminated UTF-8 beginning at
-// offsets[0 .. n], the last one being their size in bytes. Throws std::invalid_argument for a leaf
-// out of range, std::runtime_error if it cannot be written.
+// offsets[0 .. n], the last one being their size in bytes. `tags` [n] (bits 0 .. 62) may be null.
+// Throws std::invalid_argument for a leaf out of range, std::runtime_error if it cannot be written.
 ONEREC_API void SaveCatalog(const std::string& path, int64_t n, int64_t leaves,
                             const int64_t* leaf_of_item, bool text, const void* ids,
-                            const int64_t* offsets);
+                            const int64_t* offsets, const uint64_t* tags = nullptr);
 
 }  // namespace onerec

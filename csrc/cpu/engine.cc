@@ -7,6 +7,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -59,13 +60,15 @@ struct Context {
 // Buffers of one call; kept for the next.
 struct Workspace {
   std::vector<float> x, normed, qkv, gates, last, logits;
-  std::vector<char> experts;        // of MoeForward
-  std::vector<float> context[2];    // encoder self-attention, this layer's and the next one's
-  std::vector<float> cross;         // [decoder layers]
-  std::vector<float> keys, values;  // [decoder layers, batch, times, width, d]
-  std::vector<float> scratch;       // [workers, scratch_size]
-  std::vector<int64_t> offsets;     // [workers, times]
-  std::vector<int32_t> panels;      // [workers, panels of a head]
+  std::vector<char> experts;         // of MoeForward
+  std::vector<float> context[2];     // encoder self-attention, this layer's and the next one's
+  std::vector<float> cross;          // [decoder layers]
+  std::vector<float> keys, values;   // [decoder layers, batch, times, width, d]
+  std::vector<float> scratch;        // [workers, scratch_size]
+  std::vector<int64_t> offsets;      // [workers, times]
+  std::vector<float> found;          // [pairs of a beam and a panel, 16], of LegalHead
+  std::vector<int32_t> panel_rows;   // [pairs], rows of `last`
+  std::vector<int64_t> panel_begin;  // [panels + 2], pairs before each panel
   std::vector<int32_t> slots, next_slots;      // [batch, width, times]
   std::vector<int32_t> pending, next_pending;  // [batch, width, kMostPending]
   std::vector<int64_t> ids;                    // [rows, experts_per_token]
@@ -267,7 +270,7 @@ class Call {
     Grow(w_.scratch, scratch_size_ * workers_);
     Grow(w_.offsets, times_ * workers_);
     head_panels_ = DivideUp(c_.codebook_size, kPanelWidth);
-    Grow(w_.panels, head_panels_ * workers_);
+    Grow(w_.panel_begin, head_panels_ + 2);
     Grow(w_.slots, beams * times_);
     Grow(w_.next_slots, beams * times_);
     Grow(w_.pending, beams * kMostPending);
@@ -499,7 +502,7 @@ class Call {
         panels += std::min(legal.offsets[beam + 1] - legal.offsets[beam], head_panels_);
       }
     }
-    return panels * 4 < all;
+    return panels * 2 < all;
   }
 
   // Goes on with the beams that the last step kept: ancestors and waiting tokens follow.
@@ -672,34 +675,56 @@ class Call {
     return w_.last.data() + w_.first_row[static_cast<size_t>(b)] / tokens_ * d_;
   }
 
-  // Logits of the legal codes alone, in their order.
+  // Logits of the legal codes alone, in their order: each panel that has one is multiplied with the
+  // beams that want it.
   void LegalHead(const PackedMatrix& head, const LegalCodes& legal) {
-    const int64_t width = o_.beam_width;
-    Parallel(batch_ * width, [&](int64_t worker, int64_t beam) {
-      const int32_t* const begin = legal.codes + legal.offsets[beam];
-      const int32_t* const end = legal.codes + legal.offsets[beam + 1];
-      if (begin == end) return;
-      int32_t* const panels = w_.panels.data() + worker * head_panels_;
-      float* const found = Scratch(worker);
-      int64_t count = 0;
-      for (const int32_t* code = begin; code < end; ++code) {
-        const auto panel = static_cast<int32_t>(*code / kPanelWidth);
-        if (count == 0 || panels[count - 1] != panel) panels[count++] = panel;
+    const int64_t width = o_.beam_width, beams = batch_ * width;
+    const auto each = [&](auto&& take) {  // every pair of a beam and a panel, in order
+      for (int64_t beam = 0; beam < beams; ++beam) {
+        int64_t last = -1;
+        for (int64_t i = legal.offsets[beam]; i < legal.offsets[beam + 1]; ++i) {
+          const int64_t panel = legal.codes[i] / kPanelWidth;
+          if (panel != last) take(beam, panel);
+          last = panel;
+        }
       }
-      GemmTile tile = TileOf(head, 0, head_panels_);
-      tile.x = LastOf(beam / width) + beam % width * d_;
-      tile.m = 1;
-      tile.panels = panels;
-      tile.n = count * kPanelWidth;
-      tile.y = found;
-      gemm_(tile);
-      float* logits = w_.logits.data() + legal.offsets[beam];
-      int64_t at = 0;
-      for (const int32_t* code = begin; code < end; ++code) {
-        while (panels[at] != *code / kPanelWidth) ++at;
-        *logits++ = found[at * kPanelWidth + *code % kPanelWidth];
-      }
+    };
+    std::fill_n(w_.panel_begin.begin(), head_panels_ + 2, 0);
+    each([&](int64_t, int64_t panel) { ++w_.panel_begin[static_cast<size_t>(panel) + 2]; });
+    std::partial_sum(w_.panel_begin.begin(), w_.panel_begin.begin() + head_panels_ + 2,
+                     w_.panel_begin.begin());
+    const int64_t pairs = w_.panel_begin[static_cast<size_t>(head_panels_) + 1];
+    Grow(w_.panel_rows, pairs);
+    Grow(w_.found, pairs * kPanelWidth);
+    each([&](int64_t beam, int64_t panel) {  // leaves the first pair of panel p in panel_begin[p]
+      const int64_t at = w_.panel_begin[static_cast<size_t>(panel) + 1]++;
+      w_.panel_rows[static_cast<size_t>(at)] = static_cast<int32_t>(
+          w_.first_row[static_cast<size_t>(beam / width)] / tokens_ + beam % width);
     });
+    Parallel(head_panels_, [&](int64_t, int64_t panel) {
+      const int64_t first = w_.panel_begin[static_cast<size_t>(panel)];
+      GemmTile tile = TileOf(head, panel, 1);
+      tile.x = w_.last.data();
+      tile.x_stride = d_;
+      tile.rows = w_.panel_rows.data() + first;
+      tile.m = w_.panel_begin[static_cast<size_t>(panel) + 1] - first;
+      tile.y = w_.found.data() + first * kPanelWidth;
+      tile.y_stride = kPanelWidth;
+      if (tile.m > 0) gemm_(tile);
+    });
+    std::copy_backward(w_.panel_begin.begin(), w_.panel_begin.begin() + head_panels_,
+                       w_.panel_begin.begin() + head_panels_ + 1);
+    int64_t at = 0;
+    for (int64_t beam = 0; beam < beams; ++beam) {
+      int64_t last = -1;
+      for (int64_t i = legal.offsets[beam]; i < legal.offsets[beam + 1]; ++i) {
+        const int64_t panel = legal.codes[i] / kPanelWidth;
+        if (panel != last) at = w_.panel_begin[static_cast<size_t>(panel) + 1]++;
+        last = panel;
+        w_.logits[static_cast<size_t>(i)] =
+            w_.found[static_cast<size_t>(at * kPanelWidth + legal.codes[i] % kPanelWidth)];
+      }
+    }
   }
 
   // The codes that may follow the first `level` ones of each item to be scored; at the root of each

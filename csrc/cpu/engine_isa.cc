@@ -68,16 +68,12 @@ void Softmax(float* x, int64_t n, float scale) {
   for (int64_t i = 0; i < n; i += 16) Keep(x, i, n, Mul(Part(x, i, n), inverse));
 }
 
-// x * sigmoid(x); e^-|x| never overflows.
+// x / (1 + e^-x); below -87 e^126 log 2 stands for e^-x, which gives 0 all the same.
 void Silu(float* x, int64_t n) {
   for (int64_t i = 0; i < n; i += 16) {
-    float v[16], e[16];
-    const Lanes in = Part(x, i, n);
-    Store(v, in);
-    for (int j = 0; j < 16; ++j) e[j] = -__builtin_fabsf(v[j]) * kLog2E;
-    Store(e, Exp2(Load(e)));
-    for (int j = 0; j < 16; ++j) v[j] = v[j] * (v[j] >= 0 ? 1.0f : e[j]) / (1.0f + e[j]);
-    Keep(x, i, n, Load(v));
+    const Lanes v = Part(x, i, n);
+    const Lanes y = Sub(Set(0.0f), Max(Mul(v, Set(kLog2E)), Set(-126.0f)));
+    Keep(x, i, n, Div(v, Add(Set(1.0f), Exp2(y))));
   }
 }
 

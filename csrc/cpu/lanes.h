@@ -71,6 +71,7 @@ ONEREC_INLINE void Store(float* p, const Lanes& a) {
 ONEREC_BINARY(Add, add_ps)
 ONEREC_BINARY(Sub, sub_ps)
 ONEREC_BINARY(Mul, mul_ps)
+ONEREC_BINARY(Div, div_ps)
 ONEREC_BINARY(Max, max_ps)  // b where either is NaN
 #undef ONEREC_BINARY
 
@@ -128,6 +129,7 @@ ONEREC_INLINE void Store(float* p, const Lanes& a) { ONEREC_EACH p[i] = a.r[i]; 
 ONEREC_BINARY(Add, x + y)
 ONEREC_BINARY(Sub, x - y)
 ONEREC_BINARY(Mul, x* y)
+ONEREC_BINARY(Div, x / y)
 ONEREC_BINARY(Max, x > y ? x : y)  // b where either is NaN
 #undef ONEREC_BINARY
 
@@ -150,7 +152,7 @@ ONEREC_INLINE uint32_t AtLeast(const Lanes& a, const Lanes& b) {
 }
 #endif
 
-// 2^y for y <= 0 by a polynomial of degree 5, relative error below 2e-7; 0 for y <= -127 and NaN.
+// 2^y for y <= 126 by a polynomial of degree 5, relative error below 2e-7; 0 for y <= -127 and NaN.
 ONEREC_INLINE Lanes Exp2(const Lanes& exponent) {
   const Lanes magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
   const Lanes y = Max(exponent, Set(-127.0f));

@@ -128,14 +128,7 @@ void Block(const GemmTile& tile, int64_t row, int64_t panel) {
   }
 }
 
-// All panels for R rows: as many at once as the registers hold, then one by one.
-template <class Format, int R>
-void Sweep(const GemmTile& tile, int64_t row, int64_t panel, int64_t count) {
-  constexpr int P = PanelsFor(R);
-  if (count == P) return Block<Format, R, P>(tile, row, panel);
-  for (int64_t p = 0; p < count; ++p) Block<Format, R, 1>(tile, row, panel + p);
-}
-
+// Up to kGroup panels for R rows: as many at once as the registers hold, or one by one.
 template <class Format, int R>
 void Rows(const GemmTile& tile, int64_t row, int64_t rows, int64_t panel, int64_t panels) {
   if (rows != R) {
@@ -144,29 +137,61 @@ void Rows(const GemmTile& tile, int64_t row, int64_t rows, int64_t panel, int64_
   }
   constexpr int P = PanelsFor(R);
   for (int64_t p = 0; p < panels; p += P) {
-    Sweep<Format, R>(tile, row, panel + p, panels - p < P ? panels - p : P);
+    if (panels - p >= P) {
+      Block<Format, R, P>(tile, row, panel + p);
+    } else {
+      for (; p < panels; ++p) Block<Format, R, 1>(tile, row, panel + p);
+    }
   }
 }
 
+// Rows of whole blocks pass by one panel after the other, which stays in the cache; what is left of
+// them passes by a group of panels.
 template <class Format>
 void Run(const GemmTile& tile) {
-  constexpr int kGroup = 4;  // panels that a row block passes by at once
+  constexpr int kGroup = 4;
   const int64_t panels = (tile.n + kPanelWidth - 1) / kPanelWidth;
   for (int64_t block = 0; block < tile.m; block += kRowBlock) {
     const int64_t end = block + kRowBlock < tile.m ? block + kRowBlock : tile.m;
+    const int64_t whole = end - (end - block) % kRows;
     for (int64_t panel = 0; panel < panels; panel += kGroup) {
       const int64_t count = panels - panel < kGroup ? panels - panel : kGroup;
-      for (int64_t row = block; row < end; row += kRows) {
-        Rows<Format, kRows>(tile, row, end - row < kRows ? end - row : kRows, panel, count);
+      constexpr int P = PanelsFor(kRows);
+      for (int64_t p = 0; p < count; p += P) {
+        for (int64_t row = block; row < whole; row += kRows) {
+          Rows<Format, kRows>(tile, row, kRows, panel + p, count - p < P ? count - p : P);
+        }
       }
+      if (whole < end) Rows<Format, kRows>(tile, whole, end - whole, panel, count);
     }
+  }
+}
+
+// Widens each panel once where several blocks of rows read it.
+void RunWidened(const GemmTile& tile) {
+  constexpr int64_t kMost = 2048;  // columns that the stack has room for
+  if (tile.m <= 2 * kRows || tile.k > kMost) return Run<BFloat16>(tile);
+  alignas(64) float wide[kMost * kPanelWidth];
+  const int64_t steps = (tile.k + 1) / 2, panels = (tile.n + kPanelWidth - 1) / kPanelWidth;
+  for (int64_t panel = 0; panel < panels; ++panel) {
+    const int64_t at = tile.panels != nullptr ? tile.panels[panel] : panel;
+    const auto* const from = static_cast<const uint32_t*>(tile.weights) + at * steps * kPanelWidth;
+    for (int64_t i = 0; i < tile.k; ++i) {
+      Store(wide + i * kPanelWidth, BFloat16::Read(from + i / 2 * kPanelWidth, i % 2));
+    }
+    GemmTile one = tile;
+    one.weights = wide;
+    one.panels = nullptr;
+    one.n = tile.n - panel * kPanelWidth < kPanelWidth ? tile.n - panel * kPanelWidth : kPanelWidth;
+    one.y = tile.y + panel * kPanelWidth;
+    Run<Float32>(one);
   }
 }
 
 }  // namespace
 
 void RunTile(const GemmTile& tile) {
-  tile.type == WeightType::kFloat32 ? Run<Float32>(tile) : Run<BFloat16>(tile);
+  tile.type == WeightType::kFloat32 ? Run<Float32>(tile) : RunWidened(tile);
 }
 
 }  // namespace onerec::ONEREC_ISA

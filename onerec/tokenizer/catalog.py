@@ -160,8 +160,7 @@ class Catalog:
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes `catalog.parquet` (item_id, codes, leaf; tags if there are any) and `trie.bin` into
-        folder `path`."""
+        """Writes `catalog.parquet` (item_id, codes, leaf, tags) and `trie.bin` into `path`."""
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         codes = pa.ListArray.from_arrays(

@@ -130,6 +130,7 @@ class Settings:
         align: AlignmentConfig.
         evaluate: EvaluationConfig.
         recommend: RecommendConfig.
+        engine: What runs the queries that build sessions.
     """
 
     data: str | None
@@ -144,6 +145,7 @@ class Settings:
     align: Any
     evaluate: Any
     recommend: RecommendConfig
+    engine: str = "duckdb"
 
     def save(self, path: Path) -> None:
         """Writes the settings as YAML that `--config` reads."""
@@ -200,6 +202,13 @@ def _add_top(parser: Parser, data: bool) -> None:
             type=Literal["auto", "kuairand", "amazon", "parquet"],
             default="auto",
             help="reader of the log",
+        )
+        parser.add_argument(
+            "--engine",
+            type=Literal["duckdb", "spark"],
+            default="duckdb",
+            help="what builds the sessions: this machine, or Spark (extra spark): the session of "
+            "spark-submit, or a local one",
         )
     parser.add_argument(
         "--preset",
@@ -296,7 +305,8 @@ def _settings(parser: Parser, merged: dict[str, Any]) -> Settings:
             parser.error(f"{section}: {error}")
         if section != "model":
             made[section] = instance
-    return Settings(data=values["data"], kind=values["kind"], preset=values["preset"], **made)
+    plain = {name: values[name] for name in ("data", "kind", "engine", "preset")}
+    return Settings(**plain, **made)
 
 
 def _full(parser: Parser, preset: Any) -> Parser:

@@ -29,7 +29,7 @@ def make(directory: Path, settings: Settings) -> StageResult:
     def build(folder: Path) -> dict[str, Any]:
         from onerec.data import build_sessions, open_log
 
-        with open_log(source, kind=settings.kind) as log:
+        with open_log(source, kind=settings.kind, engine=settings.engine) as log:
             console.say(f"sessions: {log.describe()}")
             with console.progress("sessions") as report:
                 found = build_sessions(log, settings.sessions, folder, progress=report)

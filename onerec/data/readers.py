@@ -22,17 +22,19 @@ from onerec.data.schema import (
     is_text,
     read_footer,
 )
-from onerec.data.source import Connection, LogSource
+from onerec.data.source import Connection, DuckDB, LogSource, Spark
 from onerec.data.vectors import VectorFile
 from onerec.errors import OneRecError
 
 LAYOUTS = ("auto", "kuairand", "amazon", "parquet")
+ENGINES = ("duckdb", "spark")
 
 
 def open_log(
     path: str | Path,
     *,
     kind: str = "auto",
+    engine: str = "duckdb",
     memory_limit: str = "2GB",
     threads: int | None = None,
 ) -> LogSource:
@@ -43,6 +45,8 @@ def open_log(
         kind: "kuairand" (timestamp_ms, play_time_ms, is_like ...; with `train_history.parquet`),
             "amazon" (position and split, no times), "parquet" (the schema of docs/data.md), or
             "auto", which goes by the columns of `interactions.parquet`.
+        engine: "duckdb" on this machine, or "spark" (extra `spark`): the active Spark session, or a
+            local one.
         memory_limit: What DuckDB may hold in memory; the rest is spilled to a temporary folder.
         threads: DuckDB threads; None takes `torch.get_num_threads()`.
 
@@ -70,7 +74,9 @@ def open_log(
             kind = "amazon"
         else:
             kind = "parquet"
-    connection = Connection(memory_limit, threads)
+    if engine not in ENGINES:
+        raise ValueError(f"engine: wanted one of {', '.join(ENGINES)}, got {engine!r}")
+    connection: Connection = Spark() if engine == "spark" else DuckDB(memory_limit, threads)
     try:
         if kind == "kuairand":
             return _kuairand(folder, connection)

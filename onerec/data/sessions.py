@@ -83,7 +83,7 @@ def _build(
             progress(done, 5, what)
 
     tell(0, "reading exposures")
-    backend = log.connection.backend
+    collect = log.connection.collect
     rule, reason = _rule(log, config)
     split = log.default_split if config.split == "auto" else config.split
     if split == "column" and "split" not in log.interactions.columns:
@@ -98,11 +98,9 @@ def _build(
     }
 
     steps: list[dict[str, Any]] = []
-    items = log.connection.keep(
-        "onerec_items", ibis.memtable(log.items.select(["item_index", "item_id"]))
-    )
+    items = log.connection.keep("onerec_items", log.items.select(["item_index", "item_id"]))
     users = _exposures(log, config, items, steps)
-    exposures = backend.table("onerec_exposures")
+    exposures = log.connection.backend.table("onerec_exposures")
     if split == "column":
         _check_order(log, exposures)
     funnel["users"], funnel["items"] = int(users.count().to_pyarrow().as_py()), log.items.num_rows
@@ -120,7 +118,7 @@ def _build(
     candidates = (
         _windows(positives, config, split, cuts)
         if rule == "next"
-        else _groups(exposures, log.interactions.columns, config, rule, split, cuts)
+        else _groups(exposures, log.interactions.columns, config, rule, split, cuts, collect)
     )
     candidates = log.connection.keep("onerec_candidates", candidates)
     kept, session_steps, counts = _keep(candidates, config, rule)
@@ -144,12 +142,8 @@ def _build(
         sequences = (
             users.left_join(
                 positives.group_by("user_row").aggregate(
-                    items=positives.item_index.collect(
-                        order_by=[positives.timestamp, positives.row]
-                    ),
-                    timestamps=positives.timestamp.collect(
-                        order_by=[positives.timestamp, positives.row]
-                    ),
+                    items=collect(positives.item_index, [positives.timestamp, positives.row]),
+                    timestamps=collect(positives.timestamp, [positives.timestamp, positives.row]),
                 ),
                 "user_row",
             )
@@ -163,9 +157,9 @@ def _build(
             )
             .order_by("user_row")
         )
-        backend.to_parquet(sequences, folder / "sequences.parquet", compression="zstd")
+        log.connection.write_parquet(sequences, folder / "sequences.parquet")
         tell(3, "writing sessions")
-        backend.to_parquet(kept, folder / "sessions.parquet", compression="zstd")
+        log.connection.write_parquet(kept, folder / "sessions.parquet")
 
         train = _train_positives(positives, candidates, rule, split, cuts, config)
         train = log.connection.keep("onerec_train", train)
@@ -427,6 +421,7 @@ def _groups(
     rule: Rule,
     split: SplitRule,
     cuts: tuple[int, int] | None,
+    collect: Callable[..., Any],
 ) -> Any:
     """Sessions of rows that share a request id, a session id or a run without a long pause."""
     import ibis
@@ -449,7 +444,7 @@ def _groups(
         start=rows.before.min().cast("int32"),
         first_period=rows.period.min(),
         period=rows.period.max(),
-        target=rows.item_index.collect(where=wanted, order_by=[rows.timestamp, rows.row]),
+        target=collect(rows.item_index, [rows.timestamp, rows.row], where=wanted),
         watch_time_ms=rows.watch_time_ms.sum().cast("int64"),
         watched=rows.watched.cast("int32").sum().cast("int32"),
         interactions=rows.interacted.cast("int32").sum().cast("int32"),
@@ -610,7 +605,7 @@ def _write_exposed(
             f"{', '.join(FLAGS)}), so no reward model can be trained on it"
         )
         return {"sessions": 0, "why": why}
-    found = _exposed(exposures, candidates, config, rule, split, cuts)
+    found = _exposed(exposures, candidates, config, rule, split, cuts, log.connection.collect)
     found = log.connection.keep("onerec_exposed", found)
     all_sessions = int(found.count().to_pyarrow().as_py())
     found = found.filter(found.place < config.exposed_sessions)
@@ -620,9 +615,7 @@ def _write_exposed(
     found = found.order_by(order).mutate(
         split=found.period.cases((_TRAIN, "train"), (_VALID, "valid"), else_="test")
     )
-    log.connection.backend.to_parquet(
-        found.select(kept), folder / "exposed.parquet", compression="zstd"
-    )
+    log.connection.write_parquet(found.select(kept), folder / "exposed.parquet")
     counts = found.group_by("split").aggregate(n=found.count()).to_pyarrow().to_pylist()
     log.connection.drop("onerec_exposed")
     return {
@@ -640,6 +633,7 @@ def _exposed(
     rule: Rule,
     split: SplitRule,
     cuts: tuple[int, int] | None,
+    collect: Callable[..., Any],
 ) -> Any:
     """What was shown, in runs of at most `length` exposures of one request and one period.
 
@@ -679,10 +673,9 @@ def _exposed(
         timestamp=rows.timestamp.min(),
         start=rows.before.min().cast("int32"),
         known=(rows.watch_time_ms.count() > 0).cast("int8"),
-        items=rows.item_index.collect(order_by=order),
+        items=collect(rows.item_index, order),
         **{
-            name: rows[name].cast("float32").collect(order_by=order, include_null=True)
-            for name in feedback
+            name: collect(rows[name].cast("float32"), order, include_null=True) for name in feedback
         },
     )
     # A number of its own for each run, scattered by a congruential step: the even sample.
@@ -740,7 +733,7 @@ def _cooccurrence(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     sequences = (
         train.group_by("user_row")
-        .aggregate(items=train.item_index.collect(order_by=[train.timestamp, train.row]))
+        .aggregate(items=log.connection.collect(train.item_index, [train.timestamp, train.row]))
         .order_by("user_row")
         .to_pyarrow()
     )

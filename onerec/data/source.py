@@ -1,25 +1,64 @@
-"""A log that was opened: Ibis expressions over its files on a DuckDB connection of our own."""
+"""A log that was opened: Ibis expressions over its files, on DuckDB or Spark."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from onerec.data.vectors import VectorFile
+from onerec.errors import OneRecError
 
 TimeUnit = Literal["ms", "partial", "position"]
 Rule = Literal["request", "session", "gap", "next"]
 SplitRule = Literal["time", "last", "column"]
 
 
-class Connection:
-    """An Ibis backend on an in-memory DuckDB that spills to a folder of its own.
+class Connection(Protocol):
+    """The engine that runs a log's expressions: DuckDB on this machine, or Spark.
+
+    Attributes:
+        backend: The Ibis backend.
+    """
+
+    backend: Any
+
+    def read_parquet(self, path: Path) -> Any:
+        """An Ibis table over a Parquet file or folder, with `file_row_number` (from 0)."""
+        ...
+
+    def collect(
+        self, values: Any, order: Sequence[Any], *, where: Any = None, include_null: bool = False
+    ) -> Any:
+        """An aggregate: the values in that order as a list."""
+        ...
+
+    def keep(self, name: str, expression: Any) -> Any:
+        """An expression's rows, or a pa.Table, as a temporary table in place of an earlier one."""
+        ...
+
+    def write_parquet(self, expression: Any, path: Path) -> None:
+        """Runs an expression into one Parquet file, rows in its order."""
+        ...
+
+    def drop(self, name: str) -> None:
+        """Drops a temporary table if there is one."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the engine holds."""
+        ...
+
+
+class DuckDB:
+    """An in-memory DuckDB of our own that spills to a folder of its own.
 
     Args:
         memory_limit: What DuckDB may hold in memory, e.g. "2GB".
@@ -40,23 +79,93 @@ class Connection:
         )
 
     def read_parquet(self, path: Path) -> Any:
-        """An Ibis table over a Parquet file, with `file_row_number` (from 0)."""
         return self.backend.read_parquet(str(path), file_row_number=True)
 
+    def collect(
+        self, values: Any, order: Sequence[Any], *, where: Any = None, include_null: bool = False
+    ) -> Any:
+        return values.collect(where=where, order_by=order, include_null=include_null)
+
     def keep(self, name: str, expression: Any) -> Any:
-        """Runs an expression into a temporary table of that name, in place of an earlier one."""
+        import ibis
+
         # Ibis's overwrite=True writes the rows twice, and its drop_table breaks on sqlglot 30.
         self.drop(name)
+        if isinstance(expression, pa.Table):
+            expression = ibis.memtable(expression)
         return self.backend.create_table(name, expression, temp=True)
 
+    def write_parquet(self, expression: Any, path: Path) -> None:
+        self.backend.to_parquet(expression, path, compression="zstd")
+
     def drop(self, name: str) -> None:
-        """Drops a temporary table if there is one."""
         self.backend.con.execute(f'DROP TABLE IF EXISTS "{name}"')
 
     def close(self) -> None:
-        """Closes DuckDB and removes what it spilled."""
         self.backend.disconnect()
         shutil.rmtree(self._spill, ignore_errors=True)
+
+
+class Spark:
+    """A Spark session, for logs that one machine cannot hold (extra `spark`; needs Java 17).
+
+    Takes the session that is active, e.g. that of `spark-submit`, else starts a local one.
+    """
+
+    def __init__(self) -> None:
+        import ibis
+
+        try:
+            from pyspark.sql import SparkSession
+        except ImportError as error:
+            raise OneRecError("engine 'spark' needs pyspark: pip install onerec[spark]") from error
+        self._own = SparkSession.getActiveSession() is None
+        self._session = SparkSession.builder.appName("onerec").getOrCreate()
+        self.backend: Any = ibis.pyspark.connect(self._session)
+
+    def read_parquet(self, path: Path) -> Any:
+        frame = self._session.read.parquet(str(path))
+        name = f"onerec_file_{path.stem}"
+        frame.selectExpr("*", "_metadata.row_index AS file_row_number").createOrReplaceTempView(
+            name
+        )
+        return self.backend.table(name)
+
+    def collect(
+        self, values: Any, order: Sequence[Any], *, where: Any = None, include_null: bool = False
+    ) -> Any:
+        import ibis
+
+        if not include_null:
+            where = values.notnull() if where is None else where & values.notnull()
+        keys = {f"key{i}": key for i, key in enumerate(order)}
+        rows = ibis.struct({**keys, "value": values}).collect(where=where)
+        return rows.sort().map(lambda row: row["value"])
+
+    def keep(self, name: str, expression: Any) -> Any:
+        self.drop(name)
+        if isinstance(expression, pa.Table):
+            frame = self._session.createDataFrame(expression)
+        else:
+            frame = self._frame(expression).persist()
+        frame.createOrReplaceTempView(name)
+        return self.backend.table(name)
+
+    def write_parquet(self, expression: Any, path: Path) -> None:
+        batches = self._frame(expression).toArrow()
+        pq.write_table(batches, path, compression="zstd")
+
+    def drop(self, name: str) -> None:
+        if self._session.catalog.tableExists(name):
+            self._session.table(name).unpersist()
+            self._session.catalog.dropTempView(name)
+
+    def close(self) -> None:
+        if self._own:
+            self._session.stop()
+
+    def _frame(self, expression: Any) -> Any:
+        return self._session.sql(self.backend.compile(expression))
 
 
 @dataclass

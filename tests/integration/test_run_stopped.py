@@ -20,20 +20,42 @@ Popen = Callable[..., "subprocess.Popen[str]"]
 Finished = tuple[Path, dict[str, Any]]
 
 
-def long_settings(settings: Path, tmp_path: Path) -> Path:
-    """Enough steps that a signal comes in the middle."""
-    path = tmp_path / "long.yaml"
-    path.write_text(settings.read_text().replace("steps: 40", "steps: 300"))
+@pytest.fixture(scope="module")
+def longer(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings with enough steps that a signal comes in the middle."""
+    path = tmp_path_factory.mktemp("longer") / "long.yaml"
+    path.write_text(settings.read_text().replace("steps: 40", "steps: 120"))
     return path
 
 
-def stopped_in_training(
-    finished: Finished, settings: Path, out: Path, popen: Popen, number: int
-) -> tuple[int, str]:
-    """Starts pretraining and sends a signal once checkpoints exist."""
+def before_training(finished: Finished, out: Path) -> Path:
     for stage in ("world", "sessions", "tokenize"):
         shutil.copytree(finished[0] / stage, out / stage)
-    process = popen("pretrain", "--out", out, "--config", settings)
+    return out
+
+
+@pytest.fixture(scope="module")
+def weights(
+    finished: Finished, longer: Path, tmp_path_factory: pytest.TempPathFactory, start: Start
+) -> bytes:
+    """What training without a break gives."""
+    out = before_training(finished, tmp_path_factory.mktemp("whole"))
+    assert start("pretrain", "--out", out, "--config", longer).returncode == 0
+    return (out / "pretrain/model/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
+def test_stopped_training_goes_on_to_the_same_weights(
+    number: signal.Signals,
+    finished: Finished,
+    longer: Path,
+    weights: bytes,
+    tmp_path: Path,
+    popen: Popen,
+    start: Start,
+) -> None:
+    out = before_training(finished, tmp_path)
+    process = popen("pretrain", "--out", out, "--config", longer)
     deadline = time.monotonic() + 120
     while len(list(out.glob(".pretrain.partial/checkpoints/step_*"))) < 2:
         assert process.poll() is None, process.communicate()[1]
@@ -41,37 +63,17 @@ def stopped_in_training(
         time.sleep(0.02)
     process.send_signal(number)
     _, err = process.communicate()
-    return process.returncode, err
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
-def test_stopped_training_goes_on_to_the_same_weights(
-    number: signal.Signals,
-    finished: Finished,
-    settings: Path,
-    tmp_path: Path,
-    popen: Popen,
-    start: Start,
-) -> None:
-    path = long_settings(settings, tmp_path)
-    out, whole = tmp_path / "stopped", tmp_path / "whole"
-    code, err = stopped_in_training(finished, path, out, popen, number)
     assert not (out / "pretrain").exists()
     if number == signal.SIGINT:
-        assert code == 130
+        assert process.returncode == 130
         assert err.strip().splitlines()[-1].startswith("onerec: interrupted")
         assert "Traceback" not in err
     else:
-        assert code == -signal.SIGKILL
+        assert process.returncode == -signal.SIGKILL
     resumed = start("pretrain", "--out", out, "--json")
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["summary"]["resumed_from"] >= 10
-
-    for stage in ("world", "sessions", "tokenize"):
-        shutil.copytree(finished[0] / stage, whole / stage)
-    assert start("pretrain", "--out", whole, "--config", path).returncode == 0
-    weights = "pretrain/model/model.safetensors"
-    assert (out / weights).read_bytes() == (whole / weights).read_bytes()
+    assert (out / "pretrain/model/model.safetensors").read_bytes() == weights
 
 
 def test_two_runs_on_one_directory(
@@ -90,9 +92,7 @@ def test_two_runs_on_one_directory(
 
 
 def test_two_processes_make_one_stage(finished: Finished, settings: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    for stage in ("world", "sessions", "tokenize"):
-        shutil.copytree(finished[0] / stage, out / stage)
+    out = before_training(finished, tmp_path)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ended = subprocess.run(
         [*launch, "-m", "onerec", "pretrain", "--out", out, "--config", settings, "--json"],

@@ -1,11 +1,17 @@
-"""Load on a server over loopback while its catalogue is swapped; every answer is checked.
+"""Load on `onerec serve` over loopback; every answer is checked. Prints a record as JSON.
 
-    python benchmarks/load_serving.py --requests 10000 --swaps 50 --clients 8
+    python benchmarks/load_serving.py swaps --requests 10000 --swaps 50 --clients 8
+    python benchmarks/load_serving.py load --seconds 60
+    python benchmarks/load_serving.py steady --minutes 20 --rate 20
 
-Makes a network with random weights and catalogues with disjoint items, serves the first one with
-`onerec serve`, and swaps among them. Fails if a request fails or if an item is not in the catalogue
-of the version that its answer names. Prints a record as JSON: throughput, latencies in ms, and the
-server's resident memory before and after.
+All make a network with random weights and a catalogue. `swaps` changes among catalogues with
+disjoint items and fails if a request fails or if an item is not in the catalogue of the version
+that its answer names. `load` measures the overhead over the engine, closed loops of 1 to 8 clients,
+and open loops (arrivals at random times, latency counted from the time of arrival) at shares of the
+throughput that the closed loops reached. `steady` samples the server's memory. The last two keep
+their records in benchmarks/results/serving; `make docs` shows them.
+
+Clients and server share the machine; the engine has one thread.
 """
 
 from __future__ import annotations
@@ -28,11 +34,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from onerec import OneRec, OneRecConfig
+from onerec import OneRec, OneRecConfig, Recommender
+from onerec.cli import env
 from onerec.inference.exported import export
 from onerec.tokenizer import Catalog
 
 TOKEN, K, CATALOGUES = "load", 256, 3
+RESULTS = Path(__file__).resolve().parent / "results" / "serving"
 
 
 class Client:
@@ -95,16 +103,171 @@ def resident_mib(process: subprocess.Popen[bytes]) -> float:
     raise SystemExit("no RssAnon in /proc")
 
 
+def body_of(options: argparse.Namespace, draw: np.random.Generator, items: int) -> dict[str, Any]:
+    """A request with a history of random length."""
+    return {
+        "history": draw.integers(0, items, draw.integers(0, 60)).tolist(),
+        "beam_width": options.beam_width,
+        "session_length": options.session_length,
+        "deadline_ms": 60_000,
+    }
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    return {f"p{p}_ms": round(1000 * float(np.percentile(seconds, p)), 2) for p in (50, 99, 99.9)}
+
+
+def closed(port: int, options: argparse.Namespace, clients: int, seconds: float) -> dict[str, Any]:
+    """Clients that ask again as soon as they have an answer."""
+    times: list[float] = []
+    failed: list[int] = []
+    end = time.perf_counter() + seconds
+
+    def work(seed: int) -> None:
+        client, draw = Client(port), np.random.default_rng(seed)
+        while (begin := time.perf_counter()) < end:
+            status, _ = client.send("POST", "/v1/recommend", body_of(options, draw, options.items))
+            times.append(time.perf_counter() - begin)
+            if status != 200:
+                failed.append(status)
+
+    in_threads(clients, work)
+    rate = round(len(times) / seconds, 1)
+    return {"clients": clients, "per_second": rate, "failed": len(failed), **percentiles(times)}
+
+
+def open_loop(
+    port: int, options: argparse.Namespace, rate: float, seconds: float
+) -> dict[str, Any]:
+    """Arrivals at random times, whether or not the ones before have an answer."""
+    draw = np.random.default_rng(0)
+    at = np.cumsum(draw.exponential(1 / rate, size=int(rate * seconds)))
+    bodies = [body_of(options, draw, options.items) for _ in at]
+    order = iter(range(len(at)))
+    lock = threading.Lock()
+    times: list[float] = []
+    statuses: list[int] = []
+    begin = time.perf_counter() + 0.2
+
+    def work(_: int) -> None:
+        client = Client(port)
+        while True:
+            with lock:
+                number = next(order, None)
+            if number is None:
+                return
+            due = begin + at[number]
+            time.sleep(max(0.0, due - time.perf_counter()))
+            statuses.append(client.send("POST", "/v1/recommend", bodies[number])[0])
+            times.append(time.perf_counter() - due)
+
+    in_threads(32, work)
+    return {
+        "offered_per_second": round(rate, 1),
+        "per_second": round(len(times) / (time.perf_counter() - begin), 1),
+        "failed": sum(status not in (200, 429) for status in statuses),
+        "refused": statuses.count(429),
+        **percentiles(times),
+    }
+
+
+def in_threads(count: int, work: Any) -> None:
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def load(options: argparse.Namespace) -> dict[str, Any]:
+    """Overhead, closed and open loops."""
+    with tempfile.TemporaryDirectory() as root:
+        folder = make_folders(Path(root), options.items)[0]
+        recommender = Recommender.from_exported(folder, num_threads=1)
+        draw = np.random.default_rng(0)
+        alone = []
+        for _ in range(150):
+            body = body_of(options, draw, options.items)
+            begin = time.perf_counter()
+            recommender.recommend(
+                [body["history"]],
+                beam_width=options.beam_width,
+                session_length=options.session_length,
+            )
+            alone.append(time.perf_counter() - begin)
+        process, port = start(folder, ["--num_threads", "1"])
+        part = options.seconds / 4
+        closed(port, options, 1, 1.0)
+        record: dict[str, Any] = {
+            "engine alone": percentiles(alone),
+            "closed": [closed(port, options, clients, part) for clients in (1, 2, 4, 8)],
+        }
+        best = max(row["per_second"] for row in record["closed"])
+        record["open"] = [open_loop(port, options, best * x, part) for x in (0.3, 0.5, 0.7, 0.9)]
+        record["overhead_p50_ms"] = round(
+            record["closed"][0]["p50_ms"] - record["engine alone"]["p50_ms"], 2
+        )
+        process.send_signal(signal.SIGTERM)
+        record["exit_code"] = process.wait()
+    if record["exit_code"] or any(row["failed"] for row in record["closed"] + record["open"]):
+        raise SystemExit(f"failed: {record}")
+    return record
+
+
+def steady(options: argparse.Namespace) -> dict[str, Any]:
+    """Memory of the server, every half minute, at a steady rate."""
+    with tempfile.TemporaryDirectory() as root:
+        process, port = start(make_folders(Path(root), options.items)[0], ["--num_threads", "1"])
+        open_loop(port, options, options.rate, 20)
+        memory, failed = [round(resident_mib(process), 1)], 0
+        for _ in range(round(2 * options.minutes)):
+            failed += open_loop(port, options, options.rate, 30)["failed"]
+            memory.append(round(resident_mib(process), 1))
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    if failed:
+        raise SystemExit(f"{failed} requests failed")
+    return {"minutes": options.minutes, "per_second": options.rate, "memory_mib": memory}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("mode", choices=("swaps", "load", "steady"))
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--swaps", type=int, default=50)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of all closed or open loops")
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--rate", type=float, default=20.0, help="requests a second")
     parser.add_argument("--items", type=int, default=20_000, help="of a catalogue")
     parser.add_argument("--beam-width", type=int, default=16)
     parser.add_argument("--session-length", type=int, default=2)
     options = parser.parse_args()
+    if options.mode == "swaps":
+        return swaps(options)
+    torch.set_num_threads(1)
+    record = {
+        "environment": environment(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        **{name: getattr(options, name) for name in ("items", "beam_width", "session_length")},
+        **{"load": load, "steady": steady}[options.mode](options),
+    }
+    print(json.dumps(record, indent=1))
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{options.mode}.json").write_text(json.dumps(record, indent=1) + "\n")
 
+
+def environment() -> dict[str, Any]:
+    found = env.collect()
+    return {
+        "onerec": found["onerec"],
+        "cpu": found["cpu"]["name"],
+        "cores": found["cpu"]["usable_cores"],
+    }
+
+
+def swaps(options: argparse.Namespace) -> None:
+    """Requests while the catalogue changes."""
     with tempfile.TemporaryDirectory() as root:
         folders = make_folders(Path(root), options.items)
         process, port = start(folders[0], ["--max_queue", str(4 * options.clients)])
@@ -119,13 +282,7 @@ def main() -> None:
                 with lock:
                     if next(left, None) is None:
                         return
-                history = draw.integers(0, CATALOGUES * options.items, draw.integers(0, 60))
-                body = {
-                    "history": history.tolist(),
-                    "beam_width": options.beam_width,
-                    "session_length": options.session_length,
-                    "deadline_ms": 60_000,
-                }
+                body = body_of(options, draw, CATALOGUES * options.items)
                 begin = time.perf_counter()
                 status, got = client.send("POST", "/v1/recommend", body)
                 answers.append((status, got, time.perf_counter() - begin))
@@ -160,7 +317,6 @@ def main() -> None:
             given = [item for session in got["sessions"] for item in session["items"]]
             foreign += sum(not first <= item < first + options.items for item in given)
             foreign += len(given) != options.session_length
-    times = np.array([taken for *_, taken in answers]) * 1000
     record = {
         "requests": len(answers),
         "failed": len(failed),
@@ -168,7 +324,7 @@ def main() -> None:
         "swaps": options.swaps,
         "versions that answered": len({got["version"] for s, got, _ in answers if s == 200}),
         "requests_per_second": round(len(answers) / seconds, 1),
-        **{f"p{p}_ms": round(float(np.percentile(times, p)), 2) for p in (50, 99, 99.9)},
+        **percentiles([taken for *_, taken in answers]),
         "server_mib_before": round(before, 1),
         "server_mib_after": round(after, 1),
         "illegal_by_its_own_count": float(

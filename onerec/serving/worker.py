@@ -58,7 +58,8 @@ class Options:
     beam_width: int
     num_sessions: int
     exclude_history: bool
-    scoring: str
+    allow_tags: int | None
+    scoring: str | None
     temperature: float
 
 
@@ -263,15 +264,17 @@ class Worker:
             found = [_attempt(version, job) for job in batch]
         seconds = time.monotonic() - start
         self._seconds += 0.2 * (seconds - self._seconds)
-        self._metrics.engine_seconds.observe(seconds)
-        self._metrics.batch.observe(len(batch))
         for job, one in zip(batch, found, strict=True):
-            self._metrics.wait_seconds.observe(start - job.arrived)
             if isinstance(one, Exception):
                 job.future.set_exception(one)
-                continue
-            self._count(version, one)
-            job.future.set_result(Answer(one, version, start - job.arrived, len(batch)))
+            else:
+                job.future.set_result(Answer(one, version, start - job.arrived, len(batch)))
+        self._metrics.engine_seconds.observe(seconds)
+        self._metrics.batch.observe(len(batch))
+        for job, one in zip(batch, found, strict=True):  # when everybody has an answer
+            self._metrics.wait_seconds.observe(start - job.arrived)
+            if not isinstance(one, Exception):
+                self._count(version, one)
 
     def _count(self, version: Version, one: Recommendation) -> None:
         items = [item for session in one.item_ids for item in session]
@@ -290,6 +293,7 @@ def _decode(version: Version, batch: list[_Job]) -> list[Recommendation]:
         num_sessions=o.num_sessions,
         exclude=[job.exclude for job in batch],
         exclude_history=o.exclude_history,
+        allow_tags=None if o.allow_tags is None else [o.allow_tags] * len(batch),
         scoring=o.scoring,
         temperature=o.temperature,
     )

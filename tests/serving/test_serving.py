@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -122,7 +123,9 @@ def test_answers_what_the_recommender_says(server: Server, folders: list[Path]) 
         ({}, 422, "history"),
         ({"history": "3"}, 422, "history"),
         ({"history": [1, "a"]}, 422, "history"),
-        ({"history": ["\ud800"]}, 422, "history"),
+        ({"history": ["\ud800"]}, 400, "not JSON"),
+        ({"history": [], "allow_tags": [63]}, 422, "allow_tags"),
+        ({"history": [], "allow_tags": [1]}, 422, "the catalogue has none"),
         ({"history": ["näé"]}, 422, "integers as in the catalogue"),
         ({"history": [2**63]}, 422, "history"),
         ({"history": [1.5]}, 422, "history"),
@@ -146,6 +149,60 @@ def test_bad_bodies_are_refused(server: Server, body: Any, status: int, words: s
     assert got_status == status, got
     assert words in got["error"]
     assert re.fullmatch(r"[0-9a-f]{32}", headers["x-request-id"])
+
+
+def test_a_body_of_another_type_is_refused(server: Server) -> None:
+    kind = {"Content-Type": "text/plain"}
+    status, got, _ = server.send("POST", "/v1/recommend", {"history": []}, **kind)
+    assert (status, got["error"].split(":")[0]) == (422, "Content-Type")
+
+
+def test_tags_and_the_softmax_of_training_reach_the_engine(folders: list[Path]) -> None:
+    torch.manual_seed(0)
+    fields: dict[str, Any] = {"encoder": "causal", "n_items": 60, "legal_softmax": True}
+    config = OneRecConfig.preset("tiny", codebook_size=K, session_length=3, **fields)
+    catalog = make_catalog(0, 0).with_tags([1 << i % 3 for i in range(60)])
+    model = OneRec(config).eval()
+    model.set_catalog(catalog.sids)
+    recommender = Recommender(model, catalog, backend="native", num_threads=1)
+    running = Server(recommender, CONFIG, TOKEN)
+    try:
+        body = {"history": [3], "allow_tags": [0, 2], "num_sessions": 4}
+        _, got, _ = running.send("POST", "/v1/recommend", body)
+    finally:
+        running.stop()
+    (wanted,) = Recommender(model, catalog).recommend(
+        [[3]], beam_width=8, num_sessions=4, allow_tags=[5], scoring="legal_softmax"
+    )
+    assert [s["items"] for s in got["sessions"]] == wanted.item_ids
+    assert all(item % 3 != 1 for s in wanted.item_ids for item in s)
+
+
+def test_slow_and_vanishing_clients_hold_nobody_up(server: Server) -> None:
+    body = json.dumps({"history": [3]}).encode()
+    head = (
+        f"POST /v1/recommend HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+
+    def connect() -> socket.socket:
+        return socket.create_connection(("127.0.0.1", server.port), timeout=60)
+
+    slow = connect()
+    for byte in head + body[:-1]:
+        slow.sendall(bytes([byte]))
+    for sent in (head, head + body[:5], head + body):  # gone before, in and after the body
+        for _ in range(10):
+            with connect() as gone:
+                gone.sendall(sent)
+    for _ in range(5):
+        assert server.send("POST", "/v1/recommend", {"history": [5]})[0] == 200
+    slow.sendall(body[-1:])
+    assert slow.recv(12) == b"HTTP/1.1 200"
+    slow.close()
+    metrics = server.send("GET", "/metrics")[1]
+    assert 'status="500"' not in metrics
+    assert re.search(r"^onerec_queue_length 0.0$", metrics, re.M)
 
 
 def test_a_body_without_a_length_is_bounded_too(server: Server) -> None:
@@ -242,7 +299,7 @@ def test_the_queue_is_bounded_late_requests_are_dropped_and_the_rest_is_drained(
 ) -> None:
     slow = Slow(Recommender.from_exported(folders[0]))
     worker = Worker(slow, Metrics(), max_queue=4, max_rows=20)  # type: ignore[arg-type]
-    eight = Options(None, 8, 1, True, "full_softmax", 1.0)
+    eight = Options(None, 8, 1, True, None, None, 1.0)
     first = worker.submit([1], [], eight, 60)
     assert slow.entered.wait(10)
     late = worker.submit([2], [], eight, 0.001)
@@ -264,7 +321,9 @@ def test_the_queue_is_bounded_late_requests_are_dropped_and_the_rest_is_drained(
     slow.batches.clear()
     block = worker.submit([1], [], eight, 60)
     assert slow.entered.wait(10)
-    rest = [worker.submit([1], [], o, 60) for o in (eight, Options(1, 8, 1, True, "raw", 1.0))]
+    rest = [
+        worker.submit([1], [], o, 60) for o in (eight, Options(1, 8, 1, True, None, "raw", 1.0))
+    ]
     rest += [worker.submit([1], [], eight, 60) for _ in range(2)]
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
@@ -286,14 +345,13 @@ def test_logs_are_lines_of_json() -> None:
     assert line["status"] == 200
 
 
-def test_the_command_serves_and_drains_on_sigterm(folders: list[Path]) -> None:
-    import socket
-
+def run_command(folder: Path) -> tuple[subprocess.Popen[str], Server]:
+    """`onerec serve` in a process that is ready, and a client of it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "onerec", "serve", str(folders[0]), "--port", str(port)],
+        [sys.executable, "-m", "onerec", "serve", str(folder), "--port", str(port)],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "ONEREC_TOKEN": TOKEN},
@@ -303,11 +361,25 @@ def test_the_command_serves_and_drains_on_sigterm(folders: list[Path]) -> None:
     while True:
         try:
             assert client.send("GET", "/readyz", token=None)[0] == 200
-            break
+            return process, client
         except ConnectionError:
             assert process.poll() is None
             time.sleep(0.05)
-    assert client.send("POST", "/v1/recommend", {"history": [1]})[0] == 200
+
+
+def test_the_command_serves_drains_on_sigterm_and_comes_back_after_sigkill(
+    folders: list[Path],
+) -> None:
+    process, client = run_command(folders[0])
+    first = client.send("POST", "/v1/recommend", {"history": [1]})[1]["sessions"]
+    asking = ThreadPoolExecutor(1).submit(client.send, "POST", "/v1/recommend", {"history": [2]})
+    process.kill()
+    process.communicate(timeout=60)
+    assert isinstance(asking.exception(), OSError | http.client.HTTPException | None)
+
+    process, client = run_command(folders[0])
+    status, got, _ = client.send("POST", "/v1/recommend", {"history": [1]})
+    assert (status, got["sessions"]) == (200, first)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -319,7 +391,7 @@ def test_the_command_serves_and_drains_on_sigterm(folders: list[Path]) -> None:
 
 def test_the_load_script_checks_every_answer() -> None:
     root = Path(__file__).resolve().parents[2]
-    arguments = ["--requests", "300", "--swaps", "6", "--clients", "3", "--items", "500"]
+    arguments = ["swaps", "--requests", "300", "--swaps", "6", "--clients", "3", "--items", "500"]
     script = root / "benchmarks" / "load_serving.py"
     ended = subprocess.run(
         [sys.executable, str(script), *arguments], capture_output=True, text=True, check=False

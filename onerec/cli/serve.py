@@ -64,8 +64,11 @@ def main(argv: list[str]) -> None:
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=config.drain_seconds,
+            timeout_keep_alive=75,  # longer than load balancers keep a connection idle
         )
     )
+    # An answer waits for the interpreter's lock no longer than this when the engine thread has it.
+    sys.setswitchinterval(0.0005)
     # uvicorn drains on a signal and raises it again for whoever handled it before: nothing is left
     # to do then, and the exit code is 0.
     before = {name: signal.signal(name, _ignore) for name in (signal.SIGTERM, signal.SIGINT)}

@@ -22,6 +22,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 IMAGES = ROOT / "docs" / "images"
 ABLATIONS = IMAGES / "alignment-ablations.svg"
+LOAD = IMAGES / "serving-load.svg"
 
 INTRODUCTION = """\
 # Benchmarks
@@ -184,7 +185,76 @@ def draw_ablations() -> None:
 def page() -> str:
     """The whole page, from every record in benchmarks/results/."""
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    return INTRODUCTION + "".join(section(record) for record in records)
+    return INTRODUCTION + "".join(section(record) for record in records) + serving()
+
+
+def serving() -> str:
+    """What `benchmarks/load_serving.py` measured: overhead, load and memory of the server."""
+    paths = sorted((RESULTS / "serving").glob("*.json"))
+    lines = ["\n## Server\n"] if paths else []
+    for path in paths:
+        record = json.loads(path.read_text())
+        where = record["environment"]
+        what = (
+            f"`python benchmarks/load_serving.py {path.stem}`, {record['date']}, {where['cpu']} "
+            f"with {where['cores']} cores for clients and server together, engine of one thread; "
+            f"network `tiny`, {record['items']:,} items, beam {record['beam_width']}, sessions of "
+            f"{record['session_length']}."
+        )
+        if path.stem == "steady":
+            memory = record["memory_mib"]
+            lines += [
+                "### Memory\n",
+                what,
+                f"\n{record['minutes']:g} minutes at {record['per_second']:g} requests a second, a "
+                f"sample every half minute: {memory[0]:.1f} MiB at first, {min(memory):.1f} to "
+                f"{max(memory):.1f} MiB, {memory[-1]:.1f} MiB at the end.\n",
+            ]
+            continue
+        alone = record["engine alone"]
+        lines += [
+            "### Load\n",
+            what,
+            f"\nThe engine alone takes {alone['p50_ms']} ms (p50; p99 {alone['p99_ms']} ms); one "
+            f"client over HTTP waits {record['overhead_p50_ms']} ms longer (p50).\n",
+            f"![Latency against answers a second](images/{LOAD.name})\n",
+            "| | answered a second | p50 ms | p99 ms | p99.9 ms | failed | refused |",
+            "|---|---:|---:|---:|---:|---:|---:|",
+        ]
+        for row in [*record["closed"], *record["open"]]:
+            name = (
+                f"closed, {row['clients']} clients"
+                if "clients" in row
+                else f"open, {row['offered_per_second']} offered a second"
+            )
+            times = " | ".join(str(row[f"p{p}_ms"]) for p in (50, 99, 99.9))
+            refused = row.get("refused", 0)
+            lines.append(
+                f"| {name} | {row['per_second']} | {times} | {row['failed']} | {refused} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw_load() -> None:
+    """Latency against throughput, closed and open loops."""
+    from matplotlib.figure import Figure
+
+    path = RESULTS / "serving" / "load.json"
+    if not path.is_file():
+        return
+    record = json.loads(path.read_text())
+    figure = Figure(figsize=(6.4, 2.8), layout="constrained")
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("closed", "open"), strict=True):
+        for p in (50, 99, 99.9):
+            rows = [(row["per_second"], row[f"p{p}_ms"]) for row in record[kind]]
+            axes.plot(*zip(*sorted(rows), strict=True), marker="o", label=f"p{p}")
+        axes.set(yscale="log", xlabel="answers a second", title=f"{kind} loop")
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("ms")
+    figure.axes[0].legend(fontsize="small")
+    LOAD.parent.mkdir(exist_ok=True)
+    figure.savefig(LOAD, metadata={"Date": None})
 
 
 def main() -> None:
@@ -211,6 +281,7 @@ def main() -> None:
         for path in RESULTS.glob("*.json"):
             plot(json.loads(path.read_text()))
         draw_ablations()
+        draw_load()
     elif not PAGE.exists() or PAGE.read_text() != page():
         sys.exit(f"{PAGE.relative_to(ROOT)} is not what benchmarks/results/ gives: run `make docs`")
 

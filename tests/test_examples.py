@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from onerec import OneRec, OneRecConfig, Recommender
+from onerec.inference.exported import export
+from onerec.tokenizer import Catalog
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -33,3 +45,78 @@ def test_own_model_gets_legal_items_only() -> None:
     assert len(leaves) == 4
     assert all(0 <= leaf < items for leaf in leaves)
     assert all(len(set(leaves[i : i + 2])) == 2 for i in (0, 2))
+
+
+class Tensor:
+    """Triton's tensor."""
+
+    def __init__(self, name: str, values: Any) -> None:
+        self._name, self._values = name, values
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> Any:
+        return self._values
+
+
+@pytest.fixture
+def triton_model(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The example's module beside a stand-in of what Triton gives to Python models."""
+    utils: Any = ModuleType("triton_python_backend_utils")
+    utils.Tensor = Tensor
+    utils.TritonError = RuntimeError
+    utils.InferenceResponse = lambda tensors, error=None: SimpleNamespace(
+        tensors={t.name(): t.as_numpy() for t in tensors}, error=error
+    )
+    utils.get_input_tensor_by_name = lambda request, name: request.get(name)
+    monkeypatch.setitem(sys.modules, utils.__name__, utils)
+    path = EXAMPLES / "triton/onerec/1/model.py"
+    spec = importlib.util.spec_from_file_location("triton_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("text", [True, False], ids=["text", "integers"])
+def test_triton_model_answers_a_batch_of_requests(
+    triton_model: ModuleType, text: bool, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = OneRecConfig.preset("tiny", codebook_size=16, session_length=2, init_std=0.3)
+    ids: list[Any] = [f"v{i}" for i in range(60)] if text else list(range(-30, 30))
+    sids = np.random.default_rng(0).integers(0, 16, (60, 3))
+    export(OneRec(config).eval(), Catalog.build(ids, sids, 16), tmp_path / "export")
+    written = (EXAMPLES / "triton/onerec/config.pbtxt").read_text()
+    names = re.findall(r'key: "(\w+)" value: { string_value: "([^"]*)"', written)
+    parameters = {name: {"string_value": value} for name, value in names}
+    parameters["folder"]["string_value"] = str(tmp_path / "export")
+    parameters["num_sessions"]["string_value"] = "3"
+    model = triton_model.TritonPythonModel()
+    model.initialize({"model_config": json.dumps({"parameters": parameters})})
+
+    def tensor(name: str, rows: list[list[Any]]) -> dict[str, Tensor]:
+        values = [[str(item).encode() for item in row] for row in rows]
+        return {name: Tensor(name, np.array(values, dtype=object))}
+
+    one, two = [ids[3], ids[5]], [ids[40], ""]
+    responses = model.execute(
+        [
+            tensor("history", [one, two]),
+            {"history": Tensor("history", np.array([[b"\xff"]], dtype=object))},
+            {**tensor("history", [one]), **tensor("exclude", [[ids[7], "nobody"]])},
+        ]
+    )
+    wanted = Recommender.from_exported(tmp_path / "export").recommend(
+        [one, [ids[40]], one], exclude=[[], [], [ids[7]]], num_sessions=3
+    )
+    assert responses[1].error is not None
+    items = np.concatenate([responses[0].tensors["items"], responses[2].tensors["items"]])
+    scores = np.concatenate([responses[0].tensors["scores"], responses[2].tensors["scores"]])
+    for row, expected in enumerate(wanted):
+        assert [[i.decode() for i in session] for session in items[row]] == [
+            [str(item) for item in session] for session in expected.item_ids
+        ]
+        assert scores[row].tolist() == expected.scores

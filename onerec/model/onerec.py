@@ -702,7 +702,7 @@ class OneRec(Pretrained):
             )
         if codes.shape[1] > longest:
             raise ValueError(f"{name} must have at most {longest} items, got {codes.shape[1]}")
-        if codes.device.type == "cpu" and codes.numel():
+        if codes.device.type == "cpu" and not torch.compiler.is_exporting() and codes.numel():
             index = codes[..., self.config.levels :]
             if index.numel() and not -1 <= index.min() <= index.max() < self.config.n_items:
                 raise ValueError(

@@ -192,5 +192,5 @@ def test_session(
             "float32 overlap": round(overlap(single, expected), 4),
             "bfloat16 overlap": round(overlap(half, expected), 4),
         },
-        seconds=8.0,
+        seconds=4.0,
     )

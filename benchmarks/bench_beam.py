@@ -215,16 +215,9 @@ def threads(request: pytest.FixtureRequest) -> Any:
 def test_step(compare: Any, shape: str, batch: int, threads: int) -> None:
     """Full softmax, float32, a million items: the step that everybody takes."""
     trie, steps = catalogue(shape, 1_000_000), logits(shape, batch, BEAMS, "fp32")
-    peers = {
-        "dense mask": dense_mask(trie, steps),
-        "dictionary (transformers)": dictionary(trie, steps),
-    }
-    if threads > 1:
-        peers = {}
     compare(
         {
             "onerec": Ours(trie, steps, "full_softmax", threads),
-            **peers,
             "logits read once": read_once(steps),
         },
         check=same,
@@ -232,6 +225,27 @@ def test_step(compare: Any, shape: str, batch: int, threads: int) -> None:
         steps=len(steps),
         facts={"items": trie.n_leaves, "beams": BEAMS, "codes": trie.codebook_size},
         seconds=1.5,
+    )
+
+
+@pytest.mark.parametrize("threads", [1], ids=["1thread"], indirect=True)
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_peers(compare: Any, shape: str, batch: int, threads: int) -> None:
+    """The same step, the ways of others: a mask of the vocabulary, and dictionaries in Python.
+
+    The dictionaries' time is proportional to the batch, and too long to be taken at the larger.
+    """
+    trie, steps = catalogue(shape, 1_000_000), logits(shape, batch, BEAMS, "fp32")
+    peers: dict[str, Any] = {"dense mask": dense_mask(trie, steps)}
+    if batch == 1:
+        peers["dictionary (transformers)"] = dictionary(trie, steps)
+    compare(
+        {"onerec": Ours(trie, steps, "full_softmax", threads), **peers},
+        check=same,
+        expected=dense_mask(trie, steps)(),
+        steps=len(steps),
+        seconds=1.0,
     )
 
 

@@ -23,8 +23,10 @@ def random_sids(shape: str, items: int) -> np.ndarray:
 
 @functools.cache
 def sorted_sids(shape: str, items: int) -> np.ndarray:
-    trie = SidTrie.build(random_sids(shape, items), SHAPES[shape][1])
-    return trie.leaf_sids(np.arange(trie.n_leaves))
+    levels, codes = SHAPES[shape]
+    weights = codes ** np.arange(levels - 1, -1, -1)
+    keys = np.unique(random_sids(shape, items) @ weights)
+    return (keys[:, None] // weights % codes).astype(np.int32)
 
 
 def dictionary(sids: np.ndarray) -> dict[int, Any]:

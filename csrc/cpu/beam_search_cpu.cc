@@ -2,6 +2,7 @@
 #include <array>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -17,12 +18,14 @@ namespace onerec {
 namespace {
 
 constexpr double kDead = -std::numeric_limits<double>::infinity();
+constexpr int64_t kFetched = 256;  // logits on their way to the cache
 
-bool Better(const Candidate& a, const Candidate& b) {
-  if (a.score != b.score) return a.score > b.score;
-  if (a.parent != b.parent) return a.parent < b.parent;
-  return a.slot < b.slot;
-}
+struct Better {
+  static uint64_t Place(const Candidate& c) { return uint64_t{c.parent} << 32 | c.slot; }
+  bool operator()(const Candidate& a, const Candidate& b) const {  // without a jump
+    return (a.score > b.score) | ((a.score == b.score) & (Place(a) < Place(b)));
+  }
+};
 
 using ScanRowFunction = void (*)(const RowInput&, float*, Collector&);
 
@@ -41,6 +44,15 @@ struct Edges {
   const int64_t* end = nullptr;
   int64_t size() const { return end - begin; }
   bool Has(int64_t edge) const { return std::binary_search(begin, end, edge); }
+  // The first that is not below `edge`; without a jump, which would be guessed wrong half the time.
+  const int64_t* From(int64_t edge) const {
+    const int64_t* at = begin;
+    for (int64_t left = size(); left > 0; left /= 2) {
+      const int64_t half = (left + 1) / 2;
+      at += at[half - 1] < edge ? half : 0;
+    }
+    return at;
+  }
 };
 
 // What one request's beams must not reach, at each level.
@@ -109,17 +121,50 @@ std::string WantedGot(const char* name, const char* wanted, int64_t got) {
 
 }  // namespace
 
+void Raise(Collector& collector, double score) {
+  double seen;
+  __atomic_load(collector.threshold, &seen, __ATOMIC_RELAXED);
+  while (seen < score && !__atomic_compare_exchange(collector.threshold, &seen, &score, true,
+                                                    __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
+
 void Compact(Collector& collector) {
   if (collector.size <= collector.width) return;
   Candidate* const last = collector.items + collector.width - 1;
-  std::nth_element(collector.items, last, collector.items + collector.size, Better);
+  std::nth_element(collector.items, last, collector.items + collector.size, Better());
   collector.size = collector.width;
-  double seen;
-  __atomic_load(collector.threshold, &seen, __ATOMIC_RELAXED);
-  double wanted = last->score;
-  while (seen < wanted && !__atomic_compare_exchange(collector.threshold, &seen, &wanted, true,
-                                                     __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  Raise(collector, last->score);
+}
+
+namespace {
+
+// Sorts by merging, without jumps that depend on the scores; `spare` holds n more.
+void Sort(Candidate* items, int64_t n, Candidate* spare) {
+  Candidate *from = items, *to = spare;
+  for (int64_t run = 1; run < n; run *= 2) {
+    for (int64_t begin = 0; begin < n; begin += 2 * run) {
+      const Candidate* a = from + begin;
+      const Candidate* const a_end = from + std::min(begin + run, n);
+      const Candidate* b = a_end;
+      const Candidate* const b_end = from + std::min(begin + 2 * run, n);
+      for (Candidate *at = to + begin, *end = at + (b_end - a); at < end; ++at) {
+        const bool second = (b < b_end) & ((a == a_end) | Better()(*b, *a));
+        *at = *(second ? b : a);
+        b += second;
+        a += !second;
+      }
+    }
+    std::swap(from, to);
   }
+  if (from != items) std::memcpy(items, from, static_cast<size_t>(n) * sizeof *items);
+}
+
+}  // namespace
+
+float NthLargest(float* values, int64_t n, int64_t nth) {
+  std::nth_element(values, values + nth - 1, values + n, std::greater<float>());
+  return values[nth - 1];
 }
 
 struct BeamWorkspace::Impl {
@@ -127,7 +172,7 @@ struct BeamWorkspace::Impl {
   std::vector<Candidate> candidates;   // [batch, groups, capacity]
   std::vector<int64_t> sizes;          // [batch, groups]
   std::vector<double> thresholds;      // [batch]
-  std::vector<float> scratch;          // [chunks, vocab + 32]
+  std::vector<float> scratch;          // [chunks, 2 * vocab + 64]
   std::vector<int64_t> edges;          // [chunks, 2, rows]
   std::vector<int64_t> own;            // [chunks, items]
 
@@ -154,7 +199,7 @@ Plan MakePlan(int64_t batch, int64_t rows, int64_t width, int num_threads) {
   plan.groups = std::clamp<int64_t>((parts + batch - 1) / std::max<int64_t>(batch, 1), 1,
                                     std::max<int64_t>(rows / 8, 1));
   plan.chunks = std::min(parts, batch * plan.groups);
-  plan.capacity = 2 * width + 256;
+  plan.capacity = 2 * width + 256;  // and so room to sort in
   return plan;
 }
 
@@ -163,7 +208,7 @@ void Reserve(BeamWorkspace::Impl& w, const Plan& plan, int64_t batch, int64_t ro
   w.Grow(w.candidates, batch * plan.groups * plan.capacity);
   w.Grow(w.sizes, batch * plan.groups);
   w.Grow(w.thresholds, batch);
-  w.Grow(w.scratch, plan.chunks * (vocab + 32));
+  w.Grow(w.scratch, plan.chunks * (2 * vocab + 64));
   w.Grow(w.edges, plan.chunks * 2 * rows);
   w.Grow(w.own, plan.chunks * items);
 }
@@ -237,13 +282,15 @@ class Stepper {
     collector.capacity = plan_.capacity;
     collector.width = Width(b);
     collector.threshold = &work_.thresholds[static_cast<size_t>(b)];
-    float* scratch = work_.scratch.data() + chunk * (trie_.codebook_size + 32);
+    float* scratch = work_.scratch.data() + chunk * (2 * trie_.codebook_size + 64);
     RowInput row;
     row.type = legal_ ? kLegalOnly : static_cast<int>(in_.logits.type);
     row.vocab = trie_.codebook_size;
     row.token_bytes = trie_.token_bytes;
     row.scoring = static_cast<int>(scoring_);
     row.temperature = temperature_;
+    row.scale = static_cast<float>(
+        std::min<double>(1.4426950408889634 / temperature_, std::numeric_limits<float>::max()));
     row.tags = nullptr;
     row.banned_count[0] = row.banned_count[1] = 0;
     const RequestFilter* const filter = filters_ ? filters_ + b : nullptr;
@@ -252,20 +299,33 @@ class Stepper {
       tags = in_.tags;
       row.allow = filter->allow;
     }
+    int64_t ahead = begin, fetched = 0;  // rows below it, and their children not yet scored
     for (int64_t r = begin; r < end; ++r) {
       row.degree = last[r] - first[r];
       if (row.degree == 0) continue;
       row.logits = legal_ ? static_cast<const float*>(in_.logits.data) + legal_[b * in_.rows + r]
                           : static_cast<const void*>(logits + r * in_.logits.row_stride * element);
       row.tokens = tokens + first[r] * trie_.token_bytes;
+      if (legal_ == nullptr && scoring_ != Scoring::kFullSoftmax) {  // only the children's are read
+        for (ahead = std::max(ahead, r); ahead < end && fetched < kFetched; ++ahead) {
+          fetched += last[ahead] - first[ahead];
+          if (last[ahead] - first[ahead] > trie_.codebook_size / 16) continue;
+          const char* const codes = logits + ahead * in_.logits.row_stride * element;
+          for (int64_t edge = first[ahead]; edge < last[ahead]; ++edge) {
+            __builtin_prefetch(codes + trie_.Token(level, edge) * element);
+          }
+        }
+        fetched -= row.degree;
+      }
       row.first_edge = first[r];
       row.score = scores[r];
       row.parent = static_cast<uint32_t>(r);
       if (tags != nullptr) row.tags = tags + first[r];
       if (filter != nullptr) {
-        const Edges& dead = filter->dead[level];
-        row.banned[0] = std::lower_bound(dead.begin, dead.end, first[r]);
-        row.banned_count[0] = std::lower_bound(row.banned[0], dead.end, last[r]) - row.banned[0];
+        const int64_t* gone = filter->dead[level].From(first[r]);
+        row.banned[0] = gone;
+        while (gone < filter->dead[level].end && *gone < last[r]) ++gone;
+        row.banned_count[0] = gone - row.banned[0];
       }
       if (own_ != nullptr) {
         int64_t* const used = work_.own.data() + chunk * own_->items;
@@ -292,7 +352,7 @@ class Stepper {
     all.width = Width(b);
     all.threshold = &work_.thresholds[static_cast<size_t>(b)];
     Compact(all);
-    std::sort(all.items, all.items + all.size, Better);
+    Sort(all.items, all.size, all.items + all.size);
 
     const int64_t* nodes = in_.nodes + b * in_.rows;
     for (int64_t i = 0; i < out_.width; ++i) {

@@ -9,13 +9,19 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLargest = 0x1.fffffep127f;
-constexpr int kFirstBlock = 256;  // read twice, to know how large the values are
-constexpr int kBlock = 2048;      // logits whose exponentials are summed in float, 64 a chain
+constexpr int kFirstBlock = 32;  // read twice, to know how large the values are
+constexpr int kBlock = 2048;     // logits whose exponentials are summed in float, 128 a lane
+constexpr int kAhead = 512;      // logits on their way to the cache; runs into the next row
 
 struct Float32 {
   using Type = float;
   static float Get(const float* p) { return *p; }
   static Lanes Read(const float* p) { return Load(p); }
+  // Thirty-two values, in any order.
+  static void Read(const float* p, Lanes* a, Lanes* b) {
+    *a = Load(p);
+    *b = Load(p + 16);
+  }
 };
 
 struct BFloat16 {
@@ -39,6 +45,23 @@ struct BFloat16 {
     out = Load(values);
 #endif
     return out;
+  }
+  // The even ones, and the odd ones: an operation less than in order.
+  static void Read(const uint16_t* p, Lanes* a, Lanes* b) {
+#if defined(__SSE2__)
+    const Ints high = ONEREC_F(set1_epi32)(static_cast<int>(0xFFFF0000));
+    ONEREC_EACH {
+      const Ints pair =
+          ONEREC_CAST_INT(ONEREC_F(loadu_ps)(reinterpret_cast<const float*>(p + 2 * kWidth * i)));
+      a->r[i] = ONEREC_CAST_FLOAT(ONEREC_F(slli_epi32)(pair, 16));
+      b->r[i] = ONEREC_F(and_ps)(ONEREC_CAST_FLOAT(pair), ONEREC_CAST_FLOAT(high));
+    }
+#else
+    for (int i = 0; i < 16; ++i) {
+      a->r[i] = Get(p + 2 * i);
+      b->r[i] = Get(p + 2 * i + 1);
+    }
+#endif
   }
 };
 
@@ -69,6 +92,10 @@ struct Float16 {
 #endif
     return out;
   }
+  static void Read(const uint16_t* p, Lanes* a, Lanes* b) {
+    *a = Read(p);
+    *b = Read(p + 16);
+  }
 };
 
 float Largest(const Lanes& lanes) {
@@ -82,10 +109,7 @@ float Largest(const Lanes& lanes) {
 // log sum exp(x / temperature) of a row, read block by block. The sum is kept relative to a value
 // near the largest so far; each lane's part of a block is a float, added to a double.
 struct LogSumExp {
-  explicit LogSumExp(double t) : temperature(t) {
-    const double c = 1.4426950408889634 / t;
-    scale = c < static_cast<double>(kLargest) ? static_cast<float>(c) : kLargest;
-  }
+  explicit LogSumExp(const RowInput& row) : temperature(row.temperature), scale(row.scale) {}
 
   // Takes n <= kBlock values.
   template <class Format>
@@ -98,18 +122,19 @@ struct LogSumExp {
   template <class Format>
   bool TakeNear(const typename Format::Type* p, int n) {
     const Lanes shift = Set(largest), factor = Set(scale);
-    Lanes part = Set(0.0f), part_b = part, top = Set(-kInfinity), top_b = top;
+    Lanes part = Set(0.0f), top = Set(-kInfinity);
     for (int i = 0; i < n; i += 32) {
-      __builtin_prefetch(p + i + kBlock);  // the next block, or row, comes in meanwhile
-      __builtin_prefetch(p + i + kBlock + 16);
-      const Lanes a = Format::Read(p + i), b = Format::Read(p + i + 16);
+      __builtin_prefetch(p + i + kAhead);
+      if (sizeof *p == 4) __builtin_prefetch(p + i + kAhead + 16);
+      Lanes a, b;
+      Format::Read(p + i, &a, &b);
       top = Max(a, top);
-      top_b = Max(b, top_b);
       part = Add(part, Exp2(Mul(Sub(a, shift), factor)));
-      part_b = Add(part_b, Exp2(Mul(Sub(b, shift), factor)));
+      top = Max(b, top);
+      part = Add(part, Exp2(Mul(Sub(b, shift), factor)));
     }
-    if (!((Largest(Max(top, top_b)) - largest) * scale < 60.0f)) return false;
-    Collect(Add(part, part_b));
+    if (!((Largest(top) - largest) * scale < 60.0f)) return false;
+    Collect(part);
     return true;
   }
 
@@ -122,57 +147,36 @@ struct LogSumExp {
     for (int i = whole; i < n; ++i) tail[i - whole] = Format::Get(p + i);
     for (int i = n; i < whole + 16; ++i) tail[i - whole] = -kInfinity;
 
-    // Two chains of operations side by side; an odd sixteen at the end joins the first.
-    Lanes top = Set(-kInfinity), top_b = top;
-    int i = 0;
-    for (; i + 32 <= whole; i += 32) {
-      top = Max(Format::Read(p + i), top);
-      top_b = Max(Format::Read(p + i + 16), top_b);
-    }
-    if (i < whole) top = Max(Format::Read(p + i), top);
+    Lanes top = Set(-kInfinity);
+    for (int i = 0; i < whole; i += 16) top = Max(Format::Read(p + i), top);
     if (n != whole) top = Max(Load(tail), top);
-    top = Max(top, top_b);
-    Raise(Largest(top));
+    RaiseTo(Largest(top));
     if (largest == -kInfinity) return;
 
     const Lanes shift = Set(largest), factor = Set(scale);
+    const Lanes most = Set(kLargest);  // +inf is read as the largest finite value
+    const auto term = [&](const Lanes& x) { return Exp2(Mul(Sub(Min(most, x), shift), factor)); };
     Lanes part = Set(0.0f);
-    if (largest < kLargest) {
-      Lanes part_b = part;
-      i = 0;
-      for (; i + 32 <= whole; i += 32) {
-        __builtin_prefetch(p + i + kBlock);  // the next block, or row, comes in meanwhile
-        __builtin_prefetch(p + i + kBlock + 16);
-        part = Add(part, Exp2(Mul(Sub(Format::Read(p + i), shift), factor)));
-        part_b = Add(part_b, Exp2(Mul(Sub(Format::Read(p + i + 16), shift), factor)));
-      }
-      if (i < whole) part = Add(part, Exp2(Mul(Sub(Format::Read(p + i), shift), factor)));
-      part = Add(part, part_b);
-    } else {  // +inf is read as the largest finite value
-      for (i = 0; i < whole; i += 16) {
-        float values[16];
-        Store(values, Format::Read(p + i));
-        for (float& value : values) value = value > kLargest ? kLargest : value;
-        part = Add(part, Exp2(Mul(Sub(Load(values), shift), factor)));
-      }
-    }
-    if (n != whole) {
-      for (float& value : tail) value = value > kLargest ? kLargest : value;
-      part = Add(part, Exp2(Mul(Sub(Load(tail), shift), factor)));
-    }
+    for (int i = 0; i < whole; i += 16) part = Add(part, term(Format::Read(p + i)));
+    if (n != whole) part = Add(part, term(Load(tail)));
     Collect(part);
   }
 
   void Collect(const Lanes& part) {
     float parts[16];
     Store(parts, part);
-    for (int i = 0; i < 16; ++i) sums[i] += static_cast<double>(parts[i]);
+    if (empty) {
+      for (int i = 0; i < 16; ++i) sums[i] = static_cast<double>(parts[i]);
+    } else {
+      for (int i = 0; i < 16; ++i) sums[i] += static_cast<double>(parts[i]);
+    }
+    empty = false;
   }
 
-  void Raise(float top) {
+  void RaiseTo(float top) {
     if (top > kLargest) top = kLargest;
     if (!(top > largest)) return;
-    if (largest != -kInfinity) {
+    if (!empty) {
       const double down =
           Exp((static_cast<double>(largest) - static_cast<double>(top)) / temperature);
       for (double& sum : sums) sum *= down;
@@ -195,7 +199,8 @@ struct LogSumExp {
   double temperature;
   float scale;
   float largest = -kInfinity;
-  double sums[16] = {};
+  bool empty = true;  // nothing in the sums yet
+  double sums[16];
 };
 
 double ReadThreshold(const Collector& collector) {
@@ -287,7 +292,7 @@ template <class Format>
 double FullNorm(const RowInput& row, const float* values, double threshold) {
   const auto* logits = static_cast<const typename Format::Type*>(row.logits);
   const double infinity = static_cast<double>(kInfinity);
-  const bool bounded = threshold > -infinity;
+  const bool bounded = threshold > -infinity && row.vocab > kBlock;
   double best = 0;
   if (bounded) {
     float top = LargestOf(values, row.degree);
@@ -295,7 +300,7 @@ double FullNorm(const RowInput& row, const float* values, double threshold) {
     if (top > kLargest) top = kLargest;
     best = static_cast<double>(top);
   }
-  LogSumExp sum(row.temperature);
+  LogSumExp sum(row);
   float seen = -kInfinity;
   double bound = infinity;  // of the sum relative to `seen`, beyond which the row is out
   for (int64_t i = 0, block = kFirstBlock; i < row.vocab; i += block, block = kBlock) {
@@ -324,6 +329,38 @@ void Push(const RowInput& row, double norm, double threshold, float logit, int64
   collector.items[collector.size++] = {score, row.parent, static_cast<uint32_t>(slot)};
 }
 
+// Log sum exp over the legal children.
+double LegalNorm(const RowInput& row, const float* values) {
+  if (row.degree == 1) {
+    const float x = values[0] > kLargest ? kLargest : values[0];
+    return x > -kInfinity ? static_cast<double>(x) / row.temperature
+                          : static_cast<double>(-kInfinity);
+  }
+  LogSumExp sum(row);
+  const int64_t whole = (row.degree + 15) & ~int64_t{15};  // -inf follows
+  for (int64_t i = 0, block = kFirstBlock; i < whole; i += block, block = kBlock) {
+    const int64_t left = whole - i;
+    sum.Take<Float32>(values + i, static_cast<int>(left < block ? left : block));
+  }
+  return sum.Value();
+}
+
+// Where one row has far more children than the search keeps: a score that `width` of them reach,
+// or -inf. There are many groups of children, and the width-th largest of their maxima is such.
+double ReachedBy(const RowInput& row, const float* values, double norm, int64_t width,
+                 float* maxima) {
+  const int64_t groups = (4 * width + 15) & ~int64_t{15};
+  for (int64_t i = 0; i < groups; i += 16) {
+    Lanes top = Set(-kInfinity);
+    for (int64_t j = i; j < row.degree; j += groups) top = Max(Load(values + j), top);
+    Store(maxima + i, top);
+  }
+  const float logit = NthLargest(maxima, groups, width);
+  if (logit == -kInfinity) return static_cast<double>(-kInfinity);
+  const double x = logit > kLargest ? static_cast<double>(kLargest) : static_cast<double>(logit);
+  return row.score + (x / row.temperature - norm);
+}
+
 template <class Format>
 void Scan(const RowInput& row, float* scratch, Collector& collector) {
   double threshold = ReadThreshold(collector);
@@ -334,14 +371,13 @@ void Scan(const RowInput& row, float* scratch, Collector& collector) {
   if (row.scoring == 0) {
     norm = FullNorm<Format>(row, values, threshold);
   } else if (row.scoring == 1) {
-    LogSumExp sum(row.temperature);
-    for (int64_t i = 0; i < row.degree; i += kBlock) {
-      const int64_t left = row.degree - i;
-      sum.Take<Float32>(values + i, static_cast<int>(left < kBlock ? left : kBlock));
-    }
-    norm = sum.Value();
+    norm = LegalNorm(row, values);
   }
   if (__builtin_isinf(norm)) return;
+  if (threshold == static_cast<double>(-kInfinity) && row.degree >= 8 * collector.width) {
+    Raise(collector, ReachedBy(row, values, norm, collector.width, scratch + row.vocab + 32));
+    threshold = ReadThreshold(collector);
+  }
 
   float floor = Floor(threshold, row.score, norm, row.temperature);
   Lanes floors = Set(floor);

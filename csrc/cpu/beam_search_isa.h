@@ -24,6 +24,10 @@ inline constexpr int64_t kCollectorSlack = 16;
 
 // Makes room by keeping the best `width`, and raises the threshold.
 void Compact(Collector& collector);
+// Raises the threshold to `score`, which `width` candidates of the request reach.
+void Raise(Collector& collector, double score);
+// The nth largest of n values, from 1; reorders them.
+float NthLargest(float* values, int64_t n, int64_t nth);
 
 inline constexpr int kLegalOnly = 3;  // a LogitType: the floats of the legal children alone
 
@@ -45,10 +49,11 @@ struct RowInput {
   uint32_t parent;
   int scoring;  // Scoring
   double temperature;
+  float scale;  // log2(e) / temperature, or the largest float
 };
 
 // Scores a beam's legal children and gives the collector those that may be among the best.
-// scratch: vocab + 32 floats. The threshold is read and raised with relaxed atomics.
+// scratch: 2 * vocab + 64 floats. The threshold is read and raised with relaxed atomics.
 #define ONEREC_DECLARE(isa)                                                \
   namespace isa {                                                          \
   void ScanRow(const RowInput& row, float* scratch, Collector& collector); \

@@ -73,22 +73,8 @@ ONEREC_BINARY(Sub, sub_ps)
 ONEREC_BINARY(Mul, mul_ps)
 ONEREC_BINARY(Div, div_ps)
 ONEREC_BINARY(Max, max_ps)  // b where either is NaN
+ONEREC_BINARY(Min, min_ps)  // b where either is NaN
 #undef ONEREC_BINARY
-
-// p * 2^n for p in [0.5, 2] and shifted = n + 1.5 * 2^23: n is added to p's exponent.
-ONEREC_INLINE Lanes Scale(const Lanes& p, const Lanes& shifted) {
-  Lanes out;
-  ONEREC_EACH {
-#if defined(ONEREC_ISA_avx512)
-    const Ints n = _mm512_slli_epi32(ONEREC_CAST_INT(shifted.r[i]), 23);
-    out.r[i] = ONEREC_CAST_FLOAT(_mm512_add_epi32(ONEREC_CAST_INT(p.r[i]), n));
-#else
-    const Ints n = ONEREC_F(slli_epi32)(ONEREC_CAST_INT(shifted.r[i]), 23);
-    out.r[i] = ONEREC_CAST_FLOAT(ONEREC_F(add_epi32)(ONEREC_CAST_INT(p.r[i]), n));
-#endif
-  }
-  return out;
-}
 
 // Bit i tells whether lane i of a is at least lane i of b; NaN is not.
 ONEREC_INLINE uint32_t AtLeast(const Lanes& a, const Lanes& b) {
@@ -131,18 +117,8 @@ ONEREC_BINARY(Sub, x - y)
 ONEREC_BINARY(Mul, x* y)
 ONEREC_BINARY(Div, x / y)
 ONEREC_BINARY(Max, x > y ? x : y)  // b where either is NaN
+ONEREC_BINARY(Min, x < y ? x : y)  // b where either is NaN
 #undef ONEREC_BINARY
-
-// p * 2^n for p in [0.5, 2] and shifted = n + 1.5 * 2^23: n is added to p's exponent.
-ONEREC_INLINE Lanes Scale(const Lanes& p, const Lanes& shifted) {
-  Lanes out;
-  ONEREC_EACH {
-    const uint32_t bits =
-        __builtin_bit_cast(uint32_t, p.r[i]) + (__builtin_bit_cast(uint32_t, shifted.r[i]) << 23);
-    out.r[i] = __builtin_bit_cast(float, bits);
-  }
-  return out;
-}
 
 // Bit i tells whether lane i of a is at least lane i of b; NaN is not.
 ONEREC_INLINE uint32_t AtLeast(const Lanes& a, const Lanes& b) {
@@ -152,37 +128,63 @@ ONEREC_INLINE uint32_t AtLeast(const Lanes& a, const Lanes& b) {
 }
 #endif
 
-// 2^y for y <= 126 by a polynomial of degree 5, relative error below 2e-7; 0 for y <= -127 and NaN.
+// Bits of 2^(i / 8) less those that i << 20 will add to them.
+alignas(64) constexpr uint32_t kEighths[16] = {
+    0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7,
+    0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+
+// 2^(k / 8) for shifted = k / 8 + 1.5 * 2^20, whose last bits are k's.
+ONEREC_INLINE Lanes Eighths(const Lanes& shifted) {
+  Lanes out;
+#if defined(ONEREC_ISA_avx512)
+  const Ints k = ONEREC_CAST_INT(shifted.r[0]);
+  const Ints table = _mm512_load_si512(kEighths);
+  out.r[0] = ONEREC_CAST_FLOAT(
+      _mm512_add_epi32(_mm512_permutexvar_epi32(k, table), _mm512_slli_epi32(k, 20)));
+#elif defined(ONEREC_ISA_avx2)
+  const Ints table = _mm256_load_si256(reinterpret_cast<const __m256i*>(kEighths));
+  ONEREC_EACH {
+    const Ints k = ONEREC_CAST_INT(shifted.r[i]);
+    out.r[i] = ONEREC_CAST_FLOAT(
+        _mm256_add_epi32(_mm256_permutevar8x32_epi32(table, k), _mm256_slli_epi32(k, 20)));
+  }
+#else
+  uint32_t k[16];
+  Store(reinterpret_cast<float*>(k), shifted);
+  for (uint32_t& bits : k) bits = kEighths[bits & 7] + (bits << 20);
+  out = Load(reinterpret_cast<const float*>(k));
+#endif
+  return out;
+}
+
+// 2^y for y < 128: a table for the eighths and a polynomial of degree 3 for the rest, relative
+// error below 2e-7; 0 for y <= -127 and NaN.
 ONEREC_INLINE Lanes Exp2(const Lanes& exponent) {
-  const Lanes magic = Set(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+  const Lanes magic = Set(1572864.0f);  // 1.5 * 2^20: adding it rounds to whole eighths
   const Lanes y = Max(exponent, Set(-127.0f));
   const Lanes shifted = Add(y, magic);
   const Lanes f = Sub(y, Sub(shifted, magic));
   // In pairs, so that the chain of dependent operations is short.
-  const Lanes g = Mul(f, f);
-  const Lanes high = Add(Mul(Set(0x1.5bba14p-10f), f), Set(0x1.3cea88p-7f));
-  const Lanes middle = Add(Mul(Set(0x1.c6b752p-5f), f), Set(0x1.ebf9bcp-3f));
-  const Lanes low = Add(Mul(Set(0x1.62e42ap-1f), f), Set(1.0f));
-  const Lanes p = Add(Mul(Add(Mul(high, g), middle), g), low);
-  return Scale(p, shifted);
+  const Lanes high = Add(Mul(Set(0x1.c6a004p-5f), f), Set(0x1.ec0c32p-3f));
+  const Lanes low = Add(Mul(Set(0x1.62e432p-1f), f), Set(1.0f));
+  return Mul(Add(Mul(high, Mul(f, f)), low), Eighths(shifted));
 }
 
 // Natural logarithm of a positive normal double, error below 2 ulp.
 ONEREC_INLINE double Log(double x) {
-  uint64_t bits = __builtin_bit_cast(uint64_t, x);
-  auto exponent = static_cast<int64_t>(bits >> 52) - 1023;
-  bits = (bits & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000;
-  double m = __builtin_bit_cast(double, bits);
-  if (m > 1.4142135623730951) {
-    m *= 0.5;
-    ++exponent;
-  }
+  // x = m * 2^exponent, m from about sqrt(1/2) to sqrt(2).
+  const uint64_t bits = __builtin_bit_cast(uint64_t, x);
+  const int64_t exponent = static_cast<int64_t>(bits - 0x3FE6A09E00000000) >> 52;
+  const double m = __builtin_bit_cast(double, bits - (static_cast<uint64_t>(exponent) << 52));
   const double f = (m - 1.0) / (m + 1.0);
-  const double g = f * f;
-  constexpr double kOdd[] = {1.0 / 21, 1.0 / 19, 1.0 / 17, 1.0 / 15, 1.0 / 13,
-                             1.0 / 11, 1.0 / 9,  1.0 / 7,  1.0 / 5,  1.0 / 3};
-  double series = 1.0 / 23;
-  for (double term : kOdd) series = series * g + term;
+  // The series of g = f * f in two halves, so that the chain of dependent operations is short.
+  const double g = f * f, h = g * g;
+  constexpr double kEven[] = {1.0 / 19, 1.0 / 15, 1.0 / 11, 1.0 / 7, 1.0 / 3};
+  constexpr double kOdd[] = {1.0 / 21, 1.0 / 17, 1.0 / 13, 1.0 / 9, 1.0 / 5};
+  double even = 1.0 / 23, odd = kOdd[0];
+  for (double term : kEven) even = even * h + term;
+  for (int i = 1; i < 5; ++i) odd = odd * h + kOdd[i];
+  const double series = even + g * odd;
   const auto e = static_cast<double>(exponent);
   return e * 0x1.62e42fefa0000p-1 + (e * 0x1.cf79abc9e3b3ap-40 + 2.0 * (f + f * g * series));
 }

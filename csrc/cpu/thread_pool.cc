@@ -20,8 +20,8 @@ inline void Pause() {
 #endif
 }
 
-// Workers live as long as the process. A job is published by raising `epoch`; the caller waits
-// until every worker that joined it has left.
+// Workers live as long as the process. A job is open from the caller's first chunk until all are
+// handed out; who wakes up later passes it by, so the caller waits only for those that joined it.
 class Pool {
  public:
   void Run(int64_t chunks, int num_threads, void (*body)(void*, int64_t), void* context) {
@@ -34,7 +34,7 @@ class Pool {
     const int helpers = static_cast<int>(std::min<int64_t>(num_threads, chunks)) - 1;
     while (static_cast<int>(workers_.size()) < helpers) {
       const int id = static_cast<int>(workers_.size());
-      workers_.emplace_back([this, id, seen = epoch_.load()] { Work(id, seen); });
+      workers_.emplace_back([this, id] { Work(id); });
       workers_.back().detach();
     }
     body_ = body;
@@ -43,22 +43,28 @@ class Pool {
     helpers_ = helpers;
     next_.store(0, std::memory_order_relaxed);
     failure_ = nullptr;
-    pending_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    epoch_.fetch_add(1, std::memory_order_release);
-    epoch_.notify_all();
+    state_.fetch_add(kJob, std::memory_order_release);  // opens
+    state_.notify_all();
     Drain();
-    for (int spin = 0; pending_.load(std::memory_order_acquire) != 0; ++spin) {
+    state_.fetch_add(kJob, std::memory_order_relaxed);  // closes
+    for (int spin = 0;; ++spin) {
+      const uint64_t state = state_.load(std::memory_order_acquire);
+      if (Joined(state) == 0) break;
       if (spin < kSpins) {
         Pause();
       } else {
-        const int left = pending_.load(std::memory_order_acquire);
-        if (left != 0) pending_.wait(left, std::memory_order_acquire);
+        state_.wait(state, std::memory_order_acquire);
       }
     }
     if (failure_) std::rethrow_exception(failure_);
   }
 
  private:
+  // Upper half: jobs opened and closed so far, odd while one is open. Lower half: workers in it.
+  static constexpr uint64_t kJob = uint64_t{1} << 32;
+  static uint64_t Job(uint64_t state) { return state >> 32; }
+  static uint32_t Joined(uint64_t state) { return static_cast<uint32_t>(state); }
+
   void Drain() {
     for (;;) {
       const int64_t chunk = next_.fetch_add(1, std::memory_order_relaxed);
@@ -73,25 +79,29 @@ class Pool {
     }
   }
 
-  void Work(int id, uint64_t seen) {
+  void Work(int id) {
+    uint64_t seen = 0;  // the last job that this worker joined
     for (;;) {
-      for (int spin = 0; epoch_.load(std::memory_order_acquire) == seen; ++spin) {
+      uint64_t state = state_.load(std::memory_order_relaxed);
+      for (int spin = 0; Job(state) % 2 == 0 || Job(state) == seen; ++spin) {
         if (spin < kSpins) {
           Pause();
         } else {
-          epoch_.wait(seen, std::memory_order_acquire);
+          state_.wait(state, std::memory_order_relaxed);
         }
+        state = state_.load(std::memory_order_relaxed);
       }
-      seen = epoch_.load(std::memory_order_acquire);
+      if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acquire)) continue;
+      seen = Job(state);
       if (id < helpers_) Drain();
-      if (pending_.fetch_sub(1, std::memory_order_release) == 1) pending_.notify_one();
+      const uint64_t left = state_.fetch_sub(1, std::memory_order_release) - 1;
+      if (Joined(left) == 0 && Job(left) % 2 == 0) state_.notify_all();
     }
   }
 
   std::mutex owner_;
   std::vector<std::thread> workers_;
-  std::atomic<uint64_t> epoch_{0};
-  std::atomic<int> pending_{0};
+  std::atomic<uint64_t> state_{0};
   std::atomic<int64_t> next_{0};
   void (*body_)(void*, int64_t) = nullptr;
   void* context_ = nullptr;

@@ -51,15 +51,23 @@ void Append(Wide& key, uint32_t code, int bits) {
   key.low = key.low << bits | code;
 }
 
-// First level at which two different keys differ.
-int FirstDifference(uint64_t a, uint64_t b, int levels, int bits) {
-  return levels - 1 - (static_cast<int>(std::bit_width(a ^ b)) - 1) / bits;
-}
-int FirstDifference(const Wide& a, const Wide& b, int levels, int bits) {
-  const int width = a.high != b.high ? 64 + static_cast<int>(std::bit_width(a.high ^ b.high))
-                                     : static_cast<int>(std::bit_width(a.low ^ b.low));
-  return levels - 1 - (width - 1) / bits;
-}
+// The first level at which two different keys differ, from the highest bit that does.
+class Difference {
+ public:
+  Difference(int levels, int bits) {
+    for (int width = 1; width <= levels * bits; ++width) {
+      level_[width] = static_cast<int8_t>(levels - 1 - (width - 1) / bits);
+    }
+  }
+  int operator()(uint64_t a, uint64_t b) const { return level_[std::bit_width(a ^ b)]; }
+  int operator()(const Wide& a, const Wide& b) const {
+    return a.high != b.high ? level_[64 + std::bit_width(a.high ^ b.high)]
+                            : level_[std::bit_width(a.low ^ b.low)];
+  }
+
+ private:
+  int8_t level_[129] = {};
+};
 
 template <class Key>
 std::vector<Key> Pack(const int32_t* sids, int64_t n, int64_t row_stride, int levels,
@@ -126,8 +134,9 @@ void Fill(const std::vector<Key>& keys, const TrieHeader& h, char* data, int bit
     tokens[l] = reinterpret_cast<Token*>(data + h.tokens[l]);
   }
   const auto mask = static_cast<uint32_t>((uint64_t{1} << bits) - 1);
+  const Difference difference(levels, bits);
   for (size_t i = 0; i < keys.size(); ++i) {
-    const int first = i == 0 ? 0 : FirstDifference(keys[i - 1], keys[i], levels, bits);
+    const int first = i == 0 ? 0 : difference(keys[i - 1], keys[i]);
     for (int l = first; l < levels; ++l) {
       tokens[l][edges[l]] = static_cast<Token>(Digit(keys[i], (levels - 1 - l) * bits, mask));
       if (l + 1 < levels) pointers[l + 1][edges[l]] = static_cast<Pointer>(edges[l + 1]);
@@ -144,9 +153,8 @@ std::shared_ptr<FileBlock> FromKeys(const std::vector<Key>& keys, TrieHeader h, 
   const int levels = static_cast<int>(h.levels);
   uint64_t begun[kMaxTrieLevels] = {};  // keys whose first new level is l
   if (!keys.empty()) ++begun[0];
-  for (size_t i = 1; i < keys.size(); ++i) {
-    ++begun[FirstDifference(keys[i - 1], keys[i], levels, bits)];
-  }
+  const Difference difference(levels, bits);
+  for (size_t i = 1; i < keys.size(); ++i) ++begun[difference(keys[i - 1], keys[i])];
   h.nodes[0] = 1;
   for (int l = 0; l < levels; ++l) h.nodes[l + 1] = begun[l] + (l == 0 ? 0 : h.nodes[l]);
   if (!LayOut(h)) throw std::invalid_argument("sids: too many");
@@ -207,6 +215,8 @@ std::vector<Key> SortedKeys(const int32_t* sids, int64_t n, int64_t row_stride, 
                             int codebook_size) {
   const int bits = BitWidth(static_cast<uint32_t>(codebook_size));
   auto keys = Pack<Key>(sids, n, row_stride, levels, codebook_size, bits);
+  const auto not_above = [](const Key& a, const Key& b) { return !Less(a, b); };
+  if (std::adjacent_find(keys.begin(), keys.end(), not_above) == keys.end()) return keys;
   if (!std::is_sorted(keys.begin(), keys.end(), Less<Key>)) RadixSort(keys, bits * levels);
   keys.erase(std::unique(keys.begin(), keys.end()), keys.end());
   return keys;

@@ -269,7 +269,7 @@ uint16_t ToBFloat16(float x) {
 }
 
 TEST(BeamSearch, EveryInstructionSetAndThreadCountGivesTheSameBits) {
-  constexpr int kSize = 1000;
+  constexpr int kSize = 2500;
   constexpr int64_t kWidth = 40, kBatch = 2;
   const auto trie = BuildTrie(RandomSids(20000, 3, kSize, 0), 3, kSize);
   std::mt19937 draw(1);

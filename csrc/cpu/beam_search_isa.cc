@@ -247,12 +247,36 @@ void Mask(const RowInput& row, float* values) {
   }
 }
 
-// The logits of the legal children in order; a banned child has -inf, and so have the values up to
-// a multiple of 16.
+bool AllAllowed(const RowInput& row) {
+  return row.banned_count[0] + row.banned_count[1] == 0 && row.tags == nullptr;
+}
+
+bool Allowed(const RowInput& row, int64_t slot) {
+  if (row.tags != nullptr && (row.tags[slot] & row.allow) == 0) return false;
+  const int64_t edge = row.first_edge + slot;
+  int64_t low = 0, high = row.banned_count[0];  // the first list ascends
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (row.banned[0][middle] == edge) return false;
+    if (row.banned[0][middle] < edge) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  for (int64_t i = 0; i < row.banned_count[1]; ++i) {
+    if (row.banned[1][i] == edge) return false;
+  }
+  return true;
+}
+
+// The logits of the children in order, -inf after them up to a multiple of 16. Where only those of
+// the chosen children matter, whether a child is allowed is asked when it is chosen: of most,
+// never.
 template <class Format>
 const float* Legal(const RowInput& row, float* scratch) {
   const auto* logits = static_cast<const typename Format::Type*>(row.logits);
-  const bool all = row.banned_count[0] + row.banned_count[1] == 0 && row.tags == nullptr;
+  const bool all = row.scoring != 1 || AllAllowed(row);
   if (row.degree == row.vocab) {  // every code is legal: the row as it lies
     const int64_t whole = row.vocab & ~int64_t{15};
     if (row.type == 0 && whole == row.vocab && all) return static_cast<const float*>(row.logits);
@@ -375,10 +399,17 @@ void Scan(const RowInput& row, float* scratch, Collector& collector) {
   }
   if (__builtin_isinf(norm)) return;
   if (threshold == static_cast<double>(-kInfinity) && row.degree >= 8 * collector.width) {
+    if (!AllAllowed(row)) {
+      for (int64_t i = 0; i < row.degree && values != scratch; ++i) scratch[i] = values[i];
+      for (int64_t i = row.degree; i < row.degree + 16; ++i) scratch[i] = -kInfinity;
+      Mask(row, scratch);
+      values = scratch;
+    }
     Raise(collector, ReachedBy(row, values, norm, collector.width, scratch + row.vocab + 32));
     threshold = ReadThreshold(collector);
   }
 
+  const bool all = AllAllowed(row);
   float floor = Floor(threshold, row.score, norm, row.temperature);
   Lanes floors = Set(floor);
   for (int64_t i = 0; i < row.degree; i += 16) {
@@ -393,7 +424,7 @@ void Scan(const RowInput& row, float* scratch, Collector& collector) {
     }
     for (; hits != 0; hits &= hits - 1) {
       const int64_t slot = i + __builtin_ctz(hits);
-      Push(row, norm, threshold, values[slot], slot, collector);
+      if (all || Allowed(row, slot)) Push(row, norm, threshold, values[slot], slot, collector);
     }
   }
 }

@@ -38,7 +38,7 @@ struct RowInput {
   const void* tokens;  // of the children, ascending
   int token_bytes;
   int64_t degree;
-  // Children not to be chosen, as edges; the first child is edge first_edge.
+  // Children not to be chosen, as edges, the first list ascending; the first child is first_edge.
   const int64_t* banned[2];
   int64_t banned_count[2];
   int64_t first_edge;

@@ -77,6 +77,19 @@ struct TrieView {
   // The node of depth `level` that has `edge` of that level.
   int64_t NodeOf(int level, int64_t edge) const {
     int64_t low = 0, high = nodes[level];  // FirstEdge(low) <= edge < FirstEdge(high)
+    // Near the place where it would be if all nodes had the same number of edges.
+    const auto guess = static_cast<int64_t>(static_cast<double>(edge) * static_cast<double>(high) /
+                                            static_cast<double>(nodes[level + 1]));
+    int64_t step = 8;
+    if (FirstEdge(level, guess) <= edge) {
+      low = guess;
+      for (; low + step < high && FirstEdge(level, low + step) <= edge; step *= 2) low += step;
+      if (low + step < high) high = low + step;
+    } else {
+      high = guess;
+      for (; high - step > 0 && FirstEdge(level, high - step) > edge; step *= 2) high -= step;
+      if (high - step > 0) low = high - step;
+    }
     while (high - low > 1) {
       const int64_t middle = low + (high - low) / 2;
       (FirstEdge(level, middle) <= edge ? low : high) = middle;

@@ -221,6 +221,7 @@ class BeamSearch:
                 self.beam_width,
             )
         self.trie = new
+        self._codes, self._all_steps = new.codebook_size, new.levels * self.session_length
         self._widths = list(widths)
         self._rows = [1, *(max(most, 1) for most in self._ramped(max(widths, default=0)))]
         self._steps = 0
@@ -239,7 +240,7 @@ class BeamSearch:
     @property
     def done(self) -> bool:
         """Whether every item of the session is finished."""
-        return self.item == self.session_length
+        return self._steps == self._all_steps
 
     def _ramped(self, width: int) -> list[int]:
         """A request's most beams after each step."""
@@ -265,11 +266,10 @@ class BeamSearch:
             ValueError: Their shape is wrong, they are not on the CPU, or the search is done.
         """
         self._check_not_done()
-        given = logits.shape[1] if logits.ndim == 3 else 0
-        enough = self.rows <= given <= self.beam_width
-        wanted = [given] if enough else sorted({self.rows, self.beam_width}, reverse=True)
-        size = self.trie.codebook_size
-        check_logits(logits, [(self.batch_size, rows, size) for rows in wanted])
+        given, least = logits.shape[1] if logits.ndim == 3 else 0, self.rows
+        enough = least <= given <= self.beam_width
+        wanted = [given] if enough else sorted({least, self.beam_width}, reverse=True)
+        check_logits(logits, [(self.batch_size, rows, self._codes) for rows in wanted])
         if self._native is not None:
             self._native.step(
                 logits.data_ptr(),

@@ -25,7 +25,15 @@ def main(argv: list[str]) -> None:
         default="float32",
         help="type of the packed matrices; activations and sums are float32 always",
     )
+    parser.add_argument(
+        "--format",
+        choices=("native", "aoti"),
+        default="native",
+        help="aoti: only the network, compiled for libtorch on this machine's CPU (network.pt2)",
+    )
     options = parser.parse(argv)
+    if options.format == "aoti" and options.dtype != "float32":
+        parser.error("--format aoti takes --dtype float32")
 
     import torch
 
@@ -36,6 +44,15 @@ def main(argv: list[str]) -> None:
     directory = Path(options.directory)
     folder = Path(options.to) if options.to else directory / "export"
     model = OneRec.from_pretrained(options.model or directory / "pretrain" / "model")
+    if options.format == "aoti":
+        from onerec.inference.aoti import export_network
+
+        package = export_network(model, folder)
+        if options.json:
+            console.print_json({"package": str(package), "bytes": package.stat().st_size})
+        else:
+            console.stdout().print(str(package), highlight=False, markup=False)
+        return
     catalog = Catalog.load(options.catalog or directory / "tokenize")
     packed = export(model, catalog, folder, dtype=getattr(torch, options.dtype))
     record = {

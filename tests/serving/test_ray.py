@@ -26,6 +26,7 @@ from onerec.tokenizer import Catalog  # noqa: E402
 K = 16
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_two_replicas_answer_what_the_recommender_says(tmp_path: Path) -> None:
     torch.manual_seed(0)

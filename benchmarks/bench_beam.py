@@ -213,13 +213,15 @@ def threads(request: pytest.FixtureRequest) -> Any:
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_step(compare: Any, shape: str, batch: int, threads: int) -> None:
-    """Full softmax, float32, a million items: the step that everybody takes."""
+    """Full softmax, float32, a million items: the step that everybody takes.
+
+    On several threads nothing of torch is timed in between: its workers poll for a while after an
+    operation, on the cores that ours would use.
+    """
     trie, steps = catalogue(shape, 1_000_000), logits(shape, batch, BEAMS, "fp32")
+    floor = {"logits read once": read_once(steps)} if threads == 1 else {}
     compare(
-        {
-            "onerec": Ours(trie, steps, "full_softmax", threads),
-            "logits read once": read_once(steps),
-        },
+        {"onerec": Ours(trie, steps, "full_softmax", threads), **floor},
         check=same,
         expected=dense_mask(trie, steps)(),
         steps=len(steps),

@@ -26,7 +26,15 @@ from onerec.errors import DataError
 from onerec.inference import Recommender
 from onerec.serving.config import ServeConfig
 from onerec.serving.metrics import Metrics
-from onerec.serving.worker import Draining, Expired, NoEarlierVersion, Options, QueueFull, Worker
+from onerec.serving.worker import (
+    Answer,
+    Draining,
+    Expired,
+    NoEarlierVersion,
+    Options,
+    QueueFull,
+    Worker,
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -41,19 +49,15 @@ _Text = Annotated[str, Field(max_length=4096, strict=True)]
 _Ids = list[_Int64] | list[_Text]
 
 
-class RecommendRequest(BaseModel):
-    """A user's history, and what is wanted."""
+class _Request(BaseModel):
+    """What requests for sessions and for rankings share."""
 
     model_config = ConfigDict(extra="forbid")
     history: _Ids = Field(description="Item ids, oldest first; unknown ids are left out.")
     exclude: _Ids = Field(default=[], description="Item ids never to show.")
     exclude_history: bool = Field(default=True, description="Show nothing from the history.")
-    session_length: int | None = Field(
-        default=None, ge=1, description="Items of a session; null is the model's own."
-    )
-    num_sessions: int = Field(default=1, ge=1, description="Sessions, best first.")
     beam_width: int | None = Field(
-        default=None, ge=1, description="Sessions followed at once; null is the server's default."
+        default=None, ge=1, description="Beams followed at once; null is the server's default."
     )
     allow_tags: list[Annotated[int, Field(ge=0, le=62, strict=True)]] | None = Field(
         default=None, max_length=63, description="Items with one of these tags alone; null: all."
@@ -65,6 +69,32 @@ class RecommendRequest(BaseModel):
     deadline_ms: int | None = Field(
         default=None, ge=1, description="Longest wait for the engine; null is the server's default."
     )
+
+
+class RecommendRequest(_Request):
+    """A user's history, and what is wanted."""
+
+    session_length: int | None = Field(
+        default=None, ge=1, description="Items of a session; null is the model's own."
+    )
+    num_sessions: int = Field(default=1, ge=1, description="Sessions, best first.")
+
+
+class RankRequest(_Request):
+    """A user's history; the next items are wanted, ranked."""
+
+    k: int = Field(default=10, ge=1, description="Most items.")
+    dense_weight: float = Field(
+        default=0.0, ge=0, le=1, description="Weight of the dense head of a model that has one."
+    )
+
+
+class RankResponse(BaseModel):
+    """Next items, best first; fewer than asked where the beam found fewer."""
+
+    request_id: str
+    version: int = Field(description="Of the model and the catalogue that answered.")
+    items: list[int] | list[str]
 
 
 class Session(BaseModel):
@@ -155,17 +185,12 @@ def create_app(
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(AnyHTTPException, _on_error)
 
-    @app.post(
-        "/v1/recommend",
-        response_model=RecommendResponse,
-        responses=_ERRORS,
-        openapi_extra={"requestBody": _body(RecommendRequest)},
-    )
-    async def recommend(request: Request) -> Response:
-        body = await _read(RecommendRequest, request)
-        state = request.scope["onerec"]
-        served = worker.version.recommender
-        options = _options(body, config, served)
+    async def ask(request: Request, body: _Request, options: Options) -> Answer:
+        state, served = request.scope["onerec"], worker.version.recommender
+        if options.beam_width > config.max_beam_width:
+            raise _invalid("beam_width", f"at most {config.max_beam_width}", options.beam_width)
+        if body.allow_tags is not None and not served.catalog.trie.has_tags:
+            raise _invalid("allow_tags", "null, for the catalogue has none", body.allow_tags)
         for name, ids in (("history", body.history), ("exclude", body.exclude)):
             _check_ids(name, ids, served, config.max_history)
         wanted = config.deadline_ms if body.deadline_ms is None else body.deadline_ms
@@ -189,15 +214,71 @@ def create_app(
             queue_ms=round(1000 * answer.waited, 3),
             batch=answer.batch,
         )
+        return answer
+
+    def options_of(body: _Request, **rest: Any) -> Options:
+        width = config.beam_width if body.beam_width is None else body.beam_width
+        tags = None if body.allow_tags is None else sum({1 << tag for tag in body.allow_tags})
+        fields: dict[str, Any] = {"session_length": None, "num_sessions": 1, **rest}
+        return Options(
+            beam_width=width,
+            exclude_history=body.exclude_history,
+            allow_tags=tags,
+            scoring=body.scoring,
+            temperature=body.temperature,
+            **fields,
+        )
+
+    @app.post(
+        "/v1/recommend",
+        response_model=RecommendResponse,
+        responses=_ERRORS,
+        openapi_extra={"requestBody": _body(RecommendRequest)},
+    )
+    async def recommend(request: Request) -> Response:
+        """The best sessions."""
+        body = await _read(RecommendRequest, request)
+        longest = worker.version.recommender.config.session_length
+        if body.session_length is not None and body.session_length > longest:
+            raise _invalid("session_length", f"at most {longest}", body.session_length)
+        options = options_of(
+            body, session_length=body.session_length, num_sessions=body.num_sessions
+        )
+        if body.num_sessions > options.beam_width:
+            wanted = f"at most beam_width = {options.beam_width}"
+            raise _invalid("num_sessions", wanted, body.num_sessions)
+        answer = await ask(request, body, options)
         found = answer.recommendation
         return JSONResponse(
             {
-                "request_id": state["request_id"],
+                "request_id": request.scope["onerec"]["request_id"],
                 "version": answer.version.number,
                 "sessions": [
                     {"items": items, "score": score}
                     for items, score in zip(found.item_ids, found.scores, strict=True)
                 ],
+            }
+        )
+
+    @app.post(
+        "/v1/rank",
+        response_model=RankResponse,
+        responses=_ERRORS,
+        openapi_extra={"requestBody": _body(RankRequest)},
+    )
+    async def rank(request: Request) -> Response:
+        """The next items, by the beam or by the beam and the dense head."""
+        body = await _read(RankRequest, request)
+        if body.dense_weight and not worker.version.recommender.config.item_loss:
+            raise _invalid("dense_weight", "0, for the model has no dense head", body.dense_weight)
+        answer = await ask(
+            request, body, options_of(body, k=body.k, dense_weight=body.dense_weight)
+        )
+        return JSONResponse(
+            {
+                "request_id": request.scope["onerec"]["request_id"],
+                "version": answer.version.number,
+                "items": answer.recommendation.item_ids[0],
             }
         )
 
@@ -266,28 +347,6 @@ async def _read(model: type[_Body], request: Request) -> _Body:
         raise RequestValidationError(
             [{**p, "loc": ("body", *p["loc"])} for p in error.errors()]
         ) from None
-
-
-def _options(body: RecommendRequest, config: ServeConfig, served: Recommender) -> Options:
-    width = config.beam_width if body.beam_width is None else body.beam_width
-    if width > config.max_beam_width:
-        raise _invalid("beam_width", f"at most {config.max_beam_width}", width)
-    if body.num_sessions > width:
-        raise _invalid("num_sessions", f"at most beam_width = {width}", body.num_sessions)
-    if body.allow_tags is not None and not served.catalog.trie.has_tags:
-        raise _invalid("allow_tags", "null, for the catalogue has none", body.allow_tags)
-    longest = served.config.session_length
-    if body.session_length is not None and body.session_length > longest:
-        raise _invalid("session_length", f"at most {longest}", body.session_length)
-    return Options(
-        body.session_length,
-        width,
-        body.num_sessions,
-        body.exclude_history,
-        None if body.allow_tags is None else sum({1 << tag for tag in body.allow_tags}),
-        body.scoring,
-        body.temperature,
-    )
 
 
 def _check_ids(name: str, ids: list[Any], served: Recommender, most: int) -> None:

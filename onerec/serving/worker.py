@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from onerec.inference import Recommendation, Recommender
 from onerec.serving.metrics import Metrics
 from onerec.tokenizer import Catalog
@@ -52,7 +54,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Options:
-    """What must be equal in requests that are decoded together."""
+    """What must be equal in requests that are decoded together.
+
+    With `k` a request is for a ranking of next items, otherwise for sessions.
+    """
 
     session_length: int | None
     beam_width: int
@@ -61,6 +66,8 @@ class Options:
     allow_tags: int | None
     scoring: str | None
     temperature: float
+    k: int | None = None
+    dense_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ class Answer:
     """A request's sessions, and by what they were made.
 
     Attributes:
-        recommendation: The sessions.
+        recommendation: The sessions; of a ranking one, without a score, with its items in order.
         version: Of the model and the catalogue.
         waited: Seconds in the queue.
         batch: Requests decoded together.
@@ -286,16 +293,21 @@ class Worker:
 
 def _decode(version: Version, batch: list[_Job]) -> list[Recommendation]:
     o = batch[0].options
+    histories = [job.history for job in batch]
+    common: dict[str, Any] = {
+        "beam_width": o.beam_width,
+        "exclude": [job.exclude for job in batch],
+        "exclude_history": o.exclude_history,
+        "allow_tags": None if o.allow_tags is None else [o.allow_tags] * len(batch),
+        "scoring": o.scoring,
+        "temperature": o.temperature,
+    }
+    if o.k is not None:
+        ranked = version.recommender.rank(histories, o.k, dense_weight=o.dense_weight, **common)
+        nothing = np.empty((0, 0, 0), dtype=np.int32)
+        return [Recommendation([items], [], nothing) for items in ranked]
     return version.recommender.recommend(
-        [job.history for job in batch],
-        session_length=o.session_length,
-        beam_width=o.beam_width,
-        num_sessions=o.num_sessions,
-        exclude=[job.exclude for job in batch],
-        exclude_history=o.exclude_history,
-        allow_tags=None if o.allow_tags is None else [o.allow_tags] * len(batch),
-        scoring=o.scoring,
-        temperature=o.temperature,
+        histories, session_length=o.session_length, num_sessions=o.num_sessions, **common
     )
 
 

@@ -151,6 +151,20 @@ def test_bad_bodies_are_refused(server: Server, body: Any, status: int, words: s
     assert re.fullmatch(r"[0-9a-f]{32}", headers["x-request-id"])
 
 
+def test_rankings_are_answered_and_checked(server: Server, folders: list[Path]) -> None:
+    status, got, _ = server.send("POST", "/v1/rank", {"history": [3, 5], "k": 7, "beam_width": 20})
+    wanted = Recommender.from_exported(folders[0]).rank([[3, 5]], 7, beam_width=20)
+    assert (status, [got["items"]]) == (200, wanted)
+    for body, words in (
+        ({"history": [], "dense_weight": 0.5}, "no dense head"),
+        ({"history": [], "k": 0}, "k:"),
+        ({"history": [], "num_sessions": 2}, "num_sessions"),
+    ):
+        status, got, _ = server.send("POST", "/v1/rank", body)
+        assert status == 422
+        assert words in got["error"]
+
+
 def test_a_body_of_another_type_is_refused(server: Server) -> None:
     kind = {"Content-Type": "text/plain"}
     status, got, _ = server.send("POST", "/v1/recommend", {"history": []}, **kind)
@@ -160,6 +174,7 @@ def test_a_body_of_another_type_is_refused(server: Server) -> None:
 def test_tags_and_the_softmax_of_training_reach_the_engine(folders: list[Path]) -> None:
     torch.manual_seed(0)
     fields: dict[str, Any] = {"encoder": "causal", "n_items": 60, "legal_softmax": True}
+    fields["item_loss"] = 1.0
     config = OneRecConfig.preset("tiny", codebook_size=K, session_length=3, **fields)
     catalog = make_catalog(0, 0).with_tags([1 << i % 3 for i in range(60)])
     model = OneRec(config).eval()
@@ -169,6 +184,8 @@ def test_tags_and_the_softmax_of_training_reach_the_engine(folders: list[Path]) 
     try:
         body = {"history": [3], "allow_tags": [0, 2], "num_sessions": 4}
         _, got, _ = running.send("POST", "/v1/recommend", body)
+        body = {"history": [3], "k": 5, "dense_weight": 0.4, "exclude": [7]}
+        _, ranked, _ = running.send("POST", "/v1/rank", body)
     finally:
         running.stop()
     (wanted,) = Recommender(model, catalog).recommend(
@@ -176,6 +193,9 @@ def test_tags_and_the_softmax_of_training_reach_the_engine(folders: list[Path]) 
     )
     assert [s["items"] for s in got["sessions"]] == wanted.item_ids
     assert all(item % 3 != 1 for s in wanted.item_ids for item in s)
+    assert [ranked["items"]] == Recommender(model, catalog).rank(
+        [[3]], 5, beam_width=8, dense_weight=0.4, exclude=[[7]]
+    )
 
 
 def test_slow_and_vanishing_clients_hold_nobody_up(server: Server) -> None:

@@ -16,6 +16,7 @@ from onerec.model.config import OneRecConfig
 from onerec.model.feed_forward import FeedForward, MoE
 from onerec.model.item_loss import item_cross_entropy, sampled_item_cross_entropy
 from onerec.model.pretrained import Pretrained
+from onerec.model.trie_mask import TrieMask
 from onerec.ops import MoEStats
 
 ArrayLike = Any  # whatever torch.as_tensor takes
@@ -218,7 +219,7 @@ class OneRec(Pretrained):
         self.config = config
         self.items: nn.Embedding | None = None
         self.vectors: nn.Linear | None = None
-        self._legal: list[_LegalCodes] | None = None
+        self._trie: TrieMask | None = None
         if config.n_items:
             self.items = nn.Embedding(config.n_items, config.d_model)
             empty = torch.full((config.n_items, config.levels), -1, dtype=torch.int64)
@@ -297,7 +298,7 @@ class OneRec(Pretrained):
                     f"vectors must be {list(self.item_vectors.shape)}, got {list(rows.shape)}"
                 )
             self.item_vectors.copy_(F.normalize(rows, dim=1))
-        self._legal = None
+        self._trie = None
 
     def num_parameters(self, *, active: bool = False) -> int:
         """Parameters of the network.
@@ -464,10 +465,9 @@ class OneRec(Pretrained):
     def _mask_illegal(self, logits: Tensor, items: Tensor, level: int) -> Tensor:
         """Logits [T, K] of one level, -inf where the trie has no such code after the item's codes
         before it."""
-        if self._legal is None or self._legal[0].nodes.device != items.device:
-            self._legal = _legal_codes(self.item_sids, self.config.codebook_size)
-        nodes, legal = self._legal[level]
-        return logits.masked_fill(~legal[nodes[items]], float("-inf"))
+        if self._trie is None:
+            self._trie = TrieMask(self.item_sids, self.config.codebook_size)
+        return logits.masked_fill(~self._trie.items(items, level), float("-inf"))
 
     def update_router_bias(self, counts: Tensor) -> None:
         """Loss-free balancing after an optimiser step; nothing when the config has it off.
@@ -720,28 +720,3 @@ class OneRec(Pretrained):
                     f"{name} must hold codes 0..{self.config.codebook_size - 1} (-1 is padding), "
                     f"got {low}..{high}"
                 )
-
-
-class _LegalCodes(NamedTuple):
-    """One level of the trie as a table.
-
-    Attributes:
-        nodes: int64 [n_items], the node of each item's codes before this level.
-        legal: bool [nodes, K], which codes may follow.
-    """
-
-    nodes: Tensor
-    legal: Tensor
-
-
-def _legal_codes(sids: Tensor, codebook_size: int) -> list[_LegalCodes]:
-    """The tables of every level of the trie of sids [n_items, L]."""
-    nodes = torch.zeros(len(sids), dtype=torch.int64, device=sids.device)
-    levels = []
-    for level in range(sids.shape[1]):
-        count = int(nodes.max()) + 1
-        legal = torch.zeros(count, codebook_size, dtype=torch.bool, device=sids.device)
-        legal[nodes, sids[:, level]] = True
-        levels.append(_LegalCodes(nodes, legal))
-        nodes = torch.unique(nodes * codebook_size + sids[:, level], return_inverse=True)[1]
-    return levels

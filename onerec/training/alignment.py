@@ -40,10 +40,10 @@ from onerec.inference import Recommender
 from onerec.inference.decoding import FreeBeams, decode_sessions
 from onerec.model.onerec import OneRec
 from onerec.model.reward import RewardModel
+from onerec.model.trie_mask import TrieMask
 from onerec.tokenizer import Catalog
 from onerec.training.alignment_config import FREE_ON_RESUME, PAIRED, AlignmentConfig
 from onerec.training.batches import Batch, OrderedBatches
-from onerec.training.legal import LegalCodes
 from onerec.training.loop import (
     Progress,
     Run,
@@ -194,7 +194,7 @@ class _Alignment(Run):
         device = self.accelerator.device
         self.seed = _frozen(seed, device)
         self.reward = reward.to(device).eval()
-        self.legal = LegalCodes(catalog.sids, catalog.codebook_size)
+        self.legal = TrieMask(catalog.sids, catalog.codebook_size)
         rng = np.random.default_rng([config.seed, 5])
         watched = rng.permutation(len(held_out))[: config.monitor]
         self.held_out = held_out.take(np.sort(watched))

@@ -56,7 +56,8 @@ def test_binary_loss_spares_what_the_user_has() -> None:
 def test_cross_entropy_in_parts_has_the_gradients_of_the_plain_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("onerec.model.item_loss._CELLS", 100)  # parts of 3 rows
+    monkeypatch.setattr("onerec.model.item_loss._CELLS", {"cpu": 100})  # parts of 3 rows
+    monkeypatch.setattr("onerec.model.item_loss._TILE", {"cpu": 7})
     x = torch.randn(11, 5, dtype=torch.float64, requires_grad=True)
     table = torch.randn(29, 5, dtype=torch.float64, requires_grad=True)
     y = torch.randint(29, (11,))
@@ -67,6 +68,11 @@ def test_cross_entropy_in_parts_has_the_gradients_of_the_plain_one(
     torch.testing.assert_close(torch.autograd.grad(3 * loss, (x, table)), wanted)
     with torch.no_grad():
         torch.testing.assert_close(item_cross_entropy(x, table, y), loss)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = item_cross_entropy(x.bfloat16(), table.float(), y)
+    torch.testing.assert_close(rough, loss.float(), rtol=0.03, atol=0)
+    got = torch.autograd.grad(3 * rough, (x, table))
+    torch.testing.assert_close(got, wanted, rtol=0.1, atol=0.01)
 
 
 def test_sampled_cross_entropy_estimates_the_whole_one() -> None:

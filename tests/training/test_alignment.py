@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from onerec.model import OneRec
+from onerec.model.trie_mask import TrieMask
 from onerec.training import AlignmentConfig, read_metrics
 from onerec.training.alignment_config import METHODS
-from onerec.training.legal import LegalCodes
 from onerec.training.preferences import Groups, choose, preference_loss
 
 JOB = Path(__file__).with_name("align_job.py")
@@ -26,17 +26,6 @@ assert _spec is not None
 assert _spec.loader is not None
 job = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(job)
-
-
-def test_legal_codes_are_those_of_the_catalogue() -> None:
-    sids = np.random.default_rng(0).integers(0, 5, (30, 3))
-    asked = np.concatenate([sids[::4], np.full((1, 3), -1)])
-    mask = LegalCodes(sids, 5).mask(torch.from_numpy(asked)[None])[0].numpy()
-    for row, sid in enumerate(asked[:-1]):
-        for level in range(3):
-            same = (sids[:, :level] == sid[:level]).all(axis=1)
-            assert set(np.flatnonzero(mask[row, level])) == set(sids[same, level])
-    assert mask[-1].all(), "padding"
 
 
 ITEMS = np.array([[1, 2], [2, 1], [3, 4], [5, 6], [7, 8]])
@@ -134,7 +123,7 @@ def test_pairs_are_judged_right_and_referenced_to_their_snapshot(
     assert len(groups) > 5
     assert len(np.unique(groups.samples)) == len(groups)
     snapshot = OneRec.from_pretrained(tmp_path / "snapshots" / "iteration_01")
-    legal = LegalCodes(catalog.sids, catalog.codebook_size)
+    legal = TrieMask(catalog.sids, catalog.codebook_size)
     for row in range(len(groups)):
         history = train.history(int(groups.samples[row]))
         for member in range(2):

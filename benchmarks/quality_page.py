@@ -2,8 +2,8 @@
 
 python benchmarks/quality_page.py [--check]
 
-A record is the quality.json that `onerec bench quality` leaves in its folder; a "note" in it says
-what is different about this one.
+A record is the quality.json that `onerec bench quality` leaves in its folder, or the ladder.json of
+`onerec bench ladder`; a "note" in it says what is different about this one.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from onerec.cli.quality import PRESETS
+import numpy as np
+
+from onerec.evaluation.ladder import RUNGS
+from onerec.evaluation.presets import PRESETS
 from onerec.evaluation.quality import cell
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 PAGE = ROOT / "docs" / "quality.md"
+PLOT = ROOT / "docs" / "images" / "ladder.svg"
 
 INTRODUCTION = """\
 # Quality
@@ -32,7 +36,10 @@ hand.
 trains the generator and its baselines, measures them and prints the table; `FOLDER` decides all
 sizes. The runs stay in `runs/quality-NAME-PRESET` (`--out`): a finished one is not trained again,
 a stopped one goes on from its checkpoint. `--systems`, `--seeds`, `--epochs` and `--max_users`
-make it smaller. `--preset gpu` holds the sizes for one H200.
+make it smaller. `--preset gpu` holds the sizes for one H200, `--preset tokenizers` one generator on
+the ids of four tokenizers.
+
+    onerec bench ladder   # a simulated world: sizes, experts, sessions against next items
 
 ## Protocol
 
@@ -45,6 +52,7 @@ make it smaller. `--preset gpu` holds the sizes for one H200.
 - A value is the mean over seeds. [low, high] resamples users (1000 times, 95 %), each with the
   mean of its seeds; sd is the spread of the seeds. The difference from SASRec is paired: the same
   users in both.
+- MFLOP a target: what forward and backward of one training target cost, counted on a batch.
 - Beams shorter than ten leave misses. Targets that training never shows stay in.
 
 ## The rows
@@ -57,10 +65,13 @@ make it smaller. `--preset gpu` holds the sizes for one H200.
   sampled softmax over items as auxiliary loss. *Generator* is the beam alone, *dense head* the
   auxiliary softmax alone, *fused* ranks what either finds by (1 - a) log p_generator + a log
   p_dense (`Recommender.rank(dense_weight=a)`).
-- **TIGER** (arXiv 2305.05065): `RQVAE` ids with a collision digit and next-item generation by the
-  bidirectional `OneRec` network without experts and without the items' own embeddings. It differs
-  from the paper's T5 in learned positions instead of relative biases, a head and a code table for
-  each level, no user token, and a beam held to the trie.
+- **OneRec, bidirectional**: the same recipe with the encoder of arXiv 2502.18965, which serves one
+  prefix an encoding and so costs six times the work an epoch.
+- **TIGER** (arXiv 2305.05065): `RQVAE` ids, 3 codes of 256 and a collision digit, and next-item
+  generation by an encoder-decoder over codes (`OneRecConfig.preset("tiger")`, smaller in preset
+  cpu): bidirectional, dense, ReLU, without the items' own embeddings. It differs from the paper's
+  T5 in learned positions instead of relative biases, a code table for each level, no user token,
+  and a beam held to the trie.
 """
 
 
@@ -69,8 +80,8 @@ def table(record: dict[str, Any]) -> list[str]:
     reference = record["reference"]
     lines = [
         "| row | seeds | valid R@10 | test R@10 masked | N@10 | R@10 unmasked | N@10 "
-        f"| R@10 masked minus {reference} | parameters | minutes |",
-        "|---|---:|---:|---|---:|---:|---:|---|---:|---:|",
+        f"| R@10 masked minus {reference} | parameters | MFLOP a target | minutes |",
+        "|---|---:|---:|---|---:|---:|---:|---|---:|---:|---:|",
     ]
     for row in record["rows"]:
         main = cell(row, "test", "masked", "recall@10")
@@ -86,6 +97,7 @@ def table(record: dict[str, Any]) -> list[str]:
             f"{cell(row, 'test', 'unmasked', 'ndcg@10')['value']:.4f}",
             "" if difference is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference),
             f"{row['cost']['parameters'] / 1e6:.2f} M",
+            f"{row['cost']['flops'] / 1e6:.1f}",
             f"{row['cost'].get('train_seconds', 0.0) / 60:.1f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -108,12 +120,12 @@ def tokenizers(record: dict[str, Any]) -> list[str]:
     """What each tokenizer made of the items, and what the same generator reaches on it."""
     lines = [
         "| ids | codes an item | squared error | entropy of each level, bits | unique share "
-        "| R@10 masked of the generator |",
-        "|---|---:|---:|---|---:|---:|",
+        "| lowest utilisation | R@10 masked of the generator |",
+        "|---|---:|---:|---|---:|---:|---|",
     ]
     for row in record["rows"]:
         ids = row["facts"][0].get("ids")
-        if ids is None or not row["row"].endswith(("generator", "TIGER")):
+        if ids is None or not row["row"].endswith(("generator", "TIGER", "ids")):
             continue
         cells = [
             f"{row['row']} ({ids['tokenizer']})",
@@ -121,7 +133,10 @@ def tokenizers(record: dict[str, Any]) -> list[str]:
             f"{ids['mse']:.4f}",
             ", ".join(f"{bits:.2f}" for bits in ids["entropy"]),
             f"{ids['unique_share']:.4f}",
-            f"{cell(row, 'test', 'masked', 'recall@10')['value']:.4f}",
+            f"{min(ids['utilisation']):.2f}",
+            "{value:.4f} [{low:.4f}, {high:.4f}]".format(
+                **cell(row, "test", "masked", "recall@10")
+            ),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
@@ -174,27 +189,135 @@ def section(record: dict[str, Any], published: dict[str, Any]) -> str:
     if found := published.get(data["name"]):
         lines += [
             "\nPublished numbers on this data set. " + found["about"] + "\n",
-            "| model | source | R@10 | N@10 | masked | hit on |",
-            "|---|---|---:|---:|---|---|",
+            "| model | source | R@10 | N@10 | masked | hit on | chosen on |",
+            "|---|---|---:|---:|---|---|---|",
             *(
                 f"| {r['model']} | {r['source']} | {r['recall@10']:.4f} | {r['ndcg@10']:.4f} "
-                f"| {r['masked']} | {r['hit']} |"
+                f"| {r['masked']} | {r['hit']} | {r['chosen']} |"
                 for r in found["rows"]
             ),
         ]
     return "\n".join(lines) + "\n"
 
 
+def ladder(record: dict[str, Any]) -> str:
+    """The part of the page about the scale ladder."""
+    data = record["data"]
+    lines = [
+        "\n## Scale ladder, simulated world\n",
+        f"{data['users']:,} users, {data['items']:,} items, {data['train_sessions']:,} training "
+        f"sessions, {data['test_sessions']:,} test sessions; {record['options']['epochs']:g} "
+        f"epochs, {record['options']['seeds']} seed(s), {record['datetime'][:10]}. A generator "
+        "gives five "
+        "items (of a next-item network the five best of its ranking), and the value is the world's "
+        "true expectation of the seconds watched. Experts are eight of half the dense width, two "
+        "for each token: as many weights meet a token as in the dense network of that size. "
+        "Next-item networks are trained on as many target items as those that write sessions. "
+        "MFLOP are of training, a target item. [low, high] resamples users.\n",
+        *([record["note"] + "\n"] if "note" in record else []),
+        "| size | layers | target | parameters | active | MFLOP an item | valid loss | seconds "
+        "a session |",
+        "|---|---|---|---:|---:|---:|---:|---|",
+        *(
+            f"| {r['size']} | {'experts' if r['experts'] else 'dense'} | {r['target']} "
+            f"| {r['parameters']:,.0f} | {r['active_parameters']:,.0f} | {r['flops'] / 1e6:.2f} "
+            f"| {r['valid_loss']:.3f} " + "| {:.1f} [{:.1f}, {:.1f}] |".format(*r["watch_seconds"])
+            for r in record["rows"]
+        ),
+        "\n![Seconds watched against parameters and work](images/ladder.svg)\n",
+        "Paired differences in seconds a session, the same users in both:\n",
+        "| claim | first | second | first minus second |",
+        "|---|---|---|---|",
+        *(
+            f"| {CLAIMS[p['claim']]} | {p['first']} | {p['second']} "
+            + "| {:+.1f} [{:+.1f}, {:+.1f}] |".format(*p["difference"])
+            for p in sorted(record["pairs"], key=lambda p: p["claim"])
+        ),
+        "\n" + verdict(record["pairs"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+CLAIMS = {
+    "larger": "a larger network is better",
+    "experts": "experts are better at equal active weights",
+    "sessions": "sessions are better than next items",
+}
+
+
+def verdict(pairs: list[dict[str, Any]]) -> str:
+    """What the differences say of each claim, in one sentence."""
+    said = []
+    for claim, text in CLAIMS.items():
+        ends = [p["difference"] for p in pairs if p["claim"] == claim]
+        up, down = sum(low > 0 for _, low, _ in ends), sum(high < 0 for _, _, high in ends)
+        said.append(f"{text}: {up} of {len(ends)} pairs for it and {down} against it")
+    return f"Beyond the interval — {'; '.join(said)}."
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """The ladder as two panels: against parameters and against the work of training."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "ladder"
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for axis, cost, label in zip(
+        axes,
+        ("parameters", "flops"),
+        ("parameters", "FLOP of training, a target item"),
+        strict=True,
+    ):
+        for target, color in (("session", "tab:blue"), ("next", "tab:orange")):
+            for experts, style in ((False, "-o"), (True, "--s")):
+                rows = [
+                    r
+                    for r in record["rows"]
+                    if r["target"] == target and bool(r["experts"]) == experts
+                ]
+                if not rows:
+                    continue
+                value, low, high = np.array([r["watch_seconds"] for r in rows]).T
+                axis.errorbar(
+                    [r[cost] for r in rows],
+                    value,
+                    [value - low, high - value],
+                    fmt=style,
+                    color=color,
+                    capsize=2,
+                    label=f"{target}, {'experts' if experts else 'dense'}",
+                )
+        axis.set(xscale="log", xlabel=label)
+    axes[0].set_ylabel("true seconds a session")
+    axes[0].legend()
+    figure.tight_layout()
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def page() -> str:
     """The whole page."""
     published = json.loads((ROOT / "benchmarks" / "published.json").read_text())
-    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+    records = read()
+    climbed = [record for record in records if record["preset"] == "ladder"]
+    records = [record for record in records if record["preset"] != "ladder"]
     text = INTRODUCTION + "\n## Not yet run\n\n"
     for preset, systems in PRESETS.items():
         run = {row["system"] for r in records if r["preset"] == preset for row in r["rows"]}
         if missing := [system.name for system in systems if system.name not in run]:
             text += f"- preset {preset}: {', '.join(missing)}\n"
-    return text + "".join(section(record, published) for record in records)
+    found = {(r["size"], bool(r["experts"]), r["target"]) for c in climbed for r in c["rows"]}
+    if left := [r.name for r in RUNGS if (r.size, bool(r.experts), r.target) not in found]:
+        text += f"- ladder: {', '.join(left)}\n"
+    text += "".join(section(record, published) for record in records)
+    return text + "".join(map(ladder, climbed))
+
+
+def read() -> list[dict[str, Any]]:
+    """All records."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
 
 
 def main() -> None:
@@ -202,6 +325,9 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
     if not parser.parse_args().check:
         PAGE.write_text(page())
+        for record in read():
+            if record["preset"] == "ladder":
+                draw(record, PLOT)
     elif not PAGE.exists() or PAGE.read_text() != page():
         sys.exit(f"{PAGE.relative_to(ROOT)} is not what the records give: run `make docs`")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import subprocess
@@ -110,17 +111,15 @@ def _environment() -> dict[str, Any]:
 def main(argv: list[str]) -> None:
     from onerec.cli.options import Parser
 
-    if argv[:1] == ["quality"]:
-        from onerec.cli import quality
-
-        quality.main(argv[1:])
+    if argv[:1] == ["quality"] or argv[:1] == ["ladder"]:
+        importlib.import_module(f"onerec.cli.{argv[0]}").main(argv[1:])
         return
     parser = Parser(
         "bench",
         "Runs the benchmarks of a source tree; each checks its result before it is timed. "
-        "`onerec bench quality` trains and compares recommenders instead, and has a help of its "
-        "own.",
-        usage="[SUITE ...] [options] | quality --data DIR [options]",
+        "`onerec bench quality` and `onerec bench ladder` train and compare recommenders instead, "
+        "and have helps of their own.",
+        usage="[SUITE ...] [options] | quality --data DIR [options] | ladder [options]",
     )
     parser.add_argument(
         "suites",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy.typing as npt
 
 from onerec.evaluation import metrics as m
 from onerec.evaluation.metrics import FloatArray, IntArray
+from onerec.files import atomic_write
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 DEPTH = 10
@@ -48,6 +51,32 @@ class Run:
     seed: int
     scores: dict[tuple[str, str], FloatArray]
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+def save_runs(folder: Path, runs: Sequence[Run]) -> None:
+    """Writes the rows of one training as scores.npz and facts.json."""
+    arrays = {
+        f"{run.row}|{case[0]}|{case[1]}": values.astype(np.float32)
+        for run in runs
+        for case, values in run.scores.items()
+    }
+    with atomic_write(folder / "scores.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+    with atomic_write(folder / "facts.json") as temporary:
+        temporary.write_text(json.dumps([{"row": r.row, **r.facts} for r in runs], indent=1))
+
+
+def load_runs(folder: Path, system: str, seed: int) -> list[Run]:
+    """What `save_runs` wrote."""
+    runs = []
+    with np.load(folder / "scores.npz") as scores:
+        for facts in json.loads((folder / "facts.json").read_text()):
+            row = facts.pop("row")
+            by_case = {
+                case: scores[f"{row}|{case[0]}|{case[1]}"].astype(np.float64) for case in CASES
+            }
+            runs.append(Run(row, system, seed, by_case, facts))
+    return runs
 
 
 def bucket_names(edges: Sequence[int]) -> list[str]:
@@ -127,7 +156,13 @@ def compare(
                 )
         bucket = np.searchsorted(np.asarray(edges), train_counts, side="left")
         masked = means[name, ("test", "masked")][:, METRICS.index("recall@10")]
-        numbers = ("parameters", "active_parameters", "train_seconds", "evaluate_seconds")
+        numbers = (
+            "parameters",
+            "active_parameters",
+            "flops",
+            "train_seconds",
+            "evaluate_seconds",
+        )
         rows.append(
             {
                 "row": name,

@@ -19,6 +19,23 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "n_experts": 8,
         "expert_d_ff": 128,
     },
+    # TIGER (arXiv 2305.05065, section 4): 3 codes of 256 and a collision digit, 4 + 4 layers of
+    # width 128, ReLU, 20 items. Its 6 heads of 64 do not divide that width: 4 of 32 here.
+    "tiger": {
+        "codebook_size": 256,
+        "levels": 4,
+        "session_length": 1,
+        "history_length": 20,
+        "history_tokens": "codes",
+        "d_model": 128,
+        "n_heads": 4,
+        "encoder_layers": 4,
+        "decoder_layers": 4,
+        "d_ff": 1024,
+        "n_experts": 0,
+        "activation": "relu",
+        "dropout": 0.1,
+    },
     # arXiv 2506.13695, table 1: 0.121B, dense.
     "0.1b": {
         "d_model": 1024,
@@ -40,6 +57,17 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "expert_d_ff": 2816,
     },
 }
+
+
+def preset_fields(name: str) -> dict[str, Any]:
+    """The fields that `OneRecConfig.preset` sets.
+
+    Raises:
+        ValueError: An unknown name.
+    """
+    if name not in _PRESETS:
+        raise ValueError(f"preset must be one of {list(_PRESETS)}, got {name!r}")
+    return dict(_PRESETS[name])
 
 
 @dataclass(frozen=True)
@@ -186,21 +214,23 @@ class OneRecConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> OneRecConfig:
-        """A named shape: "tiny" (CPU), "0.1b" (dense) or "1b" (24 experts, 2 a token).
+        """A named shape: "tiny" (CPU), "0.1b" (dense), "1b" (24 experts, 2 a token) or "tiger".
+
+        "tiger" is the baseline of arXiv 2305.05065: a bidirectional encoder over the history's
+        codes and a dense decoder of one item, for ids with a collision digit (`RQVAE`, its
+        `distinct` "rank").
 
         Sizes and their source are in docs/paper.md.
 
         Args:
-            name: One of the three.
+            name: One of the four.
             overrides: Fields to set otherwise.
 
         Raises:
             ValueError: An unknown name.
             TypeError: An unknown field.
         """
-        if name not in _PRESETS:
-            raise ValueError(f"preset must be one of {list(_PRESETS)}, got {name!r}")
-        return cls(**{**_PRESETS[name], **overrides})
+        return cls(**{**preset_fields(name), **overrides})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""

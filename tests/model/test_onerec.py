@@ -455,6 +455,7 @@ def test_every_parameter_gets_a_gradient() -> None:
     [
         ("0.1b", 126_136_320, 126_136_320),
         ("1b", 931_540_992, 170_274_816),
+        ("tiger", 3_020_928, 3_020_928),
     ],
 )
 def test_sizes_of_the_published_presets(name: str, total: int, active: int) -> None:

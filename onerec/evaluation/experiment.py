@@ -1,0 +1,392 @@
+"""Trains a system of a preset and measures it on valid and test, masked and unmasked."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from onerec.data import Samples, SessionSet
+from onerec.evaluation.adapters import RecommenderRanker, ScoreRanker
+from onerec.evaluation.baselines import Popularity, Ranker
+from onerec.evaluation.ids import make_ids
+from onerec.evaluation.metrics import FloatArray, pad_rows
+from onerec.evaluation.presets import System
+from onerec.evaluation.quality import CASES, DEPTH, METRICS, Run, session_scores
+from onerec.files import atomic_write
+from onerec.inference import NextItems, Recommender
+from onerec.model import OneRec, OneRecConfig, SASRec, SASRecConfig
+from onerec.tokenizer import Catalog
+from onerec.training import TrainConfig, pretrain
+from onerec.training.batches import PrefixBatches, SessionBatches
+
+WATCHED = 3000  # users of valid that choose the checkpoint
+_BLOCK = 2048  # sessions measured between two saves
+_WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
+
+Report = Callable[[int, int, str], None]
+Rankings = dict[str, dict[tuple[str, str], FloatArray]]
+
+
+class Experiment:
+    """A data set, and how systems are trained and measured on it.
+
+    Args:
+        data: Sessions of one item (the rule "next").
+        max_users: A seeded sample of so many users is measured; all when None.
+        levels: L of the generators' ids, without a collision digit.
+        codebook_size: K.
+        beam_width: Of generators.
+        epochs: Of each training, instead of the system's own.
+        device: "auto", "cpu" or "cuda".
+        progress: Opens a bar with a title.
+
+    Raises:
+        ValueError: A split has no sessions.
+    """
+
+    def __init__(
+        self,
+        data: SessionSet,
+        *,
+        max_users: int | None,
+        levels: int,
+        codebook_size: int,
+        beam_width: int,
+        epochs: float | None,
+        device: Literal["auto", "cpu", "cuda"],
+        progress: Callable[[str], AbstractContextManager[Report]],
+    ) -> None:
+        self.data = data
+        self.levels, self.codebook_size = levels, codebook_size
+        self.beam_width, self.epochs, self.device = beam_width, epochs, device
+        self.progress = progress
+        self.parts = {}
+        for split in ("valid", "test"):
+            samples = data.samples(split)
+            if not len(samples):
+                raise ValueError(f"the split {split} has no sessions")
+            self.parts[split] = some_users(samples, max_users)
+        self.watched = some_users(self.parts["valid"], WATCHED)
+        self._seen = _histories(self.watched, range(len(self.watched)))
+
+    def run(self, system: System, seed: int, folder: Path, title: str) -> list[Run]:
+        """Trains one network in `folder`/training, or goes on there, and measures its rows."""
+        if system.network == "popularity":
+            counts = self.data.items["train_count"].to_numpy()
+            rows = {system.row: self._measure(Popularity(counts), title)}
+            facts: dict[str, Any] = {"parameters": 0}
+        elif system.network == "sasrec":
+            rows, facts = self._sasrec(system, seed, folder, title)
+        else:
+            rows, facts = self._onerec(system, seed, folder, title)
+        return [Run(row, system.name, seed, cases, facts) for row, cases in rows.items()]
+
+    def flops(self, system: System, facts: dict[str, Any]) -> float:
+        """Floating-point operations of a training step a target item, forward and backward.
+
+        Counted on one batch as wide as training's, its products and attentions.
+        """
+        if system.network == "popularity":
+            return 0.0
+        generator = np.random.default_rng(0)
+        settings = facts["settings"]
+        if system.network == "sasrec":
+            model: SASRec | OneRec = SASRec(SASRecConfig(**settings))
+            sids = np.arange(self.data.n_items)[:, None]
+        else:
+            config = OneRecConfig(**settings)
+            model = OneRec(config)
+            sids = generator.integers(config.codebook_size, size=(self.data.n_items, config.levels))
+            if config.n_items:
+                model.set_catalog(sids, self.data.embeddings if config.vector_dim else None)
+        return training_flops(model, self.data.samples("train"), sids, system.train["batch_size"])
+
+    def _train(
+        self,
+        model: Any,
+        sids: npt.NDArray[np.integer],
+        system: System,
+        seed: int,
+        folder: Path,
+        title: str,
+        score: Callable[[Any], float],
+    ) -> dict[str, Any]:
+        """Trains with the checkpoint chosen by NDCG@10 on valid; facts of the training."""
+        train = self.data.samples("train")
+        fields = dict(system.train)
+        if self.epochs is not None:
+            fields["epochs"] = self.epochs
+        samples = len(np.unique(train.user_row)) if model.prefixes else len(train)
+        per_epoch = -(-samples // fields["batch_size"])
+        every = max(1, round(system.eval_epochs * per_epoch))
+        config = TrainConfig(
+            **fields,
+            max_steps=None,
+            seed=seed,
+            device=self.device,
+            eval_every=every,
+            checkpoint_every=every,
+        )
+        with self.progress(title) as report:
+            result = pretrain(
+                model,
+                train,
+                self.watched,
+                sids,
+                config,
+                folder / "training",
+                score=score,
+                progress=report,
+            )
+        return {
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "train_seconds": result.seconds,
+            "epochs": config.epochs,
+            "selected_epoch": result.selected_step / per_epoch,
+            "valid_score": result.valid_score,
+            "settings": dataclasses.asdict(model.config),
+        }
+
+    def _sasrec(
+        self, system: System, seed: int, folder: Path, title: str
+    ) -> tuple[Rankings, dict[str, Any]]:
+        torch.manual_seed(seed)
+        model = SASRec(SASRecConfig(self.data.n_items, **system.model))
+        table = np.arange(self.data.n_items)[:, None]
+
+        def ranker(network: SASRec) -> ScoreRanker:
+            length = model.config.history_length
+            return ScoreRanker(network.scores, table, length, device=network.items.weight.device)
+
+        def score(network: SASRec) -> float:
+            return self._ndcg(ranker(network).rank(self._seen, DEPTH, self._seen))
+
+        facts = self._train(model, table, system, seed, folder, title, score)
+        started = time.perf_counter()
+        rows = {system.row: self._measure(ranker(model), title)}
+        return rows, {**facts, "evaluate_seconds": time.perf_counter() - started}
+
+    def _onerec(
+        self, system: System, seed: int, folder: Path, title: str
+    ) -> tuple[Rankings, dict[str, Any]]:
+        data = self.data
+        with self.progress(f"{title}: semantic ids") as report:
+            quantizer = make_ids(
+                system.ids, data.embeddings, self.levels, self.codebook_size, seed, report
+            )
+        sids = quantizer.sids_
+        dense = system.model.get("item_loss", 0.0) > 0
+        sizes = {"n_items": data.n_items, "vector_dim": data.embeddings.shape[1]} if dense else {}
+        torch.manual_seed(seed)
+        config = OneRecConfig(
+            codebook_size=self.codebook_size,
+            levels=sids.shape[1],
+            session_length=1,
+            **system.model,
+            **sizes,
+        )
+        model = OneRec(config)
+        if dense:
+            model.set_catalog(sids, data.embeddings)
+        item_ids = data.items["item_id"].to_pylist()
+        catalog = Catalog.build(item_ids, sids, self.codebook_size)
+
+        def recommender(network: OneRec) -> Recommender:
+            return Recommender(network, catalog, device=network.start.device, batching=True)
+
+        def score(network: OneRec) -> float:
+            if dense:
+                found = recommender(network).next_items(
+                    [catalog.item_ids[h].tolist() for h in self._seen], beam_width=20, dense_top=20
+                )
+                return self._ndcg(_padded([c.best(DEPTH, 0.5) for c in found]))
+            ranker = RecommenderRanker(recommender(network), item_ids, beam_width=20)
+            return self._ndcg(ranker.rank(self._seen, DEPTH, self._seen), ranker.groups)
+
+        facts = self._train(model, sids, system, seed, folder, title, score)
+        facts["active_parameters"] = model.num_parameters(active=True)
+        facts["ids"] = {**quantizer.report_, "tokenizer": system.ids}
+        started = time.perf_counter()
+        if dense:
+            rows, weight = self._measure_fused(recommender(model), system, folder, title)
+            facts["dense_weight"] = weight
+        else:
+            ranker = RecommenderRanker(recommender(model), item_ids, beam_width=self.beam_width)
+            rows = {system.row: self._measure(ranker, title)}
+        return rows, {**facts, "evaluate_seconds": time.perf_counter() - started}
+
+    def _ndcg(self, ranked: npt.NDArray[np.int64], groups: Any = None) -> float:
+        """NDCG@10 of rankings of the sessions that choose the checkpoint, masked."""
+        targets = self.watched.targets(np.arange(len(self.watched)), 1).astype(np.int64)
+        scores = session_scores(ranked, targets, groups=groups, exclude=pad_rows(self._seen))
+        return float(scores[:, METRICS.index("ndcg@10")].mean())
+
+    def _measure(self, ranker: Ranker, title: str) -> dict[tuple[str, str], FloatArray]:
+        """The METRICS of a ranker in each case."""
+        found = {}
+        for split, history in CASES:
+            samples = self.parts[split]
+            rows = []
+            with self.progress(f"{title}: {split}, {history}") as report:
+                for begin in range(0, len(samples), 1024):
+                    part = range(begin, min(begin + 1024, len(samples)))
+                    seen = _histories(samples, part)
+                    hidden = seen if history == "masked" else None
+                    ranked = ranker.rank(seen, DEPTH, hidden)
+                    rows.append(
+                        session_scores(
+                            ranked,
+                            samples.targets(np.arange(part.start, part.stop), 1).astype(np.int64),
+                            groups=ranker.groups,
+                            exclude=None if hidden is None else pad_rows(hidden),
+                        )
+                    )
+                    report(part.stop, len(samples), "")
+            found[split, history] = np.concatenate(rows)
+        return found
+
+    def _measure_fused(
+        self, recommender: Recommender, system: System, folder: Path, title: str
+    ) -> tuple[Rankings, float]:
+        """Generator alone, dense head alone and both, the weight chosen on valid by NDCG@10."""
+        ids = recommender.catalog.item_ids
+        names = [f"{system.row}, {part}" for part in ("generator", "dense head", "fused")]
+        rows: Rankings = {name: {} for name in names}
+        weight = 0.0
+        for split, history in CASES:
+            samples = self.parts[split]
+            targets = samples.targets(np.arange(len(samples)), 1).astype(np.int64)
+            seen = _histories(samples, range(len(samples)))
+            masked = history == "masked"
+            found: list[NextItems] = []
+            with self.progress(f"{title}: {split}, {history}") as report:
+                for begin in range(0, len(samples), _BLOCK):
+                    path = folder / "training" / f"candidates-{split}-{history}-{begin}.npz"
+                    if not path.is_file():
+                        made = recommender.next_items(
+                            [ids[h].tolist() for h in seen[begin : begin + _BLOCK]],
+                            beam_width=self.beam_width,
+                            dense_top=2 * DEPTH,
+                            exclude_history=masked,
+                        )
+                        _save_next_items(path, made)
+                    found += _load_next_items(path)
+                    report(len(found), len(samples), "")
+            hidden = pad_rows(seen) if masked else None
+
+            def scored(
+                ranked: list[npt.NDArray[np.int64]], targets: Any = targets, hidden: Any = hidden
+            ) -> FloatArray:
+                return session_scores(_padded(ranked), targets, exclude=hidden)
+
+            if (split, history) == CASES[0]:
+                place = METRICS.index("ndcg@10")
+                tried = [
+                    scored([c.best(DEPTH, w) for c in found])[:, place].mean() for w in _WEIGHTS
+                ]
+                weight = _WEIGHTS[int(np.argmax(tried))]
+            generated = [
+                c.items[c.beamed][np.argsort(-c.generator[c.beamed], kind="stable")[:DEPTH]]
+                for c in found
+            ]
+            rows[names[0]][split, history] = scored(generated)
+            rows[names[1]][split, history] = scored([c.best(DEPTH, 1.0) for c in found])
+            rows[names[2]][split, history] = scored([c.best(DEPTH, weight) for c in found])
+        return rows, weight
+
+
+def training_flops(
+    model: Any, train: Samples, sids: npt.NDArray[np.integer], batch_size: int
+) -> float:
+    """Floating-point operations of forward and backward a target item, counted on one batch.
+
+    Args:
+        model: As for `onerec.training.pretrain`; its gradients are left as they were.
+        train: Training samples.
+        sids: int [N, L].
+        batch_size: Samples of the batch, the first of a seeded order.
+    """
+    batches = (PrefixBatches if model.prefixes else SessionBatches)(
+        train,
+        sids,
+        history_length=model.config.history_length,
+        session_length=model.config.session_length,
+        batch_size=batch_size,
+        item_column=model.item_column,
+    )
+    batch = batches.batch(0)
+    # The counter knows neither the fused attention of CPUs, nor the product in place, nor experts.
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={
+            torch.ops.aten.addmm_: _addmm_flop,
+            torch.ops.onerec.moe_experts: _experts_flop,
+            torch.ops.onerec.moe_experts_backward: _experts_backward_flop,
+        },
+    )
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        loss = model(batch.history, batch.target).loss
+        torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+    return counter.get_total_flops() / batch.items
+
+
+# What a count is made from are the shapes of an operation's arguments.
+
+
+def _addmm_flop(_: Any, a: Any, b: Any, **__: Any) -> int:
+    return int(2 * a[0] * a[1] * b[1])
+
+
+def _experts_flop(*shapes: Any, **_: Any) -> int:
+    _x, order, _inverse, _ends, _gates, w13, w2 = shapes[:7]
+    return int(2 * order[0] * (w13[1] * w13[2] + w2[1] * w2[2]))
+
+
+def _experts_backward_flop(*shapes: Any, **_: Any) -> int:
+    return 2 * _experts_flop(*shapes[1:])
+
+
+def some_users(samples: Samples, users: int | None) -> Samples:
+    """The sessions of a seeded sample of users; the same users whatever the split."""
+    if users is None or users >= len(np.unique(samples.user_row)):
+        return samples
+    last = int(samples.user_row.max()) + 1
+    order = np.random.default_rng(0).permutation(last)
+    present = order[np.isin(order, samples.user_row)][:users]
+    return samples.take(np.flatnonzero(np.isin(samples.user_row, present)))
+
+
+def _histories(samples: Samples, part: range) -> list[npt.NDArray[np.int32]]:
+    return [samples.history(i) for i in part]
+
+
+def _padded(rows: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    return pad_rows(rows, DEPTH)
+
+
+def _save_next_items(path: Path, found: list[NextItems]) -> None:
+    """Writes what `Recommender.next_items` found, so that a stopped measurement goes on."""
+    columns = {
+        name: np.concatenate([getattr(c, name) for c in found])
+        for name in ("items", "beamed", "generator", "dense")
+    }
+    sizes = np.array([len(c.items) for c in found])
+    with atomic_write(path) as temporary:
+        np.savez(temporary, sizes=sizes, **columns)  # type: ignore[arg-type]
+
+
+def _load_next_items(path: Path) -> list[NextItems]:
+    with np.load(path) as file:
+        names = ("items", "beamed", "generator", "dense")
+        parts = [np.split(file[name], np.cumsum(file["sizes"])[:-1]) for name in names]
+    return [NextItems(*row) for row in zip(*parts, strict=True)]

@@ -73,8 +73,9 @@ def check_items(model: OneRec | NativeModel, catalog: Catalog) -> None:
     Raises:
         ValueError: Semantic ids differ, or their order.
     """
-    known = model.item_sids if model.config.n_items else None
-    if known is not None and not np.array_equal(catalog.sids, np.asarray(known)):
+    if not model.config.n_items:
+        return
+    if not np.array_equal(catalog.sids, torch.as_tensor(model.item_sids).cpu().numpy()):
         raise ValueError("catalog must hold the semantic ids that the model was given, in order")
 
 

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
 pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
@@ -28,7 +30,12 @@ uvicorn = pytest.importorskip("uvicorn", reason='needs the extra "serve"')
 
 from onerec import OneRec, OneRecConfig, Recommender  # noqa: E402
 from onerec.inference.exported import export  # noqa: E402
-from onerec.serving.app import JsonLines, create_app  # noqa: E402
+from onerec.serving.app import (  # noqa: E402
+    JsonLines,
+    RankRequest,
+    RecommendRequest,
+    create_app,
+)
 from onerec.serving.config import ServeConfig  # noqa: E402
 from onerec.serving.metrics import Metrics  # noqa: E402
 from onerec.serving.worker import Draining, Expired, Options, QueueFull, Worker  # noqa: E402
@@ -163,6 +170,34 @@ def test_rankings_are_answered_and_checked(server: Server, folders: list[Path]) 
         status, got, _ = server.send("POST", "/v1/rank", body)
         assert status == 422
         assert words in got["error"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+def bodies(model: type[RecommendRequest] | type[RankRequest]) -> st.SearchStrategy[Any]:
+    """Bodies of fields that the schema knows, with values right and wrong."""
+    values = st.integers(-3, 70) | st.lists(st.integers(-(2**70), 2**70) | st.text()) | JSON
+    fields = dict.fromkeys(model.model_fields, values)
+    fields["history"] = st.lists(st.integers(0, 70), max_size=9) | values
+    return st.fixed_dictionaries({"history": fields.pop("history")}, optional=fields) | JSON
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_no_body_is_a_fault_of_the_server(server: Server, data: st.DataObject) -> None:
+    path, model = data.draw(
+        st.sampled_from([("/v1/recommend", RecommendRequest), ("/v1/rank", RankRequest)])
+    )
+    body = data.draw(st.binary(max_size=50) | bodies(model))
+    status, got, _ = server.send("POST", path, body)
+    assert status in (200, 400, 413, 422), got
 
 
 def test_a_body_of_another_type_is_refused(server: Server) -> None:

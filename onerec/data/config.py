@@ -137,6 +137,8 @@ class SimulatorConfig:
         popular: Share that it draws by popularity; the rest are the best of `candidates` draws
             by a noisy affinity.
         candidates: Draws behind a personal slot, half by popularity and half even.
+        coherence: How much a personal slot leans towards what the request's earlier slots show, in
+            standard deviations of affinity at full similarity; negative: away from it.
         policy_noise: Noise of the policy's guess of the affinity, in standard deviations of it.
         popularity_spread: Standard deviation of the log of an item's popularity that its
             quality does not explain.
@@ -170,6 +172,7 @@ class SimulatorConfig:
     explore: float = 0.1
     popular: float = 0.25
     candidates: int = 32
+    coherence: float = 2.0
     policy_noise: float = 0.5
     popularity_spread: float = 0.6
     fatigue: bool = True

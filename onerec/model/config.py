@@ -258,6 +258,8 @@ class RewardModelConfig:
         n_heads: Attention heads; divides `d_model`. Open.
         tower_width: Hidden width of a tower. Open.
         item_ids: Whether items also have vectors of their own, learned here, beside their features.
+        wide: Whether each output also has a linear part of the item's features and the logarithm of
+            the history's length, past all layers (as in arXiv 1606.07792). Open.
         dropout: Rate on item states before the towers. Open.
     """
 
@@ -275,6 +277,7 @@ class RewardModelConfig:
     n_heads: int = 4
     tower_width: int = 32
     item_ids: bool = True
+    wide: bool = False
     dropout: float = 0.1
 
     def __post_init__(self) -> None:

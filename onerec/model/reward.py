@@ -17,7 +17,8 @@ class RewardModel(Pretrained):
     An item's vector v_i is a projection of its features plus a vector of its own. Target attention
     makes of it e_i = v_i (.) u: v_i asks the user's history (with each item's age), and e_i is a
     small network of v_i, the answer, and their product. Self-attention over e_1 .. e_m (with their
-    slots) gives the states h_f; towers read their sum, or each of them (`config.labels`).
+    slots) gives the states h_f; towers read their sum, or each of them (`config.labels`). With
+    `config.wide` a linear model of the features is added to each output.
 
     Args:
         config: Its shape.
@@ -53,6 +54,11 @@ class RewardModel(Pretrained):
             nn.Sequential(nn.Linear(d, width), nn.SiLU(), nn.Linear(width, 1))
             for _ in config.targets
         )
+        self.wide = (
+            nn.Linear(config.feature_dim + 1, len(config.targets), bias=False)
+            if config.wide
+            else None
+        )
         self._initialise()
 
     @torch.no_grad()
@@ -61,6 +67,8 @@ class RewardModel(Pretrained):
         for table in tables:
             table.weight.normal_(std=0.02)
         self.nobody.normal_(std=0.02)
+        if self.wide is not None:
+            self.wide.weight.zero_()
         for tower, rate, weight in zip(
             self.towers, self.config.base_rates, self.config.positive_weights, strict=True
         ):
@@ -99,7 +107,8 @@ class RewardModel(Pretrained):
             state = torch.where(shown, state, 0).sum(dim=1, keepdim=True)
         state = self.dropout(self.final_norm(state))
         logits = torch.cat([tower(state) for tower in self.towers], dim=-1)
-        return logits.view(batch, count, -1, len(self.towers))
+        logits = logits.view(batch, count, -1, len(self.towers))
+        return logits if self.wide is None else logits + self._linear(history, sessions)
 
     def predict(self, history: Tensor, sessions: Tensor) -> Tensor:
         """Calibrated outputs of whole sessions, [B, N, targets] in (0, 1): the mean over items.
@@ -130,6 +139,19 @@ class RewardModel(Pretrained):
         rates = torch.tensor(self.config.base_rates, device=sessions.device)
         lifts: Tensor = self.predict(history, sessions) / rates
         return (lifts * weights).sum(dim=-1) / weights.abs().sum()
+
+    def _linear(self, history: Tensor, sessions: Tensor) -> Tensor:
+        """The wide part, of items [B, N, m, targets] or their mean [B, N, 1, targets]."""
+        assert self.wide is not None
+        real = (sessions >= 0).unsqueeze(-1)
+        features = self.item_features[sessions.clamp(min=0)]
+        length = (history >= 0).sum(dim=1).to(features.dtype).log1p()
+        length = length.view(-1, 1, 1, 1).expand(*sessions.shape, 1)
+        logits: Tensor = self.wide(torch.cat([features, length], dim=-1))
+        if self.config.labels == "session":
+            total = torch.where(real, logits, 0).sum(dim=2, keepdim=True)
+            logits = total / real.sum(dim=2, keepdim=True).clamp(min=1)
+        return logits
 
     def _vectors(self, items: Tensor) -> Tensor:
         vectors: Tensor = self.features(self.item_features[items])

@@ -148,6 +148,7 @@ def train_reward(
         d_model=config.d_model,
         n_heads=config.n_heads,
         item_ids=config.item_ids,
+        wide=config.wide,
         dropout=config.dropout,
     )
     halves = [(0, 2), (1, 2)] if config.judge else [(0, 1)]

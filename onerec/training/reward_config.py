@@ -34,6 +34,8 @@ class RewardConfig:
         d_model: Width.
         n_heads: Attention heads.
         item_ids: Whether items have learned vectors beside their features.
+        wide: Whether each target also has a linear part of the item's features and the history's
+            length, past all layers; with little data that is what a deep model is slow to learn.
         dropout: Rate on item states.
         epochs: Passes over the training sessions; may be a fraction.
         max_steps: At most so many optimiser steps.
@@ -45,7 +47,7 @@ class RewardConfig:
     """
 
     targets: tuple[str, ...] = ("swt", "vtr", "long_view", "like", "follow")
-    weights: tuple[float, ...] = (1.0, 0.9, 0.0, 0.9, 0.0)
+    weights: tuple[float, ...] = (1.0, 0.7, 0.0, 0.5, 0.0)
     labels: Literal["item", "session"] = "item"
     min_positives: int = 100
     max_positive_weight: float = 10.0
@@ -54,6 +56,7 @@ class RewardConfig:
     d_model: int = 64
     n_heads: int = 4
     item_ids: bool = True
+    wide: bool = False
     dropout: float = 0.1
     epochs: float = 4.0
     max_steps: int = 600

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from onerec.data import SimulatorConfig, World, open_log, simulate
+from onerec.data.simulator import KUAIRAND, _cohesion
 from onerec.errors import DataError
 
 SMALL = {"n_users": 60, "n_items": 200, "n_creators": 12, "requests_per_user": 6.0}
@@ -272,6 +275,53 @@ def test_marginals_are_near_kuairand() -> None:
     for name, ours, theirs in rows:
         limit = TOLERANCE.get(name, 1.25)
         assert theirs / limit < ours < theirs * limit, (name, ours, theirs)
+
+
+def test_cohesion_is_the_share_of_equal_pairs() -> None:
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(40), 4)
+    user, kind = group // 5, rng.integers(0, 5, 160)
+    inside: dict[int, list[bool]] = {u: [] for u in range(8)}
+    apart: dict[int, list[bool]] = {u: [] for u in range(8)}
+    for a, b in combinations(range(160), 2):
+        if user[a] == user[b]:
+            (inside if group[a] == group[b] else apart)[user[a]].append(kind[a] == kind[b])
+    pairs = [len(inside[u]) for u in range(8)]
+    wanted = sum(map(sum, inside.values())) / np.dot(pairs, [np.mean(apart[u]) for u in range(8)])
+    order = rng.permutation(160)
+    assert _cohesion(kind[order], group[order], user[order]) == pytest.approx(wanted)
+
+
+def test_topics_of_a_request_cohere_by_the_switch() -> None:
+    found = [
+        {name: ours for name, ours, _ in simulate(config(coherence=c)).marginals()}[
+            "same topic, within a request over apart"
+        ]
+        for c in (-3.0, 0.0, 3.0)
+    ]
+    assert found[0] < found[1] < found[2]
+
+
+def test_topics_cohere_in_kuairand_as_told(data_dir: Path) -> None:
+    """Tags of a user's exposures within 10 minutes, over those more than a day apart."""
+    log = pq.read_table(data_dir / "kuairand_pure" / "interactions.parquet")
+    log = log.filter(pc.equal(log["tab"], 1))
+    items = pq.read_table(data_dir / "kuairand_pure" / "items.parquet", columns=["item_id", "tag"])
+    first = np.array([(tag or "").split(",")[0] for tag in items["tag"].to_pylist()])
+    tags = np.empty(max(items["item_id"].to_pylist()) + 1, dtype=first.dtype)
+    tags[items["item_id"].to_numpy()] = first
+    columns = [log[name].to_numpy() for name in ("user_id", "timestamp_ms", "item_id")]
+    user, stamp, item = np.unique(np.stack(columns, axis=1), axis=0).T
+    counts = np.zeros((4, user.max() + 1))  # near pairs, equal near pairs, far, equal far
+    for lag in range(1, 60):
+        mine = (user[lag:] == user[:-lag]) & (item[lag:] != item[:-lag])
+        gap, same = stamp[lag:] - stamp[:-lag], tags[item[lag:]] == tags[item[:-lag]]
+        for row, inside in ((0, mine & (gap < 600_000)), (2, mine & (gap >= 86_400_000))):
+            counts[row] += np.bincount(user[lag:][inside], minlength=counts.shape[1])
+            counts[row + 1] += np.bincount(user[lag:][inside & same], minlength=counts.shape[1])
+    near, near_same, far, far_same = counts[:, (counts[0] > 0) & (counts[2] > 0)]
+    told = KUAIRAND["same topic, within a request over apart"]
+    assert near_same.sum() / (far_same / far * near).sum() == pytest.approx(told, abs=0.02)
 
 
 def test_likes_are_given_by_few() -> None:

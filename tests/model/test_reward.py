@@ -26,9 +26,9 @@ CONFIG = RewardModelConfig(
 )
 
 
-def make(labels: str = "item") -> RewardModel:
+def make(labels: str = "item", wide: bool = False) -> RewardModel:
     torch.manual_seed(0)
-    model = RewardModel(replace(CONFIG, labels=labels)).eval()
+    model = RewardModel(replace(CONFIG, labels=labels, wide=wide)).eval()
     with torch.no_grad():
         model.item_features.normal_()
         for parameter in model.parameters():
@@ -40,9 +40,10 @@ HISTORY = torch.tensor([[3, 7, 29, 4], [5, -1, -1, -1], [-1, -1, -1, -1]])
 SESSIONS = torch.tensor([[[1, 2, 3], [4, 5, -1]], [[8, 8, 0], [9, -1, -1]], [[7, 6, 5], [1, 2, 3]]])
 
 
+@pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("labels", ["item", "session"])
-def test_padding_and_neighbours_do_not_matter(labels: str) -> None:
-    model = make(labels)
+def test_padding_and_neighbours_do_not_matter(labels: str, wide: bool) -> None:
+    model = make(labels, wide)
     whole = model.predict(HISTORY, SESSIONS)
     assert whole.shape == (3, 2, 2)
     assert ((whole > 0) & (whole < 1)).all()
@@ -50,6 +51,22 @@ def test_padding_and_neighbours_do_not_matter(labels: str) -> None:
         for number, session in enumerate(SESSIONS[row]):
             alone = model.predict(history[history >= 0][None], session[session >= 0][None, None])
             torch.testing.assert_close(alone[0, 0], whole[row, number], rtol=1e-5, atol=1e-6)
+
+
+def test_the_wide_part_is_linear_in_features_and_history_length() -> None:
+    model = make(wide=True)
+    with_it = model(HISTORY, SESSIONS)
+    assert model.wide is not None
+    weight = model.wide.weight.clone()
+    with torch.no_grad():
+        model.wide.weight.zero_()
+    length = torch.tensor([4.0, 1.0, 0.0])
+    for row in range(3):
+        own = model.item_features[SESSIONS[row].clamp(min=0)]
+        wanted = own @ weight[:, :-1].T + weight[:, -1] * torch.log1p(length[row])
+        found = (with_it - model(HISTORY, SESSIONS))[row]
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+    assert not RewardModel(replace(CONFIG, wide=True)).wide.weight.any()  # type: ignore[union-attr]
 
 
 def test_order_history_and_company_matter() -> None:

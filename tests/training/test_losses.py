@@ -1,4 +1,9 @@
-"""Alignment losses against scalar computations in Python floats, and their gradients."""
+"""Alignment losses against scalar computations in Python floats, and their gradients.
+
+The scalar formulas are those of the papers and, where TRL has the same loss (dpo's "sigmoid", "ipo"
+and "robust", conservative dpo by label_smoothing, cpo and simpo), of its documented definitions;
+TRL itself is not imported, for its trainers need packages that nothing else here does.
+"""
 
 from __future__ import annotations
 

@@ -688,20 +688,16 @@ def _cohesion(kind: Ints, group: Ints, user: Ints) -> float:
 
     A user's rate elsewhere counts as often as the user has pairs within groups.
     """
-    pairs: dict[str, tuple[Floats, Floats]] = {}
-    for name, key in (("group", group), ("user", user)):
+    users, whose = np.unique(user, return_inverse=True)
+    pairs: list[tuple[Floats, Floats]] = []
+    for key in (group, user):
         _, first, row = np.unique(key, return_index=True, return_inverse=True)
+        owner = whose[first]
         n = np.bincount(row).astype(np.float64)
-        of_kind = row * (kind.max() + 1) + kind
-        _, at, k = np.unique(of_kind, return_index=True, return_counts=True)
-        same = np.bincount(row[at], weights=k * (k - 1) / 2, minlength=len(n))
-        users = np.unique(user)
-        owner = np.searchsorted(users, user[first])
-        pairs[name] = (
-            np.bincount(owner, weights=same, minlength=len(users)),
-            np.bincount(owner, weights=n * (n - 1) / 2, minlength=len(users)),
-        )
-    (same, inside), (all_same, all_pairs) = pairs["group"], pairs["user"]
+        _, at, k = np.unique(row * (kind.max() + 1) + kind, return_index=True, return_counts=True)
+        equal = np.bincount(owner[row[at]], k * (k - 1) / 2.0, len(users)).astype(np.float64)
+        pairs.append((equal, np.bincount(owner, n * (n - 1) / 2, len(users)).astype(np.float64)))
+    (same, inside), (all_same, all_pairs) = pairs
     known = (inside > 0) & (all_pairs > inside)
     apart = (all_same - same)[known] / (all_pairs - inside)[known]
     return float(same[known].sum() / np.sum(apart * inside[known]))

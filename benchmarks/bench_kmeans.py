@@ -4,22 +4,18 @@ The peers: k-means-constrained (exact by min-cost flow, on distances that are no
 and scikit-learn (no balance: a lower bound on time and objective), Sinkhorn with greedy rounding
 (MiniOneRec, arXiv 2510.24431), Algorithm 1 of OneRec (arXiv 2502.18965). Those that cannot be
 imported are left out.
-
-    python benchmarks/bench_kmeans.py plot.png    # time of a fit over N and K, ours beside FAISS
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from onerec._native import core
-from onerec.tokenizer import BalancedKMeans, ResidualQuantizer, reference
+from onerec.tokenizer import BalancedKMeans, reference
 from onerec.tokenizer.balanced_kmeans import priced_argmin
-from onerec.tokenizer.residual_quantizer import describe_ids
 
 PEERS = {"faiss": "faiss", "scikit-learn": "sklearn", "k-means-constrained": "k_means_constrained"}
 
@@ -161,18 +156,77 @@ BIG = ["priced", "fast", "faiss"]
 @pytest.mark.parametrize(
     ("n", "clusters", "d", "steps", "names"),
     [
-        (10_240, 64, 64, 10, ALL),
-        (10_240, 256, 64, 10, ALL[:-1]),
-        (200_000, 1024, 128, 10, BIG),
-        (1_000_000, 1024, 128, 1, BIG),
+        (10_240, 64, 64, 3, ALL),
+        (51_200, 1024, 128, 3, BIG),
     ],
-    ids=["10k-64", "10k-256", "200k-1024", "1M-1024-one-step"],
+    ids=["10k-64", "51k-1024"],
 )
 def test_fit(compare: Any, n: int, clusters: int, d: int, steps: int, names: list[str]) -> None:
     calls: Mapping[str, Callable[[], dict[str, float]]] = {
         name: partial(apart, name, n, clusters, d, steps) for name in present(names)
     }
     compare.alone(calls, facts={"steps": steps, "data MiB": round(n * d * 4 / 2**20, 1)})
+
+
+SCALING = [
+    *(("N, at K = 256", n, n, 256) for n in (6_400, 12_800, 25_600, 51_200)),
+    *(("K, at N = 25,600", k, 25_600, k) for k in (32, 64, 128, 256, 512)),
+]
+
+
+@pytest.mark.parametrize(
+    ("axis", "value", "n", "clusters"), SCALING, ids=[f"{n}-{k}" for _, _, n, k in SCALING]
+)
+def test_scaling(compare: Any, axis: str, value: int, n: int, clusters: int) -> None:
+    """Time of a fit of three steps over N and over K, d = 64."""
+    compare.alone(
+        {name: partial(fit, name, n, clusters, 64, 3) for name in present(BIG)},
+        facts={"axis": axis, "value": value},
+    )
+
+
+class Step:
+    """One exact assignment at given centres from given prices, certificate included."""
+
+    def __init__(
+        self,
+        x: NDArray[np.float32],
+        centers: NDArray[np.float32],
+        prices: NDArray[np.float64],
+        threads: int,
+        cuda_device: int = -1,
+    ) -> None:
+        self.x, self.centers, self.prices = x, centers, prices
+        self.threads, self.cuda_device = threads, cuda_device
+        self.labels = np.zeros(len(x), np.int32)
+
+    def __call__(self) -> dict[str, float]:
+        prices = self.prices.copy()
+        return dict(
+            core().balanced_assign(
+                x=self.x.ctypes.data,
+                rows=self.x.shape[0],
+                columns=self.x.shape[1],
+                stride=self.x.shape[1],
+                centers=self.centers.ctypes.data,
+                clusters=len(self.centers),
+                seed=0,
+                num_threads=self.threads,
+                memory_budget=2 << 30,
+                prices_given=True,
+                prices=prices.ctypes.data,
+                labels=self.labels.ctypes.data,
+                cuda_device=self.cuda_device,
+            )
+        )
+
+    def check(self, result: Any, cost: float) -> None:
+        if isinstance(result, dict):
+            assert result["gap"] <= 1e-6
+            assert result["cost"] == pytest.approx(cost, rel=1e-9)
+            low, rest = divmod(len(self.x), len(self.centers))
+            sizes = np.bincount(self.labels, minlength=len(self.centers))
+            assert (sizes.min(), sizes.max()) == (low, low + (rest > 0))
 
 
 @pytest.mark.parametrize(
@@ -184,25 +238,7 @@ def test_exact_step(compare: Any, n: int, clusters: int, d: int) -> None:
     threads = torch.get_num_threads()
     kmeans = BalancedKMeans(clusters, max_iter=4, random_state=0, num_threads=threads).fit(x)
     centers = means_of(x, kmeans.labels_, clusters)
-    labels = np.zeros(n, np.int32)
-
-    def ours() -> dict[str, float]:
-        prices = kmeans.prices_.copy()
-        return core().balanced_assign(
-            x=x.ctypes.data,
-            rows=n,
-            columns=d,
-            stride=d,
-            centers=centers.ctypes.data,
-            clusters=clusters,
-            seed=0,
-            num_threads=threads,
-            memory_budget=2 << 30,
-            prices_given=True,
-            prices=prices.ctypes.data,
-            labels=labels.ctypes.data,
-        )
-
+    ours = Step(x, centers, kmeans.prices_, threads)
     work = ours()
     cost = work["cost"]
     seconds = sum(work[key] for key in ("pass_seconds", "price_seconds", "finish_seconds"))
@@ -230,93 +266,39 @@ def test_exact_step(compare: Any, n: int, clusters: int, d: int) -> None:
         slow = time.perf_counter() - begin
         facts["k-means-constrained, one call, s"] = round(slow, 2)
 
-    def check(result: Any, expected: Any) -> None:
-        if isinstance(result, dict):
-            assert result["gap"] <= 1e-6
-            assert result["cost"] == pytest.approx(cost, rel=1e-9)
-            assert set(np.bincount(labels)) == {n // clusters}
-
     compare(
         {
             "exact": ours,
             "priced argmin": lambda: priced_argmin(x, centers, kmeans.prices_, threads),
         },
-        check=check,
+        check=ours.check,
         expected=cost,
         facts=facts,
-        seconds=5,
+        seconds=3,
     )
 
 
-def coded(name: str, x: NDArray[np.float32], levels: int, size: int) -> dict[str, float]:
-    """Semantic ids of real items: seconds, error and collisions."""
-    begin = time.perf_counter()
-    if name == "faiss":
-        import faiss
-
-        faiss.omp_set_num_threads(torch.get_num_threads())
-        residual, columns = x.copy(), []
-        for level in range(levels):
-            found = faiss.Kmeans(x.shape[1], size, niter=10, seed=level + 1)
-            found.cp.max_points_per_centroid = len(x)
-            found.train(residual)
-            columns.append(found.index.search(residual, 1)[1][:, 0])
-            residual -= found.centroids[columns[-1]]
-        sids = np.stack(columns, axis=1).astype(np.int32)
-        mse = float((residual.astype(np.float64) ** 2).sum(1).mean())
-    else:
-        method, distinct = ("sequential", "none") if name == "sequential" else ("priced", name)
-        quantizer = ResidualQuantizer(
-            levels, size, method=method, distinct=distinct, random_state=0
-        ).fit(x)
-        sids, mse = quantizer.sids_, quantizer.report_["mse"]
-    report = describe_ids(sids, size)
-    if name in ("distinct", "rank"):
-        assert report["unique_share"] == 1
-    return {
-        "seconds": time.perf_counter() - begin,
-        "MSE": mse,
-        "unique share": report["unique_share"],
-        "collision rate": report["collision_rate"],
-        "largest collision": report["largest_collision"],
-        "bits at the last level": report["entropy"][levels - 1],
-        "used at the last level": report["utilisation"][levels - 1],
-    }
-
-
-def test_semantic_ids(compare: Any) -> None:
-    """3 x 256 ids of the 12,101 items of Amazon Beauty, 384-d text vectors; wants ONEREC_DATA."""
-    folder = os.environ.get("ONEREC_DATA")
-    path = Path(folder or "") / "amazon2014_beauty" / "item_embeddings_minilm.npy"
-    if folder is None or not path.exists():
-        pytest.skip("wants ONEREC_DATA with amazon2014_beauty/item_embeddings_minilm.npy")
-    x = np.load(path).astype(np.float32)
-    names = present(["distinct", "none", "cap", "rank", "sequential", "faiss"])
-    compare.alone({name: partial(coded, name, x, 3, 256) for name in names})
-
-
-def plot(path: str) -> None:
-    """Time of a fit of three steps over N and K, ours beside FAISS, as a picture."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
-    lines = [
-        ("N, at K = 256", [12_800, 25_600, 51_200, 102_400], lambda v: (v, 256)),
-        ("K, at N = 51,200", [32, 64, 128, 256, 512], lambda v: (51_200, v)),
-    ]
-    for axis, (label, values, shape) in zip(axes, lines, strict=True):
-        for name in present(BIG):
-            seconds = [apart(name, *shape(v), 64, 3)["seconds"] for v in values]
-            axis.loglog(values, seconds, marker="o", label=name)
-        axis.set_xlabel(label)
-        axis.legend()
-    axes[0].set_ylabel("seconds, 3 steps")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
+@pytest.mark.gpu
+def test_cuda_step(compare: Any) -> None:
+    """One exact assignment at the size of OneRec's codebooks, warm, and the argmin alone."""
+    n, clusters, d = 1_000_000, 8192, 256
+    x = items(n, d)
+    kmeans = BalancedKMeans(clusters, max_iter=1, random_state=0, device="cuda").fit(x)
+    centers = means_of(x, kmeans.labels_, clusters)
+    step = Step(x, centers, kmeans.prices_, torch.get_num_threads(), cuda_device=0)
+    cost = step()["cost"]
+    compare(
+        {
+            "exact": step,
+            "priced argmin": lambda: priced_argmin(x, centers, kmeans.prices_, device="cuda"),
+        },
+        check=step.check,
+        expected=cost,
+        facts=dict(kmeans.work_),
+        seconds=5,
+        device="cuda",
+    )
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "fit":
-        print(json.dumps(fit(sys.argv[2], *map(int, sys.argv[3:]))))
-    else:
-        plot(sys.argv[1])
+    print(json.dumps(fit(sys.argv[2], *map(int, sys.argv[3:]))))

@@ -92,6 +92,7 @@ def balanced_kmeans_fit(
     rank: int,
     processes: int,
     exchange: Callable[[int, list[int]], None] | None,
+    cuda_device: int,
 ) -> BalancedFit: ...
 def balanced_assign(
     x: int,
@@ -106,6 +107,7 @@ def balanced_assign(
     prices_given: bool,
     prices: int,
     labels: int,
+    cuda_device: int = -1,
 ) -> BalancedWork: ...
 def priced_argmin(
     x: int,
@@ -118,6 +120,7 @@ def priced_argmin(
     num_threads: int,
     labels: int,
     distances: int,
+    cuda_device: int = -1,
 ) -> None: ...
 def capped_assign(
     x: int,

@@ -4,10 +4,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 
+#include "cpu/balanced_kmeans_device.h"
 #include "cpu/balanced_kmeans_finish.h"
 #include "cpu/balanced_kmeans_pass.h"
 #include "cpu/balanced_kmeans_solver.h"
@@ -60,6 +62,18 @@ void CheckShape(const FloatRows& x, int64_t clusters, const BalancedKMeansOption
   if (options.num_threads < 1) {
     throw std::invalid_argument("num_threads: wanted at least 1, got " + Text(options.num_threads));
   }
+  if (options.cuda_device >= 0) {
+    const CudaInfo cuda = GetCudaInfo();
+    if (options.cuda_device >= cuda.devices) {
+      throw std::invalid_argument("cuda_device: wanted one of " + Text(cuda.devices) +
+                                  " devices, got " + Text(options.cuda_device) +
+                                  (cuda.problem.empty() ? "" : ": " + cuda.problem));
+    }
+    if (processes.count > 1) {
+      throw std::invalid_argument("cuda_device: wanted -1 with several processes, got " +
+                                  Text(options.cuda_device));
+    }
+  }
 }
 
 void CheckBalanced(const FloatRows& x, int64_t clusters, const BalancedKMeansOptions& options) {
@@ -94,6 +108,13 @@ void CheckCenters(const float* centers, int64_t clusters, int64_t d, const doubl
                                   " at " + Text(k));
     }
   }
+}
+
+// The device that the options name, with x on it; null if they name none.
+std::unique_ptr<KMeansDevice> OpenDevice(const FloatRows& x, const std::vector<double>& mean,
+                                         const BalancedKMeansOptions& options) {
+  if (options.cuda_device < 0 || options.method == BalancedMethod::kSequential) return nullptr;
+  return std::make_unique<KMeansDevice>(x, mean, options.seed, options.cuda_device);
 }
 
 // Distinct rows drawn with the seed; repeats only when there are too few distinct ones.
@@ -251,6 +272,17 @@ class GroupCosts : public FinishCosts {
 };
 
 }  // namespace
+
+#ifndef ONEREC_CUDA
+struct KMeansDevice::State {};
+KMeansDevice::KMeansDevice(const FloatRows&, const std::vector<double>&, uint64_t, int) {
+  throw std::runtime_error(GetCudaInfo().problem);
+}
+KMeansDevice::~KMeansDevice() = default;
+void KMeansDevice::SetCenters(const float*, int64_t) {}
+void KMeansDevice::Argmin(const double*, int32_t*) {}
+void KMeansDevice::ColumnSums(int64_t, double, const double*, double*) {}
+#endif
 
 const KMeansKernels& CurrentKMeansKernels() {
   switch (CurrentIsa()) {
@@ -462,8 +494,9 @@ Nodes MakeNodes(const float* centers, int64_t clusters, int64_t d,
   std::vector<int32_t> group(static_cast<size_t>(count));
   BalancedKMeansOptions alone;
   alone.num_threads = options.num_threads;
+  alone.on_step = options.on_step;
   for (int round = 0; round < 4; ++round) {
-    PricedArgmin(view, means.data(), groups, nullptr, options, group.data(), nullptr);
+    PricedArgmin(view, means.data(), groups, nullptr, alone, group.data(), nullptr);
     ClusterMeans(view, group.data(), groups, alone, means.data());
   }
   std::vector<int32_t> place(static_cast<size_t>(count));
@@ -500,8 +533,10 @@ BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers, int6
   CheckBalanced(x, clusters, options);
   CheckCenters(centers, clusters, x.columns, prices_given ? prices : nullptr);
   CheckFinite(x, options.num_threads);
-  return SolveAssignment(x, ColumnMeans(x, options.num_threads), centers, clusters, options,
-                         prices_given, true, prices, labels);
+  const std::vector<double> mean = ColumnMeans(x, options.num_threads);
+  const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
+  return SolveAssignment(x, mean, centers, clusters, options, device.get(), prices_given, true,
+                         prices, labels);
 }
 
 BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
@@ -515,6 +550,7 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
     DrawCenters(x, clusters, options.seed, centers);
   }
   const std::vector<double> mean = ColumnMeans(x, options.num_threads);
+  const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
   if (options.steps_done == 0) std::fill(prices, prices + clusters, 0.0);
   BalancedKMeansResult result;
   result.iterations = options.steps_done;
@@ -537,8 +573,8 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
     return result;
   }
   const auto assign = [&](bool warm, bool certify) {
-    const BalancedAssignment step =
-        SolveAssignment(x, mean, centers, clusters, options, warm, certify, prices, labels);
+    const BalancedAssignment step = SolveAssignment(x, mean, centers, clusters, options,
+                                                    device.get(), warm, certify, prices, labels);
     result.inertia = step.cost;
     result.gap = step.gap;
     BalancedAssignment& work = result.work;
@@ -556,7 +592,13 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
   while (result.iterations < options.max_iter && !result.converged) {
     assign(result.iterations > 0, false);
     if (settled()) break;  // the centres are the means of these labels already
+    const std::vector<float> old(centers, centers + clusters * x.columns);
     ClusterMeans(x, labels, clusters, options, centers);
+    // To first order in the move of a centre, its members' cost + price stays what it was.
+    for (int64_t k = 0; k < clusters; ++k) {
+      prices[k] += CurrentKMeansKernels().exact_cost(old.data() + k * x.columns,
+                                                     centers + k * x.columns, x.columns);
+    }
     const double inertia = Inertia(x, centers, labels, options);
     result.converged = result.iterations > 0 && before - inertia <= options.tolerance * before;
     before = inertia;
@@ -578,11 +620,28 @@ void PricedArgmin(const FloatRows& x, const float* centers, int64_t clusters, co
   CheckFinite(x, options.num_threads);
   const KMeansKernels& kernels = CurrentKMeansKernels();
   FloatRows rows{centers, clusters, x.columns, x.columns};
-  PackedCenters packed(centers, clusters, x.columns, ColumnMeans(rows, 1), kernels);
+  const std::vector<double> mean = ColumnMeans(rows, 1);
+  PackedCenters packed(centers, clusters, x.columns, mean, kernels);
   packed.SetPrices(prices);
   const int64_t columns = packed.columns();
-  DensePass(x, nullptr, x.rows, packed, kernels, options,
-            [&](int64_t, int64_t i, const float* row, double square) {
+  std::vector<int64_t> open;
+  const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
+  if (device != nullptr) {
+    const std::vector<double> zero(static_cast<size_t>(clusters));
+    device->SetCenters(centers, clusters);
+    device->Argmin(prices != nullptr ? prices : zero.data(), labels);
+    for (int64_t i = 0; i < x.rows; ++i) {
+      if (labels[i] < 0) {
+        open.push_back(i);
+      } else if (distances != nullptr) {
+        distances[i] = Cost(x, i, centers, labels[i], kernels);
+      }
+    }
+  }
+  DensePass(x, device != nullptr ? open.data() : nullptr,
+            device != nullptr ? static_cast<int64_t>(open.size()) : x.rows, packed, kernels,
+            options, [&](int64_t, int64_t position, const float* row, double square) {
+              const int64_t i = device != nullptr ? open[static_cast<size_t>(position)] : position;
               const float limit =
                   std::nextafter(kernels.row_min(row, columns) + 2 * packed.Error(square),
                                  std::numeric_limits<float>::infinity());

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <stdexcept>
 
@@ -15,29 +16,85 @@
 namespace onerec {
 namespace {
 
-constexpr int64_t kSampleRows = 32;          // rows for each centre in the search on a sample
-constexpr int64_t kSampleEntries = 1 << 24;  // but at least so many costs
-constexpr double kNear = 0.08;               // share above size from which lists bring prices home
-constexpr double kLost = 0.15;               // share off balance at which a larger eps has to help
-constexpr int kRounds = 8;                   // of lists and prices on them
-constexpr int64_t kListTarget = 16;          // entries of an average candidate list
-constexpr int64_t kEntryBytes = 8;           // of a list's entry
-constexpr int64_t kRowBytes = 20;            // of a list beside its entries
+constexpr int64_t kSampleRows = 16;          // rows for each centre in the search on a sample
+constexpr int64_t kSampleEntries = 1 << 22;  // but at least so many costs
+constexpr int64_t kMatrixEntries = 1
+                                   << 22;  // costs up to which all are kept, and no lists are made
+constexpr double kNear = 0.08;             // share above size from which lists bring prices home
+constexpr double kLost = 0.15;             // share off balance at which a larger eps has to help
+constexpr int kRounds = 8;                 // of lists and prices on them
+constexpr double kWorth = 0.9;          // share above size, of that before, that is worth a round
+constexpr int64_t kListTarget = 16;     // entries of an average candidate list
+constexpr int64_t kEntryBytes = 8;      // of a list's entry
+constexpr int64_t kMoveBytes = 24;      // of an entry as a move of the exact finish
+constexpr int64_t kRowBytes = 20;       // of a list beside its entries
 constexpr int64_t kNewtonEntries = 64;  // entries up to which lists pay in the search on a sample
 constexpr size_t kOffers = 4;           // free clusters that an item looks at in a greedy round
 constexpr double kListReach = 20;       // width of those lists in eps
+constexpr int kColdLevels = 8;          // halvings of eps on a device, from no prices
+constexpr int kWarmLevels = 4;          // and from given ones
+constexpr int kDeviceSweeps = 12;       // at one eps at most
 constexpr double kCooling = 3;          // from one eps to the next
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
 
+// Costs for the exact finish that know the moves in candidate lists, at starting prices `now`.
+class ListCosts : public TileCosts {
+ public:
+  ListCosts(const FloatRows& x, const float* centers, const PackedCenters& packed,
+            const KMeansKernels& kernels, const CandidateLists& lists, const double* now)
+      : TileCosts(x, centers, nullptr, packed, kernels), lists_(lists) {
+    drift_ = lists.Drift(now, moved_);
+    fallen_ = lists.Fallen(moved_);
+  }
+
+  double Known(const int32_t* items, int64_t count, int32_t from,
+               const MoveBody& body) const override {
+    double edge = std::numeric_limits<double>::infinity();
+    for (int64_t i = 0; i < count; ++i) {
+      const CandidateLists::Chunk& chunk =
+          lists_.chunks[static_cast<size_t>(items[i] / lists_.chunk_rows)];
+      const auto row = static_cast<size_t>(items[i] % lists_.chunk_rows);
+      const auto begin = chunk.code.begin() + chunk.offset[row];
+      const auto end = chunk.code.begin() + chunk.offset[row + 1];
+      const auto own = std::find(begin, end, from);
+      if (own == end) return -std::numeric_limits<double>::infinity();
+      const auto rel = [&](auto at) {
+        return static_cast<double>(chunk.rel[static_cast<size_t>(at - chunk.code.begin())]) -
+               lists_.prices[static_cast<size_t>(*at)];
+      };
+      const double stay = rel(own) + Rounding(chunk, row);
+      edge = std::min(edge, lists_.Edge(chunk, row, drift_, fallen_) - stay);
+      for (auto at = begin; at < end; ++at) {
+        const double above =
+            static_cast<double>(chunk.rel[static_cast<size_t>(at - chunk.code.begin())]);
+        if (*at != from && above < std::numeric_limits<double>::infinity())
+          body(i, *at, rel(at) - stay - 1.2e-7 * above);
+      }
+    }
+    return edge;
+  }
+
+ private:
+  // Bound on the error of a difference of two entries.
+  double Rounding(const CandidateLists::Chunk& chunk, size_t row) const {
+    return static_cast<double>(chunk.error[row]) + 4e-7 * lists_.scale;
+  }
+
+  const CandidateLists& lists_;
+  std::vector<float> moved_, fallen_;
+  double drift_;
+};
+
 class Search {
  public:
   Search(const FloatRows& x, const std::vector<double>& mean, const Nodes& nodes, int64_t clusters,
-         const BalancedKMeansOptions& options, BalancedAssignment& report)
+         const BalancedKMeansOptions& options, KMeansDevice* device, BalancedAssignment& report)
       : x_(x),
         mean_(mean),
         nodes_(nodes),
         options_(options),
+        device_(device),
         report_(report),
         kernels_(CurrentKMeansKernels()),
         centers_(nodes.centers.data(), nodes.count, x.columns, mean, kernels_),
@@ -53,19 +110,38 @@ class Search {
   }
 
   void Run(bool prices_given, bool certify, double* prices, int32_t* labels) {
+    if (device_ != nullptr) {
+      device_->SetCenters(nodes_.centers.data(), nodes_.count);
+      DevicePrices(prices_given, prices);
+      const double begin = Seconds();
+      DeviceLabels(prices, labels);
+      ++report_.passes;
+      report_.pass_seconds += Seconds() - begin;
+    } else {
+      HostLabels(prices_given, prices, labels);
+    }
+    Finish(prices, labels);
+    if (certify) Certify(prices, labels);
+    report_.sweeps = annealer_.sweeps() + device_sweeps_;
+  }
+
+ private:
+  // Prices, and the hard argmin at them.
+  void HostLabels(bool prices_given, double* prices, int32_t* labels) {
     CostMatrix matrix;
     const int64_t columns = centers_.columns();
     const int64_t affordable =
         options_.memory_budget / 2 / static_cast<int64_t>(sizeof(float)) / columns;
+    const bool whole = x_.rows <= affordable && x_.rows * columns <= kMatrixEntries;
     const int64_t count = std::max<int64_t>(
         1, std::min({x_.rows, affordable / 2,
                      std::max(kSampleRows * nodes_.count, kSampleEntries / columns)}));
-    if (!prices_given && count < x_.rows / 2) {
+    if (!prices_given && !whole) {
       AnnealMatrix(matrix, SampleRows(x_.rows, count, options_.seed ^ 0x5A3F), false, prices);
       matrix = {};
       prices_given = true;
     }
-    if (x_.rows <= affordable) {
+    if (whole) {
       // All costs at once: no lists.
       AnnealMatrix(matrix, {}, prices_given, prices);
       const double begin = Seconds();
@@ -74,6 +150,7 @@ class Search {
       matrix = {};
     } else {
       BuildLists(prices);
+      double before = 1;
       for (int round = 0; round < kRounds; ++round) {
         if (round == 0 && annealer_.OverFull(lists_, prices) > kNear) {
           AnnealMatrix(matrix, Strata(count, prices, matrix.weights), true, prices);
@@ -81,19 +158,17 @@ class Search {
           BuildLists(prices);
         }
         if (ListPrices(prices)) break;
+        const double over = annealer_.OverFull(lists_, prices);
+        if (over > kWorth * before) break;
+        before = over;
         if (!ExtendLists(prices)) BuildLists(prices);
       }
       const double begin = Seconds();
       HardLabels(prices, labels);
-      lists_ = {};
       report_.finish_seconds += Seconds() - begin;
     }
-    Finish(prices, labels);
-    if (certify) Certify(prices, labels);
-    report_.sweeps = annealer_.sweeps();
   }
 
- private:
   static std::vector<double> Shares(const Nodes& nodes, int64_t clusters) {
     std::vector<double> shares;
     for (const int64_t m : nodes.multiplicity) {
@@ -555,19 +630,125 @@ class Search {
     });
     std::vector<int64_t> lost;
     for (const auto& part : outside) lost.insert(lost.end(), part.begin(), part.end());
+    Decide(lost, prices, labels);
+    Share(options_.processes, RowBounds(), 1, labels);
+  }
+
+  // Exact argmin of cost + price for some items, by a pass over all centres.
+  void Decide(const std::vector<int64_t>& items, const double* prices, int32_t* labels) {
     const int64_t columns = centers_.columns();
     centers_.SetPrices(prices);
-    DensePass(x_, lost.data(), static_cast<int64_t>(lost.size()), centers_, kernels_, options_,
+    DensePass(x_, items.data(), static_cast<int64_t>(items.size()), centers_, kernels_, options_,
               [&](int64_t, int64_t i, const float* row, double square) {
                 std::vector<int32_t> contenders(static_cast<size_t>(columns));
                 const float limit = std::nextafter(
                     kernels_.row_min(row, columns) + 2 * centers_.Error(square), kInfinity);
                 contenders.resize(
                     static_cast<size_t>(kernels_.collect(row, columns, limit, contenders.data())));
-                const int64_t item = lost[static_cast<size_t>(i)];
+                const int64_t item = items[static_cast<size_t>(i)];
                 labels[item] = Best(item, contenders, prices);
               });
-    Share(options_.processes, RowBounds(), 1, labels);
+  }
+
+  // The same for every item, on the device but for what float32 leaves open.
+  void DeviceLabels(const double* prices, int32_t* labels) {
+    device_->Argmin(prices, labels);
+    std::vector<int64_t> open;
+    for (int64_t i = 0; i < x_.rows; ++i) {
+      if (labels[i] < 0) open.push_back(i);
+    }
+    Decide(open, prices, labels);
+  }
+
+  // Sweeps p_k += eps log(s_k / target_k) with column sums from the device, of a sample while eps
+  // is large.
+  void DevicePrices(bool prices_given, double* prices) {
+    const double begin = Seconds();
+    std::vector<double> spread;
+    const std::vector<int64_t> some =
+        SampleRows(x_.rows, std::min<int64_t>(x_.rows, 256), options_.seed ^ 0x5A3F);
+    centers_.SetPrices(nullptr);
+    BalancedKMeansOptions alone;  // one thread: rows come in order
+    DensePass(x_, some.data(), static_cast<int64_t>(some.size()), centers_, kernels_, alone,
+              [&](int64_t, int64_t, const float* row, double) {
+                double sum = 0;
+                for (int64_t k = 0; k < nodes_.count; ++k) sum += static_cast<double>(row[k]);
+                spread.push_back(sum / static_cast<double>(nodes_.count) -
+                                 static_cast<double>(kernels_.row_min(row, centers_.columns())));
+              });
+    const auto middle = spread.begin() + static_cast<int64_t>(spread.size()) / 2;
+    std::nth_element(spread.begin(), middle, spread.end());
+    const int levels = prices_given ? kWarmLevels : kColdLevels;
+    eps_ = 0.3 * *middle / static_cast<double>(1 << (kColdLevels - levels));
+    const int64_t sample = std::min(x_.rows, 2 * kSampleRows * nodes_.count);
+    std::vector<double> sums(static_cast<size_t>(nodes_.count));
+    for (int level = 0; level < levels && eps_ > 0; ++level, eps_ /= 2) {
+      const int64_t rows = level + 2 < levels ? sample : x_.rows;
+      for (int sweep = 0; sweep < kDeviceSweeps; ++sweep) {
+        device_->ColumnSums(rows, eps_, prices, sums.data());
+        ++device_sweeps_;
+        double off = 0;
+        for (size_t k = 0; k < sums.size(); ++k) {
+          const double want = static_cast<double>(rows) * share_[k];
+          off += std::abs(sums[k] - want) / (2 * static_cast<double>(rows));
+          prices[k] += eps_ * std::clamp(std::log(std::max(sums[k], 1e-30) / want), -8.0, 8.0);
+        }
+        if (options_.on_step) options_.on_step();
+        if (off < 0.01) break;
+      }
+    }
+    report_.price_seconds += Seconds() - begin;
+  }
+
+  // Gives every process all of the lists.
+  void ShareLists() {
+    const Processes& processes = options_.processes;
+    if (processes.count == 1) return;
+    const std::vector<int64_t> rows = RowBounds();
+    const auto all = static_cast<size_t>(lists_.rows);
+    std::vector<int64_t> ends(all + 1);
+    std::vector<float> error(all);
+    std::vector<double> low(all);
+    const auto place = [&](auto&& body) {
+      for (size_t c = 0; c < lists_.chunks.size(); ++c) {
+        body(lists_.chunks[c], c * static_cast<size_t>(lists_.chunk_rows));
+      }
+    };
+    place([&](const CandidateLists::Chunk& chunk, size_t first) {
+      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
+        ends[first + r + 1] = chunk.offset[r + 1] - chunk.offset[r];
+        error[first + r] = chunk.error[r];
+        low[first + r] = chunk.low[r];
+      }
+    });
+    Share(processes, rows, 1, ends.data() + 1);
+    Share(processes, rows, 1, error.data());
+    Share(processes, rows, 1, low.data());
+    std::partial_sum(ends.begin(), ends.end(), ends.begin());
+    std::vector<int32_t> code(static_cast<size_t>(ends.back()));
+    std::vector<float> rel(code.size());
+    place([&](const CandidateLists::Chunk& chunk, size_t first) {
+      std::copy(chunk.code.begin(), chunk.code.end(), code.begin() + ends[first]);
+      std::copy(chunk.rel.begin(), chunk.rel.end(), rel.begin() + ends[first]);
+    });
+    std::vector<int64_t> entries;
+    for (const int64_t row : rows) entries.push_back(ends[static_cast<size_t>(row)]);
+    Share(processes, entries, 1, code.data());
+    Share(processes, entries, 1, rel.data());
+    for (size_t c = 0; c < lists_.chunks.size(); ++c) {
+      CandidateLists::Chunk& chunk = lists_.chunks[c];
+      const auto first = static_cast<int64_t>(c) * lists_.chunk_rows;
+      const int64_t last = std::min(lists_.rows, first + lists_.chunk_rows);
+      const int64_t begin = ends[static_cast<size_t>(first)];
+      chunk.code.assign(code.begin() + begin, code.begin() + ends[static_cast<size_t>(last)]);
+      chunk.rel.assign(rel.begin() + begin, rel.begin() + ends[static_cast<size_t>(last)]);
+      chunk.error.assign(error.begin() + first, error.begin() + last);
+      chunk.low.assign(low.begin() + first, low.begin() + last);
+      chunk.offset.clear();
+      for (int64_t r = first; r <= last; ++r) {
+        chunk.offset.push_back(ends[static_cast<size_t>(r)] - begin);
+      }
+    }
   }
 
   void Finish(double* prices, int32_t* labels) {
@@ -578,8 +759,15 @@ class Search {
       return;
     }
     centers_.SetPrices(nullptr);
-    const TileCosts costs(x_, nodes_.centers.data(), nullptr, centers_, kernels_);
-    ExactFinish finish(capacity_, costs, x_.rows, labels, prices, options_.num_threads,
+    std::unique_ptr<TileCosts> costs;
+    if (lists_.rows > 0 && lists_.total * kMoveBytes <= options_.memory_budget / 2) {
+      ShareLists();
+      costs = std::make_unique<ListCosts>(x_, nodes_.centers.data(), centers_, kernels_, lists_,
+                                          prices);
+    } else {
+      costs = std::make_unique<TileCosts>(x_, nodes_.centers.data(), nullptr, centers_, kernels_);
+    }
+    ExactFinish finish(capacity_, *costs, x_.rows, labels, prices, options_.num_threads,
                        options_.on_step);
     finish.Run();
     finish.CentrePrices(4 * eps_);
@@ -663,15 +851,9 @@ class Search {
     }
   }
 
-  // Cost of the assignment, and the lower bound that the prices prove: a pass over all items and
-  // centres of its own, with float64 where float32 leaves the smallest open.
-  void Certify(const double* prices, const int32_t* labels) {
-    const double begin = Seconds();
+  // Each item's cost, and smallest cost + price in float64, added up by chunks of its own pass.
+  void CertifyRows(const double* prices, const int32_t* labels, double* costs, double* duals) {
     const int64_t columns = centers_.columns();
-    const PassPlan plan = PlanPass(x_.rows, columns, kernels_);
-    std::vector<double> costs(static_cast<size_t>(plan.chunks));
-    std::vector<double> duals(static_cast<size_t>(plan.chunks));
-    centers_.SetPrices(prices);
     DensePass(
         x_, nullptr, x_.rows, centers_, kernels_, options_,
         [&](int64_t c, int64_t i, const float* row, double square) {
@@ -689,10 +871,37 @@ class Search {
             if (k == labels[i]) continue;
             least = std::min(least, Cost(x_, i, nodes_.centers.data(), k, kernels_) + prices[k]);
           }
-          costs[static_cast<size_t>(c)] += own;
-          duals[static_cast<size_t>(c)] += least;
+          costs[c] += own;
+          duals[c] += least;
         },
         true);
+  }
+
+  // Cost of the assignment, and the lower bound that the prices prove: a pass over all items and
+  // centres of its own, with float64 where float32 leaves the smallest open.
+  void Certify(const double* prices, const int32_t* labels) {
+    const double begin = Seconds();
+    const PassPlan plan = PlanPass(x_.rows, centers_.columns(), kernels_);
+    std::vector<double> costs(static_cast<size_t>(plan.chunks));
+    std::vector<double> duals(static_cast<size_t>(plan.chunks));
+    centers_.SetPrices(prices);
+    if (device_ != nullptr) {
+      std::vector<int32_t> nearest(static_cast<size_t>(x_.rows));
+      DeviceLabels(prices, nearest.data());
+      ParallelFor(plan.chunks, options_.num_threads, [&](int64_t c) {
+        const auto chunk = static_cast<size_t>(c);
+        for (int64_t i = c * plan.chunk_rows; i < std::min(x_.rows, (c + 1) * plan.chunk_rows);
+             ++i) {
+          const int32_t k = nearest[static_cast<size_t>(i)];
+          const double own = Cost(x_, i, nodes_.centers.data(), labels[i], kernels_);
+          costs[chunk] += own;
+          duals[chunk] += std::min(own + prices[labels[i]],
+                                   Cost(x_, i, nodes_.centers.data(), k, kernels_) + prices[k]);
+        }
+      });
+    } else {
+      CertifyRows(prices, labels, costs.data(), duals.data());
+    }
     const std::vector<int64_t> bounds = ChunkBounds(plan.chunks, options_.processes);
     Share(options_.processes, bounds, 1, costs.data());
     Share(options_.processes, bounds, 1, duals.data());
@@ -718,6 +927,7 @@ class Search {
   const std::vector<double>& mean_;
   const Nodes& nodes_;
   const BalancedKMeansOptions& options_;
+  KMeansDevice* device_;
   BalancedAssignment& report_;
   const KMeansKernels& kernels_;
   PackedCenters centers_;
@@ -726,14 +936,16 @@ class Search {
   NodeCapacity capacity_;
   CandidateLists lists_;
   double eps_ = 0;  // of the last prices
+  int64_t device_sweeps_ = 0;
 };
 
 }  // namespace
 
 BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>& mean,
                                    const float* centers, int64_t clusters,
-                                   const BalancedKMeansOptions& options, bool prices_given,
-                                   bool certify, double* prices, int32_t* labels) {
+                                   const BalancedKMeansOptions& options, KMeansDevice* device,
+                                   bool prices_given, bool certify, double* prices,
+                                   int32_t* labels) {
   BalancedAssignment report;
   const Nodes nodes = MakeNodes(centers, clusters, x.columns, options);
   std::vector<double> node_prices(static_cast<size_t>(nodes.count), 0.0);
@@ -742,7 +954,7 @@ BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>
       node_prices[static_cast<size_t>(nodes.node_of[static_cast<size_t>(k)])] = prices[k];
     }
   }
-  Search search(x, mean, nodes, clusters, options, report);
+  Search search(x, mean, nodes, clusters, options, device, report);
   search.Run(prices_given, certify, node_prices.data(), labels);
   // Equal centres share their node's items in item order.
   std::vector<int32_t> member(static_cast<size_t>(nodes.count), -1);

@@ -15,6 +15,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kFirstWidth = 256;     // arcs kept of a node at first, at least
 constexpr int64_t kFirstArcs = 1 << 20;  // arcs kept of all nodes at first
 
+constexpr int64_t kTogether = 8;  // paths of a search for which it starts from all sources
+
 }  // namespace
 
 ExactFinish::ExactFinish(const NodeCapacity& capacity, const FinishCosts& costs, int64_t items,
@@ -102,12 +104,56 @@ std::vector<int32_t> ExactFinish::Members(int32_t node) const {
 
 int64_t ExactFinish::FirstWidth() const { return std::max(kFirstWidth, kFirstArcs / count_); }
 
+// The arcs of a node from the moves that are known; false if they do not help at its present price.
+bool ExactFinish::TakeKnown(int32_t index) {
+  Node& node = nodes_[static_cast<size_t>(index)];
+  const std::vector<int32_t> items = Members(index);
+  if (items.empty()) return false;  // those that arrive later need arcs to everywhere
+  struct Found {
+    int32_t to;
+    double delta;
+    int32_t item;
+  };
+  std::vector<Found> found;
+  const double frontier =
+      costs_.Known(items.data(), static_cast<int64_t>(items.size()), index,
+                   [&](int64_t i, int32_t to, double delta) {
+                     found.push_back({to, delta, items[static_cast<size_t>(i)]});
+                   });
+  if (!(frontier > prices_[index])) return false;
+  node.expanded = true;
+  node.frontier = frontier;
+  std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
+    return a.to != b.to ? a.to < b.to : a.delta != b.delta ? a.delta < b.delta : a.item < b.item;
+  });
+  std::vector<std::pair<double, size_t>> order;  // by least, where the arc's moves begin
+  for (size_t t = 0; t < found.size(); ++t) {
+    if (t > 0 && found[t].to == found[t - 1].to) continue;
+    const int32_t to = found[t].to;
+    const double rest = frontier - start_prices_[static_cast<size_t>(to)];
+    order.emplace_back(std::min(found[t].delta, rest) + prices_[to], t);
+  }
+  std::sort(order.begin(), order.end());
+  for (const auto& [least, begin] : order) {
+    const int32_t to = found[begin].to;
+    Moves moves;
+    moves.rest = frontier - start_prices_[static_cast<size_t>(to)];
+    for (size_t t = begin; t < found.size() && found[t].to == to; ++t) {
+      moves.heap.push_back({found[t].delta, found[t].item, false});  // sorted: a heap
+    }
+    node.arcs.push_back({std::min(found[begin].delta, moves.rest), least, to});
+    node.moves.push_back(std::move(moves));
+  }
+  return true;
+}
+
 void ExactFinish::Expand(int32_t index) {
   Node& node = nodes_[static_cast<size_t>(index)];
+  if (!node.expanded && TakeKnown(index)) return;
   const KMeansKernels& kernels = CurrentKMeansKernels();
   const std::vector<int32_t> items = Members(index);
   const auto count = static_cast<size_t>(count_);
-  node.width = std::min<int64_t>(count_ - 1, node.expanded ? 4 * node.width : FirstWidth());
+  node.width = std::min<int64_t>(count_ - 1, node.width > 0 ? 4 * node.width : FirstWidth());
   node.expanded = true;
   struct Entry {
     float key;
@@ -147,6 +193,7 @@ void ExactFinish::Expand(int32_t index) {
   if (node.width < count_ - 1) {
     std::nth_element(order.begin(), order.begin() + node.width, order.end());
     node.frontier = order[static_cast<size_t>(node.width)].first;
+    cut_ = true;
     order.resize(static_cast<size_t>(node.width));
   }
   node.arcs.clear();
@@ -173,7 +220,7 @@ void ExactFinish::Refill(int32_t index, size_t arc) {
   Node& node = nodes_[static_cast<size_t>(index)];
   Moves& moves = node.moves[arc];
   const std::vector<int32_t> items = Members(index);
-  const size_t keep = std::max<size_t>(16, items.size() / 8);
+  const size_t keep = std::max<size_t>(32, items.size() / 4);
   moves.heap.clear();
   for (const int32_t item : items) {
     moves.heap.push_back({costs_.Exact(item, node.arcs[arc].to) - OwnCost(item), item, true});
@@ -216,6 +263,25 @@ const ExactFinish::Move* ExactFinish::Top(int32_t index, size_t arc, double enou
   }
 }
 
+// Puts the arcs in the order of the present prices: those have risen since, most by much.
+void ExactFinish::Sort(Node& node) {
+  std::vector<std::pair<double, size_t>> order;
+  for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
+    order.emplace_back(node.arcs[arc].bound + prices_[node.arcs[arc].to], arc);
+  }
+  std::sort(order.begin(), order.end());
+  std::vector<Arc> arcs;
+  std::vector<Moves> moves;
+  for (const auto& [least, arc] : order) {
+    arcs.push_back({node.arcs[arc].bound, least, node.arcs[arc].to});
+    moves.push_back(std::move(node.moves[arc]));
+  }
+  node.arcs = std::move(arcs);
+  node.moves = std::move(moves);
+  node.fresh.clear();
+  node.looks = 0;
+}
+
 // Offers the moves of items that have just come to their nodes.
 void ExactFinish::Arrive(const std::vector<int32_t>& items) {
   std::vector<int32_t> expanded;
@@ -227,46 +293,50 @@ void ExactFinish::Arrive(const std::vector<int32_t>& items) {
     if (nodes_[k].expanded) expanded.push_back(item);
   }
   std::vector<uint8_t> listed;
-  costs_.Rows(expanded.data(), static_cast<int64_t>(expanded.size()),
-              [&](int64_t i, const float* row, float error) {
-                const int32_t item = expanded[static_cast<size_t>(i)];
-                const int32_t index = labels_[item];
-                Node& node = nodes_[static_cast<size_t>(index)];
-                const float base = row[index] + error;
-                const auto push = [&](size_t arc, double delta) {
-                  std::vector<Move>& heap = node.moves[arc].heap;
-                  heap.push_back({delta, item, false});
-                  std::push_heap(heap.begin(), heap.end());
-                  node.arcs[arc].bound = std::min(node.arcs[arc].bound, delta);
-                  if (delta + prices_[node.arcs[arc].to] < node.arcs[arc].least) {
-                    node.arcs[arc].least = -kInfinity;  // said once
-                    node.fresh.push_back(arc);
-                  }
-                };
-                const bool partial = node.frontier < kInfinity;
-                if (partial) listed.assign(static_cast<size_t>(count_), 0);
-                for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
-                  const int32_t to = node.arcs[arc].to;
-                  const auto delta = static_cast<double>(row[to] - base);
-                  if (delta < node.moves[arc].rest) push(arc, delta);
-                  if (partial) listed[static_cast<size_t>(to)] = 1;
-                }
-                for (int32_t k = 0; partial && k < count_; ++k) {
-                  const auto delta = static_cast<double>(row[k] - base);
-                  if (listed[static_cast<size_t>(k)] != 0 || k == index ||
-                      delta + prices_[k] >= node.frontier) {
-                    continue;
-                  }
-                  // The others were left out because they cost at least this much.
-                  node.arcs.push_back({kInfinity, kInfinity, k});
-                  node.moves.push_back({node.frontier - prices_[k], {}});
-                  node.arcs.back().bound = node.moves.back().rest;
-                  push(node.arcs.size() - 1, delta);
-                }
-              });
+  costs_.Rows(
+      expanded.data(), static_cast<int64_t>(expanded.size()),
+      [&](int64_t i, const float* row, float error) {
+        const int32_t item = expanded[static_cast<size_t>(i)];
+        const int32_t index = labels_[item];
+        Node& node = nodes_[static_cast<size_t>(index)];
+        const float base = row[index] + error;
+        const auto push = [&](size_t arc, double delta) {
+          std::vector<Move>& heap = node.moves[arc].heap;
+          heap.push_back({delta, item, false});
+          std::push_heap(heap.begin(), heap.end());
+          node.arcs[arc].bound = std::min(node.arcs[arc].bound, delta);
+          if (delta + prices_[node.arcs[arc].to] < node.arcs[arc].least) {
+            node.arcs[arc].least = -kInfinity;  // said once
+            node.fresh.push_back(arc);
+          }
+        };
+        const bool partial = node.frontier < kInfinity;
+        if (partial) listed.assign(static_cast<size_t>(count_), 0);
+        for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
+          const int32_t to = node.arcs[arc].to;
+          const auto delta = static_cast<double>(row[to] - base);
+          if (delta < node.moves[arc].rest) push(arc, delta);
+          if (partial) listed[static_cast<size_t>(to)] = 1;
+        }
+        for (int32_t k = 0; partial && k < count_; ++k) {
+          const auto delta = static_cast<double>(row[k] - base);
+          const double price = node.width > 0 ? prices_[k] : start_prices_[static_cast<size_t>(k)];
+          if (listed[static_cast<size_t>(k)] != 0 || k == index || delta + price >= node.frontier) {
+            continue;
+          }
+          // The others were left out because they cost at least this much.
+          node.arcs.push_back({kInfinity, kInfinity, k});
+          node.moves.push_back({node.frontier - price, {}});
+          node.arcs.back().bound = node.moves.back().rest;
+          push(node.arcs.size() - 1, delta);
+        }
+      });
 }
 
-void ExactFinish::Augment(int32_t source) {
+// One search from all of `sources` at once, until `wanted` nodes with room are reached, then a path
+// to each of these that crosses no other one's moves. Every node must end full, so a path to any of
+// them keeps the assignment optimal. Returns the number of paths.
+int64_t ExactFinish::Augment(const std::vector<int32_t>& sources, int64_t wanted) {
   const int32_t hub = count_;
   const auto by_distance = std::greater<std::pair<double, int32_t>>();
   for (const int32_t node : touched_) {
@@ -279,15 +349,17 @@ void ExactFinish::Augment(int32_t source) {
     queue_.emplace_back(reached, what);
     std::push_heap(queue_.begin(), queue_.end(), by_distance);
   };
-  double nearest =
-      kInfinity;  // of the nodes with room that have been reached: nothing beyond counts
+  // With one wanted, the nearest node with room that has been reached: nothing beyond counts. At
+  // first a guess after the last search.
+  const bool guessed = wanted == 1 && guess_ < kInfinity;
+  double nearest = guessed ? guess_ : kInfinity;
   const auto has_room = [&](size_t k) { return sizes_[k] + dummies_[k] < capacity_.units[k]; };
   const auto relax = [&](int32_t from, int32_t to, double length, int32_t item) {
     const double reached =
         distance_[static_cast<size_t>(from)] + std::max(0.0, length);  // rounding goes below zero
     const auto b = static_cast<size_t>(to);
     if (state_[b] == 2 || !(reached < distance_[b]) || !(reached < nearest)) return;
-    if (to != hub && has_room(b)) nearest = reached;
+    if (wanted == 1 && to != hub && has_room(b)) nearest = reached;
     if (state_[b] == 0) {
       state_[b] = 1;
       touched_.push_back(to);
@@ -308,20 +380,26 @@ void ExactFinish::Augment(int32_t source) {
       const Move* move = Top(index, arc, enough);
       if (move != nullptr) relax(index, to, move->delta + rise, move->item);
     };
+    if (node.looks > 8 * static_cast<int64_t>(node.arcs.size())) Sort(node);
     for (const size_t arc : node.fresh) look(arc);
-    for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
+    size_t arc = 0;
+    for (; arc < node.arcs.size(); ++arc) {
       if (node.arcs[arc].least - prices_[index] >= nearest - reached) break;
       look(arc);
     }
+    node.looks += static_cast<int64_t>(arc + node.fresh.size());
     if (node.frontier < kInfinity) {  // beyond it, arcs that are not listed may be cheaper
       enqueue(reached + std::max(0.0, node.frontier - prices_[index]), hub + 1 + index);
     }
   };
-  distance_[static_cast<size_t>(source)] = 0;
-  state_[static_cast<size_t>(source)] = 1;
-  touched_.push_back(source);
-  enqueue(0.0, source);
-  int32_t target = -1;
+  for (const int32_t source : sources) {
+    distance_[static_cast<size_t>(source)] = 0;
+    parent_[static_cast<size_t>(source)] = -1;
+    state_[static_cast<size_t>(source)] = 1;
+    touched_.push_back(source);
+    enqueue(0.0, source);
+  }
+  std::vector<int32_t> targets;
   while (!queue_.empty()) {
     const int32_t what = queue_.front().second;
     std::pop_heap(queue_.begin(), queue_.end(), by_distance);
@@ -329,7 +407,6 @@ void ExactFinish::Augment(int32_t source) {
     if (what > hub) {
       const int32_t index = what - hub - 1;
       Expand(index);
-      ++expansions_;
       leave(index);
       continue;
     }
@@ -344,40 +421,61 @@ void ExactFinish::Augment(int32_t source) {
       continue;
     }
     if (has_room(a)) {
-      target = what;
-      break;
+      targets.push_back(what);
+      if (static_cast<int64_t>(targets.size()) == wanted) break;
     }
-    if (!nodes_[a].expanded) {
-      Expand(what);
-      ++expansions_;
-    }
+    if (!nodes_[a].expanded) Expand(what);
     leave(what);
     if (dummies_[a] > 0) relax(what, hub, hub_price_ - prices_[what], -1);
   }
-  if (target < 0) throw std::logic_error("balanced k-means: no path to a cluster with room");
-  const double length = distance_[static_cast<size_t>(target)];
+  if (targets.empty() && guessed) {
+    guess_ = guess_ > 0 && !far_ ? 16 * guess_ : kInfinity;
+    far_ = true;
+    return Augment(sources, wanted);
+  }
+  if (targets.empty()) throw std::logic_error("balanced k-means: no path to a cluster with room");
+  const double length = distance_[static_cast<size_t>(targets.back())];
+  guess_ = std::max(4 * length, far_ ? 0.0 : guess_ / 2);
+  far_ = false;
   for (const int32_t node : touched_) {
     const auto k = static_cast<size_t>(node);
     if (state_[k] == 2) (node == hub ? hub_price_ : prices_[node]) += length - distance_[k];
   }
+  constexpr uint8_t kUsed = 3;  // state of a node to which a path has led
   std::vector<int32_t> travelled;
-  for (int32_t node = target; node != source;) {
-    const auto b = static_cast<size_t>(node);
-    const int32_t from = parent_[b];
-    if (from == hub) {
-      ++dummies_[b];
-    } else if (node == hub) {
-      --dummies_[static_cast<size_t>(from)];
-    } else {
-      labels_[parent_item_[b]] = node;
-      --sizes_[static_cast<size_t>(from)];
-      ++sizes_[b];
-      travelled.push_back(parent_item_[b]);
+  int64_t paths = 0;
+  for (const int32_t target : targets) {
+    int32_t root = target;
+    bool open = true;
+    for (; open && parent_[static_cast<size_t>(root)] >= 0;
+         root = parent_[static_cast<size_t>(root)]) {
+      const auto b = static_cast<size_t>(root);
+      const bool dummy = root == hub || parent_[b] == hub;
+      open = state_[b] != kUsed && (dummy || labels_[parent_item_[b]] == parent_[b]);
     }
-    node = from;
+    const auto r = static_cast<size_t>(root);
+    if (!open || sizes_[r] + dummies_[r] <= capacity_.units[r]) continue;
+    for (int32_t node = target; node != root;) {
+      const auto b = static_cast<size_t>(node);
+      const int32_t from = parent_[b];
+      state_[b] = kUsed;
+      if (from == hub) {
+        ++dummies_[b];
+      } else if (node == hub) {
+        --dummies_[static_cast<size_t>(from)];
+      } else {
+        labels_[parent_item_[b]] = node;
+        --sizes_[static_cast<size_t>(from)];
+        ++sizes_[b];
+        travelled.push_back(parent_item_[b]);
+      }
+      node = from;
+    }
+    ++paths;
   }
   Arrive(travelled);
-  ++moves_;
+  moves_ += paths;
+  return paths;
 }
 
 void ExactFinish::Run() {
@@ -395,11 +493,23 @@ void ExactFinish::Run() {
   }
   ParallelFor(static_cast<int64_t>(first.size()), num_threads_,
               [&](int64_t s) { Expand(first[static_cast<size_t>(s)]); });
-  expansions_ += static_cast<int64_t>(first.size());
+  // Many paths from one search, as long as there are many.
+  for (;;) {
+    std::vector<int32_t> over;
+    int64_t free = 0;
+    for (int32_t k = 0; k < count_; ++k) {
+      const auto node = static_cast<size_t>(k);
+      const int64_t held = sizes_[node] + dummies_[node];
+      if (held > capacity_.units[node]) over.push_back(k);
+      free += held < capacity_.units[node] ? 1 : 0;
+    }
+    if (over.empty() || Augment(over, std::max<int64_t>(1, free / 2)) < kTogether) break;
+    if (on_step_) on_step_();
+  }
   for (const int32_t source : sources) {
     const auto k = static_cast<size_t>(source);
     while (sizes_[k] + dummies_[k] > capacity_.units[k]) {
-      Augment(source);
+      Augment({source}, 1);
       if (on_step_ && moves_ % 256 == 0) on_step_();
     }
   }
@@ -420,7 +530,6 @@ void ExactFinish::CentrePrices(double reach) {
   }
   ParallelFor(static_cast<int64_t>(unknown.size()), num_threads_,
               [&](int64_t t) { Expand(unknown[static_cast<size_t>(t)]); });
-  expansions_ += static_cast<int64_t>(unknown.size());
   std::vector<Near> near;
   for (int32_t a = 0; a < count_; ++a) {
     Node& node = nodes_[static_cast<size_t>(a)];
@@ -441,7 +550,7 @@ void ExactFinish::CentrePrices(double reach) {
       // A node that was never left may not rise; below its starting price nothing is proven, nor
       // below the present one if some node's arcs are not all known.
       high[at] = node.expanded ? std::min(end[at] + reach, node.frontier) : prices_[k];
-      low[at] = std::max(end[at] - reach, count_ - 1 > FirstWidth() ? end[at] : start_prices_[at]);
+      low[at] = std::max(end[at] - reach, cut_ ? end[at] : start_prices_[at]);
     }
     for (const Near& arc : near) {
       high[static_cast<size_t>(arc.from)] =

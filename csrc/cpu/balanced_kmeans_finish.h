@@ -1,8 +1,10 @@
 // The exact finish: shortest augmenting paths over the clusters.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -24,11 +26,19 @@ class FinishCosts {
   // body(i, row, error): row[k] is the cost of items[i] in node k, up to a constant of the item; a
   // difference of two is within `error` of the exact one.
   using Body = std::function<void(int64_t i, const float* row, float error)>;
+  // body(i, node, delta): moving items[i] to `node` costs at least delta more than where it is.
+  using MoveBody = std::function<void(int64_t i, int32_t node, double delta)>;
 
   virtual ~FinishCosts() = default;
   // Calls body for each of `count` items, in order, on the calling thread.
   virtual void Rows(const int32_t* items, int64_t count, const Body& body) const = 0;
   virtual double Exact(int32_t item, int32_t node) const = 0;
+  // Calls body for the cheap moves out of `from`, where all of `items` are, as far as they are
+  // known without a tile. Returns a value that the cost of every other move, with the starting
+  // price of where it goes, is not below; -infinity if nothing is known.
+  virtual double Known(const int32_t*, int64_t, int32_t /*from*/, const MoveBody&) const {
+    return -std::numeric_limits<double>::infinity();
+  }
 };
 
 // Min-cost flow on the node graph. An arc a -> b is the cheapest move of one item from a to b; a
@@ -36,8 +46,9 @@ class FinishCosts {
 // its smallest cost + price) and keeps that true, so that the end is optimal.
 //
 // Prices only rise, and only those of nodes that a search has left, so the moves out of a node are
-// not looked at before. Then one tile of costs gives, for each of the nearest nodes, the few
-// cheapest moves; what is left out is covered by bounds that say when more has to be computed.
+// not looked at before. Then come the moves that the costs know of; if these do not suffice, one
+// tile of costs gives, for each of the nearest nodes, the few cheapest moves. What is left out is
+// covered by bounds that say when more has to be computed.
 // Moves are ranked by lower bounds from the float32 tile and decided on exact costs.
 class ExactFinish {
  public:
@@ -53,7 +64,6 @@ class ExactFinish {
   void CentrePrices(double reach);
 
   int64_t moves() const { return moves_; }
-  int64_t expansions() const { return expansions_; }
 
  private:
   struct Move {
@@ -75,11 +85,12 @@ class ExactFinish {
   };
   struct Node {
     bool expanded = false;
-    int64_t width = 0;      // arcs to ask for
+    int64_t width = 0;      // arcs asked of a tile, 0 before the first
     double frontier = 0;    // price of this node up to which arcs that are not listed do not matter
     std::vector<Arc> arcs;  // by `least`, but for the fresh ones
     std::vector<size_t> fresh;  // arcs that have got cheaper
     std::vector<Moves> moves;   // of each arc
+    int64_t looks = 0;          // at arcs, since they were sorted
     std::vector<int32_t> arrived;
   };
 
@@ -87,10 +98,12 @@ class ExactFinish {
   std::vector<int32_t> Members(int32_t node) const;
   double OwnCost(int32_t item);
   int64_t FirstWidth() const;
+  bool TakeKnown(int32_t node);
   void Expand(int32_t node);
+  void Sort(Node& node);
   void Refill(int32_t node, size_t arc);
   const Move* Top(int32_t node, size_t arc, double enough);
-  void Augment(int32_t source);
+  int64_t Augment(const std::vector<int32_t>& sources, int64_t wanted);
   void Arrive(const std::vector<int32_t>& items);
 
   const NodeCapacity& capacity_;
@@ -116,8 +129,10 @@ class ExactFinish {
   std::vector<uint8_t> state_;
   std::vector<int32_t> touched_;
   std::vector<std::pair<double, int32_t>> queue_;
+  double guess_ = std::numeric_limits<double>::infinity();  // at the length of the next path
+  bool far_ = false;                                        // the guess was too short
+  std::atomic<bool> cut_{false};  // some node has arcs that a tile left out
   int64_t moves_ = 0;
-  int64_t expansions_ = 0;
 };
 
 }  // namespace onerec

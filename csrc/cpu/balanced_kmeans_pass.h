@@ -96,10 +96,11 @@ void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
   const PassPlan plan = PlanPass(count, centers.columns(), kernels);
   const int64_t d = centers.d();
   const int64_t columns = centers.columns();
+  const int64_t most = std::min(plan.block_rows, (count + kernels.mr - 1) / kernels.mr * kernels.mr);
   const auto run = [&](int64_t chunk) {
-    std::vector<float> a(static_cast<size_t>(plan.block_rows * d));
-    std::vector<float> tile(static_cast<size_t>(plan.block_rows * columns));
-    std::vector<double> squares(static_cast<size_t>(plan.block_rows));
+    std::vector<float> a(static_cast<size_t>(most * d));
+    std::vector<float> tile(static_cast<size_t>(most * columns));
+    std::vector<double> squares(static_cast<size_t>(most));
     const int64_t chunk_end = std::min(count, (chunk + 1) * plan.chunk_rows);
     for (int64_t first = chunk * plan.chunk_rows; first < chunk_end; first += plan.block_rows) {
       const int64_t rows = std::min(plan.block_rows, chunk_end - first);

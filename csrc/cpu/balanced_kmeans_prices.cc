@@ -397,6 +397,19 @@ Annealer::State Annealer::Newton(const Rows& rows, double eps, double tolerance,
         sums = std::move(next);
       }
     }
+    if (!better) {
+      // A step that is clipped or goes too far where the dual is nearly flat; a sweep always helps.
+      for (size_t k = 0; k < nodes; ++k) {
+        const double ratio = std::max(sums.columns[k], 1e-30) / (count * share_[k]);
+        trial[k] = prices[k] + eps * std::clamp(std::log(ratio), -kStep, kStep);
+      }
+      Sums next = Evaluate(rows, eps, trial.data());
+      better = next.value > sums.value + 1e-9 * std::abs(sums.value);
+      if (better) {
+        std::copy(trial.begin(), trial.end(), prices);
+        sums = std::move(next);
+      }
+    }
     // Small eps leaves some to the finish, which moves them faster than many short steps would.
     if (!better || (off < kSmall && sums.off > 0.7 * off)) break;
   }

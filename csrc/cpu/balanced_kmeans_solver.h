@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/balanced_kmeans_device.h"
 #include "cpu/balanced_kmeans_finish.h"
 #include "cpu/balanced_kmeans_pass.h"
 #include "onerec/balanced_kmeans.h"
@@ -59,11 +60,13 @@ std::vector<int64_t> SampleRows(int64_t total, int64_t count, uint64_t seed);
 // A permutation's first `count` values of 0..total-1.
 std::vector<int64_t> DrawRows(int64_t total, int64_t count, uint64_t seed);
 
-// BalancedAssign without the checks. `prices_given` says that prices are worth starting from;
-// `certify` fills in cost, dual and gap, for one more pass over everything.
+// BalancedAssign without the checks, on `device` if it is not null. `prices_given` says that prices
+// are worth starting from; `certify` fills in cost, dual and gap, for one more pass over
+// everything.
 BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>& mean,
                                    const float* centers, int64_t clusters,
-                                   const BalancedKMeansOptions& options, bool prices_given,
-                                   bool certify, double* prices, int32_t* labels);
+                                   const BalancedKMeansOptions& options, KMeansDevice* device,
+                                   bool prices_given, bool certify, double* prices,
+                                   int32_t* labels);
 
 }  // namespace onerec

@@ -15,8 +15,9 @@ FloatRows Rows(uintptr_t data, int64_t rows, int64_t columns, int64_t stride) {
   return {reinterpret_cast<const float*>(data), rows, columns, stride};
 }
 
-BalancedKMeansOptions Options(int num_threads, int64_t memory_budget) {
+BalancedKMeansOptions Options(int num_threads, int64_t memory_budget, int cuda_device = -1) {
   BalancedKMeansOptions options;
+  options.cuda_device = cuda_device;
   options.num_threads = num_threads;
   options.memory_budget = memory_budget;
   options.on_step = [] {  // Ctrl-C stops long work
@@ -49,8 +50,8 @@ void BindBalancedKMeans(py::module_& m) {
          const std::string& method, int max_iter, double tolerance, uint64_t seed, int num_threads,
          int64_t memory_budget, bool centers_given, uintptr_t centers, uintptr_t prices,
          uintptr_t labels, int steps_done, double inertia_done, const py::object& on_iteration,
-         int rank, int processes, const py::object& exchange) {
-        BalancedKMeansOptions options = Options(num_threads, memory_budget);
+         int rank, int processes, const py::object& exchange, int cuda_device) {
+        BalancedKMeansOptions options = Options(num_threads, memory_budget, cuda_device);
         if (method == "sequential") {
           options.method = BalancedMethod::kSequential;
         } else if (method == "fast") {
@@ -99,13 +100,13 @@ void BindBalancedKMeans(py::module_& m) {
       py::arg("num_threads"), py::arg("memory_budget"), py::arg("centers_given"),
       py::arg("centers"), py::arg("prices"), py::arg("labels"), py::arg("steps_done"),
       py::arg("inertia_done"), py::arg("on_iteration"), py::arg("rank"), py::arg("processes"),
-      py::arg("exchange"));
+      py::arg("exchange"), py::arg("cuda_device"));
   m.def(
       "balanced_assign",
       [](uintptr_t x, int64_t rows, int64_t columns, int64_t stride, uintptr_t centers,
          int64_t clusters, uint64_t seed, int num_threads, int64_t memory_budget, bool prices_given,
-         uintptr_t prices, uintptr_t labels) {
-        BalancedKMeansOptions options = Options(num_threads, memory_budget);
+         uintptr_t prices, uintptr_t labels, int cuda_device) {
+        BalancedKMeansOptions options = Options(num_threads, memory_budget, cuda_device);
         options.seed = seed;
         BalancedAssignment work;
         {
@@ -119,14 +120,14 @@ void BindBalancedKMeans(py::module_& m) {
       },
       py::arg("x"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("centers"),
       py::arg("clusters"), py::arg("seed"), py::arg("num_threads"), py::arg("memory_budget"),
-      py::arg("prices_given"), py::arg("prices"), py::arg("labels"));
+      py::arg("prices_given"), py::arg("prices"), py::arg("labels"), py::arg("cuda_device") = -1);
   m.def(
       "priced_argmin",
       [](uintptr_t x, int64_t rows, int64_t columns, int64_t stride, uintptr_t centers,
-         int64_t clusters, uintptr_t prices, int num_threads, uintptr_t labels,
-         uintptr_t distances) {
+         int64_t clusters, uintptr_t prices, int num_threads, uintptr_t labels, uintptr_t distances,
+         int cuda_device) {
         const BalancedKMeansOptions options =
-            Options(num_threads, BalancedKMeansOptions().memory_budget);
+            Options(num_threads, BalancedKMeansOptions().memory_budget, cuda_device);
         const py::gil_scoped_release release;
         PricedArgmin(Rows(x, rows, columns, stride), reinterpret_cast<const float*>(centers),
                      clusters, reinterpret_cast<const double*>(prices), options,
@@ -134,7 +135,7 @@ void BindBalancedKMeans(py::module_& m) {
       },
       py::arg("x"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("centers"),
       py::arg("clusters"), py::arg("prices"), py::arg("num_threads"), py::arg("labels"),
-      py::arg("distances"));
+      py::arg("distances"), py::arg("cuda_device") = -1);
   m.def(
       "capped_assign",
       [](uintptr_t x, int64_t rows, int64_t columns, int64_t stride, uintptr_t centers,

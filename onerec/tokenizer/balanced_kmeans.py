@@ -22,16 +22,16 @@ Method = Literal["priced", "fast", "sequential"]
 
 
 def as_rows(x: ArrayLike | torch.Tensor, name: str = "X") -> NDArray[np.float32]:
-    """`x` as float32 [n, d] with dense rows; no copy where it is that already.
+    """`x` as float32 [n, d] with dense rows on the host; no copy where it is that already.
 
     Raises:
         TypeError: `x` is not numeric.
         ValueError: `x` is not two-dimensional or has no columns.
     """
     if isinstance(x, torch.Tensor):
-        if x.device.type != "cpu":
-            raise ValueError(f"{name}: wanted a tensor on the CPU, got one on {x.device}")
-        x = x.detach().float().numpy()
+        if x.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"{name}: wanted a tensor on the CPU or CUDA, got one on {x.device}")
+        x = x.detach().float().cpu().numpy()
     array = np.asarray(x)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name}: wanted numbers, got dtype {array.dtype}")
@@ -77,6 +77,24 @@ def positive(name: str, value: int) -> int:
     return int(value)
 
 
+def cuda_device(device: str | torch.device | None, x: object = None) -> int:
+    """Number of the CUDA device to work on, -1 for the CPU; None means where the tensor `x` is.
+
+    Raises:
+        ValueError: The device is of another kind.
+    """
+    if device is None:
+        device = x.device if isinstance(x, torch.Tensor) else "cpu"
+    wanted = torch.device(device)
+    if wanted.type == "cpu":
+        return -1
+    if wanted.type != "cuda":
+        raise ValueError(f"device: wanted a CPU or a CUDA device, got {str(wanted)!r}")
+    if wanted.index is not None:
+        return wanted.index
+    return torch.cuda.current_device() if torch.cuda.is_available() else 0
+
+
 class BalancedKMeans:
     """K-means whose clusters all hold floor(N/K) or ceil(N/K) items.
 
@@ -109,6 +127,10 @@ class BalancedKMeans:
             each must see all rows of X (the same file, say) and call `fit` alike; passes and
             sums are divided among them, the exact finish is not. Every process gets the result
             that one alone would have got.
+        device: "cuda" makes the passes over all items and centres on that device, which holds a
+            copy of X; the exact finish stays on the host. None: where X is, if it is a tensor. The
+            labels are those of the CPU but where two assignments cost the same up to the rounding
+            of float64. "sequential" stays on the CPU.
 
     Attributes:
         labels_: int32 [N], the balanced assignment.
@@ -146,6 +168,7 @@ class BalancedKMeans:
         num_threads: int | None = None,
         memory_budget: int = 2 << 30,
         distributed: bool = False,
+        device: str | torch.device | None = None,
     ) -> None:
         self.n_clusters = n_clusters
         self.method = method
@@ -156,6 +179,7 @@ class BalancedKMeans:
         self.num_threads = num_threads
         self.memory_budget = memory_budget
         self.distributed = distributed
+        self.device = device
 
     _parameters = (
         "n_clusters",
@@ -167,6 +191,7 @@ class BalancedKMeans:
         "num_threads",
         "memory_budget",
         "distributed",
+        "device",
     )
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
@@ -294,6 +319,7 @@ class BalancedKMeans:
             rank=rank,
             processes=processes,
             exchange=_exchange if processes > 1 else None,
+            cuda_device=cuda_device(self.device, X),
         )
         self.cluster_centers_ = centers
         self.prices_ = prices
@@ -323,7 +349,9 @@ class BalancedKMeans:
         """
         if not hasattr(self, "cluster_centers_"):
             raise RuntimeError("predict: call fit first")
-        return priced_argmin(X, self.cluster_centers_, self.prices_, self._threads())
+        return priced_argmin(
+            X, self.cluster_centers_, self.prices_, self._threads(), device=self.device
+        )
 
 
 def _group(distributed: bool) -> tuple[int, int]:
@@ -393,6 +421,8 @@ def priced_argmin(
     centers: NDArray[np.float32],
     prices: NDArray[np.float64],
     num_threads: int | None = None,
+    *,
+    device: str | torch.device | None = None,
 ) -> NDArray[np.int32]:
     """argmin_k |x - c_k|^2 + price_k for each row of X [n, d], int32 [n]; of equals the smallest k.
 
@@ -401,6 +431,7 @@ def priced_argmin(
         centers: float32 [K, d], contiguous.
         prices: float64 [K], contiguous.
         num_threads: None takes `torch.get_num_threads()`.
+        device: See `BalancedKMeans`.
 
     Raises:
         ValueError: X has another number of columns than the centres, or a value that is not finite.
@@ -420,5 +451,6 @@ def priced_argmin(
         num_threads=num_threads or torch.get_num_threads(),
         labels=labels.ctypes.data,
         distances=0,
+        cuda_device=cuda_device(device, X),
     )
     return labels

@@ -60,6 +60,7 @@ class ResidualQuantizer:
         memory_budget: Bytes to use beside the data, its residual and the results.
         distributed: Fit together with the other processes of torch.distributed, see
             `BalancedKMeans`. Give a seed.
+        device: Where the levels are fitted, see `BalancedKMeans`.
 
     Attributes:
         sids_: int32 [N, L], or [N, L + 1] with "rank": ids of the fitted items.
@@ -90,6 +91,7 @@ class ResidualQuantizer:
         num_threads: int | None = None,
         memory_budget: int = 2 << 30,
         distributed: bool = False,
+        device: str | torch.device | None = None,
     ) -> None:
         if distinct not in ("none", "cap", "distinct", "rank"):
             raise ValueError(
@@ -104,6 +106,7 @@ class ResidualQuantizer:
         self.num_threads = num_threads
         self.memory_budget = memory_budget
         self.distributed = distributed
+        self.device = device
 
     def fit(
         self,
@@ -134,6 +137,7 @@ class ResidualQuantizer:
         """
         x = as_rows(X)
         n, d = x.shape
+        device = X.device if self.device is None and isinstance(X, torch.Tensor) else self.device
         if self.distinct in ("cap", "distinct") and n > self.codebook_size**self.levels:
             raise ValueError(
                 f"X: wanted at most codebook_size ** levels = {self.codebook_size**self.levels} "
@@ -163,6 +167,7 @@ class ResidualQuantizer:
                         num_threads=self.num_threads,
                         memory_budget=self.memory_budget,
                         distributed=self.distributed,
+                        device=device,
                     ).fit(
                         residual,
                         checkpoint=None if saved is None else saved.with_suffix(".part.npz"),

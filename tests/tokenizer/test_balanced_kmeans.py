@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
 from onerec.tokenizer import BalancedKMeans, reference
+from onerec.tokenizer.balanced_kmeans import priced_argmin
 
 
 def optimal_cost(x: NDArray[np.float32], centers: NDArray[np.float32]) -> float:
@@ -116,24 +118,112 @@ def test_ragged_sizes_on_a_coarse_grid(
     assert kmeans.inertia_ == pytest.approx(best, rel=1e-6, abs=1e-9)
 
 
-@pytest.mark.data
-@pytest.mark.parametrize(
-    "name",
-    [
-        "amazon2014_beauty/item_embeddings_minilm.npy",
-        "kuairand_pure",
-        "minionerec_industrial/item_embeddings_minilm.npy",
-    ],
-)
-def test_certificate_on_real_vectors(data_dir: Path, name: str) -> None:
+def real_vectors(data_dir: Path, name: str) -> NDArray[np.float32]:
     if name == "kuairand_pure":
         x = np.load(data_dir / name / "item_embeddings_graph64.npz")["vectors"]
     else:
-        x = np.load(data_dir / name)
-    x = x[:3000].astype(np.float32)
+        x = np.load(data_dir / name / "item_embeddings_minilm.npy")
+    return x.astype(np.float32)
+
+
+REAL = pytest.mark.parametrize(
+    "name", ["amazon2014_beauty", "kuairand_pure", "minionerec_industrial"]
+)
+
+
+@pytest.mark.data
+@REAL
+def test_certificate_on_real_vectors(data_dir: Path, name: str) -> None:
+    x = real_vectors(data_dir, name)[:3000]
     kmeans = BalancedKMeans(64, random_state=0, max_iter=2, num_threads=1).fit(x)
     check(x, kmeans)
     assert (kmeans.predict(x) == kmeans.labels_).mean() >= 0.995
+
+
+@pytest.mark.data
+@REAL
+@pytest.mark.parametrize(("n", "clusters"), [(300, 1), (150, 150), (700, 24)])
+def test_optimal_transport_on_real_vectors(
+    data_dir: Path, name: str, n: int, clusters: int
+) -> None:
+    x = real_vectors(data_dir, name)
+    x = x[np.random.default_rng(3).choice(len(x), n, replace=False)]
+    x[n // 2 : n // 2 + 5] = x[0]  # items that are equal
+    kmeans = BalancedKMeans(clusters, random_state=0, max_iter=2, num_threads=1).fit(x)
+    check(x, kmeans)
+    best = optimal_cost(x, kmeans.cluster_centers_)
+    assert kmeans.inertia_ == pytest.approx(best, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.data
+@REAL
+def test_a_flow_solver_finds_nothing_cheaper(data_dir: Path, name: str) -> None:
+    flow = pytest.importorskip("ortools.graph.python.min_cost_flow")
+    n, clusters = 2000, 30
+    x = real_vectors(data_dir, name)[:n]
+    kmeans = BalancedKMeans(clusters, random_state=0, max_iter=2, num_threads=1).fit(x)
+    costs = reference.squared_distances(x, kmeans.cluster_centers_)
+    unit = costs.max() / 2**40  # the solver works on integers
+    solver = flow.SimpleMinCostFlow()
+    item, cluster = np.divmod(np.arange(n * clusters), clusters)
+    solver.add_arcs_with_capacity_and_unit_cost(
+        item,
+        n + cluster,
+        np.ones(n * clusters, np.int64),
+        np.rint(costs / unit).ravel().astype(int),
+    )
+    # Every cluster keeps floor(n / clusters); of the rest it passes on at most one.
+    low, rest = divmod(n, clusters)
+    sink = np.full(clusters, n + clusters)
+    one = np.ones(clusters, np.int64)
+    solver.add_arcs_with_capacity_and_unit_cost(n + np.arange(clusters), sink, one, 0 * one)
+    supplies = np.r_[np.ones(n, np.int64), -low * one, -rest]
+    solver.set_nodes_supplies(np.arange(len(supplies)), supplies)
+    assert solver.solve() == solver.OPTIMAL
+    assert kmeans.inertia_ == pytest.approx(solver.optimal_cost() * unit, rel=1e-8)
+
+
+# Larger than what is solved on a matrix of all costs: candidate lists, and moves that they know.
+LONG = [(20_000, 256, 6), (21_111, 256, 6), (12_001, 400, 3)]
+
+
+@pytest.mark.parametrize("make", [blobs, duplicated, collinear, tight_blobs])
+@pytest.mark.parametrize(("n", "clusters", "d"), LONG[1:])
+def test_lists_are_certified(make, n: int, clusters: int, d: int) -> None:
+    x = make(n, d)
+    kmeans = BalancedKMeans(clusters, random_state=0, max_iter=2, num_threads=1).fit(x)
+    check(x, kmeans)
+    assert len(np.unique(x, axis=0)) < n or (kmeans.predict(x) == kmeans.labels_).mean() >= 0.995
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("make", HOSTILE)
+@pytest.mark.parametrize(
+    ("n", "clusters", "d"), [(1, 1, 9), (33, 33, 9), (203, 64, 9), (5000, 130, 37)]
+)
+def test_cuda_is_certified(make, n: int, clusters: int, d: int) -> None:
+    x = make(n, d)
+    kmeans = BalancedKMeans(clusters, random_state=0, max_iter=2, device="cuda").fit(x)
+    check(x, kmeans)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("n", "clusters", "d"), [*LONG, (1000, 130, 200)])
+def test_cuda_gives_what_the_cpu_gives(n: int, clusters: int, d: int) -> None:
+    x = blobs(n, d)
+    kmeans = BalancedKMeans(clusters, random_state=0, max_iter=3).fit(x)
+    there = [
+        BalancedKMeans(clusters, random_state=0, max_iter=3, **more).fit(data)
+        for data, more in [(x, {"device": "cuda"}), (torch.from_numpy(x).cuda(), {})]
+    ]
+    for other in there:
+        assert np.array_equal(other.labels_, kmeans.labels_)
+        assert np.array_equal(other.cluster_centers_, kmeans.cluster_centers_)
+        assert np.array_equal(other.prices_, there[0].prices_)
+        assert other.gap_ <= 1e-6
+    assert np.array_equal(
+        there[0].predict(x), priced_argmin(x, kmeans.cluster_centers_, there[0].prices_)
+    )
 
 
 @pytest.mark.parametrize("make", HOSTILE)
@@ -240,6 +330,8 @@ def broken(value: float) -> NDArray[np.float32]:
         ({"init": "best"}, blobs(9, 3), 'init: wanted "random" or an array'),
         ({"init": broken(np.nan)[14:18]}, blobs(9, 3), "centers: wanted finite values, got nan"),
         ({"memory_budget": 1000}, blobs(9, 3), "memory_budget: wanted at least"),
+        ({"device": "meta"}, blobs(9, 3), "device: wanted a CPU or a CUDA device, got 'meta'"),
+        ({"device": "cuda:99"}, blobs(9, 3), "cuda_device: wanted one of .* devices, got 99"),
     ],
 )
 def test_mistakes_are_named(arguments, x, message: str) -> None:

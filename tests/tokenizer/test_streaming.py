@@ -89,6 +89,19 @@ def test_a_mapped_file_gives_what_memory_gives(tmp_path: Path) -> None:
     assert np.array_equal(mapped, x)
 
 
+def test_a_file_larger_than_the_memory_budget(tmp_path: Path) -> None:
+    n, d, clusters = 20_000, 96, 128
+    x = np.random.default_rng(0).standard_normal((n, d)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    budget = 5 << 20
+    assert budget < (tmp_path / "x.npy").stat().st_size
+    kmeans = BalancedKMeans(
+        clusters, max_iter=2, random_state=0, num_threads=1, memory_budget=budget
+    ).fit(open_rows(tmp_path / "x.npy"))
+    assert kmeans.gap_ <= 1e-6
+    assert set(np.bincount(kmeans.labels_)) == {n // clusters, n // clusters + 1}
+
+
 def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     x = vectors(6000, 8)  # too many costs to hold at once: lists, shared
     np.save(tmp_path / "x.npy", x)

@@ -47,6 +47,9 @@ struct BalancedKMeansOptions {
   double tolerance = 1e-4;  // stop when a step lowers the inertia by less than this share of it
   uint64_t seed = 0;
   int num_threads = 1;
+  // Number of the CUDA device that makes the passes over all items and all centres, -1 for none. It
+  // holds a copy of x; what it leaves open is decided, and the sizes are made exact, on the host.
+  int cuda_device = -1;
   // Bytes that the work may take beside the input and the outputs; a smaller budget means shorter
   // candidate lists and more passes over the data.
   int64_t memory_budget = int64_t{2} << 30;

@@ -96,7 +96,8 @@ void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
   const PassPlan plan = PlanPass(count, centers.columns(), kernels);
   const int64_t d = centers.d();
   const int64_t columns = centers.columns();
-  const int64_t most = std::min(plan.block_rows, (count + kernels.mr - 1) / kernels.mr * kernels.mr);
+  const int64_t most =
+      std::min(plan.block_rows, (count + kernels.mr - 1) / kernels.mr * kernels.mr);
   const auto run = [&](int64_t chunk) {
     std::vector<float> a(static_cast<size_t>(most * d));
     std::vector<float> tile(static_cast<size_t>(most * columns));

@@ -9,6 +9,12 @@
 
 #include <cstdint>
 
+#ifdef __CUDACC__
+#define ONEREC_UNROLL _Pragma("unroll")
+#else
+#define ONEREC_UNROLL
+#endif
+
 namespace onerec::tiles {
 
 constexpr int kTile = 128;         // rows of both operands
@@ -70,28 +76,28 @@ __device__ void Walk(const Operands& in, int64_t fixed_tile, int64_t first, int6
                            lane % 4;
     Products fresh = {};
     Products& target = kSplit ? fresh : sums;
-#pragma unroll
+    ONEREC_UNROLL
     for (int kk = 0; kk < kDepth; kk += 8) {
       uint32_t left[2][4], left_low[2][4];
-#pragma unroll
+      ONEREC_UNROLL
       for (int m = 0; m < 2; ++m) {
-#pragma unroll
+        ONEREC_UNROLL
         for (int e = 0; e < 4; ++e) {
           const float value = a[(16 * m + 8 * (e % 2)) * kLead + kk + 4 * (e / 2)];
           left[m][e] = ToTf32(value);
           if (kSplit) left_low[m][e] = ToTf32(value - AsFloat(left[m][e]));
         }
       }
-#pragma unroll
+      ONEREC_UNROLL
       for (int n = 0; n < 8; ++n) {
         uint32_t right[2], right_low[2];
-#pragma unroll
+        ONEREC_UNROLL
         for (int e = 0; e < 2; ++e) {
           const float value = b[8 * n * kLead + kk + 4 * e];
           right[e] = ToTf32(value);
           if (kSplit) right_low[e] = ToTf32(value - AsFloat(right[e]));
         }
-#pragma unroll
+        ONEREC_UNROLL
         for (int m = 0; m < 2; ++m) {
           if (kSplit) {
             Mma(target[m][n], left_low[m], right);
@@ -103,12 +109,12 @@ __device__ void Walk(const Operands& in, int64_t fixed_tile, int64_t first, int6
     }
     const bool done = step % depth_tiles == depth_tiles - 1;
     if (kSplit) {
-#pragma unroll
+      ONEREC_UNROLL
       for (int at = 0; at < 64; ++at) (&sums[0][0][0])[at] += (&fresh[0][0][0])[at];
     }
     if (!done) continue;
     body(first + step / depth_tiles, sums);
-#pragma unroll
+    ONEREC_UNROLL
     for (int at = 0; at < 64; ++at) (&sums[0][0][0])[at] = 0;
   }
   __syncthreads();  // shared memory is free again
@@ -138,13 +144,13 @@ struct Argmin {
       code[r] = 0;
     }
     Walk<true>(in, tile, 0, centre_tiles, shared, [&](int64_t walked, const Products& products) {
-#pragma unroll
+      ONEREC_UNROLL
       for (int n = 0; n < 8; ++n) {
-#pragma unroll
+        ONEREC_UNROLL
         for (int side = 0; side < 2; ++side) {
           const auto k = static_cast<int32_t>(walked * kTile + WalkedRow() + 8 * n + side);
           const float own = bias[k];
-#pragma unroll
+          ONEREC_UNROLL
           for (int r = 0; r < 4; ++r) {
             const float value = own - 2 * products[r / 2][n][r % 2 * 2 + side];
             if (value < least[r]) {
@@ -160,7 +166,7 @@ struct Argmin {
     });
     // The four lanes of a row, then the two warps of a row.
     auto* const codes = reinterpret_cast<int32_t*>(shared + 2 * kTile);
-#pragma unroll
+    ONEREC_UNROLL
     for (int r = 0; r < 4; ++r) {
       for (int step = 1; step < 4; step *= 2) {
         Join(least[r], second[r], code[r], __shfl_xor_sync(kAll, least[r], step),
@@ -213,23 +219,23 @@ struct RowPotentials {
       sum[r] = 0;
     }
     Walk<false>(in, tile, 0, centre_tiles, shared, [&](int64_t walked, const Products& products) {
-#pragma unroll
+      ONEREC_UNROLL
       for (int r = 0; r < 4; ++r) {
         float values[16];
         float low = least[r];
-#pragma unroll
+        ONEREC_UNROLL
         for (int t = 0; t < 16; ++t) {
           const int64_t k = walked * kTile + WalkedRow() + 8 * (t / 2) + t % 2;
           values[t] = bias[k] - 2 * products[r / 2][t / 2][r % 2 * 2 + t % 2];
           low = low < values[t] ? low : values[t];
         }
         sum[r] *= exp2f((low - least[r]) * scale);
-#pragma unroll
+        ONEREC_UNROLL
         for (int t = 0; t < 16; ++t) sum[r] += exp2f((low - values[t]) * scale);
         least[r] = low;
       }
     });
-#pragma unroll
+    ONEREC_UNROLL
     for (int r = 0; r < 4; ++r) {
       for (int step = 1; step < 4; step *= 2) {
         Join(least[r], sum[r], __shfl_xor_sync(kAll, least[r], step),
@@ -274,10 +280,10 @@ struct ColumnSums {
       own[r] = bias[tile * kTile + FixedRow() + 16 * (r / 2) + 8 * (r % 2)];
     }
     Walk<false>(in, tile, first, last, shared, [&](int64_t walked, const Products& products) {
-#pragma unroll
+      ONEREC_UNROLL
       for (int r = 0; r < 4; ++r) {
         uint32_t some = 0;
-#pragma unroll
+        ONEREC_UNROLL
         for (int t = 0; t < 16; ++t) {
           const float potential = potentials[walked * kTile + WalkedRow() + 8 * (t / 2) + t % 2];
           const float value = own[r] - 2 * products[r / 2][t / 2][r % 2 * 2 + t % 2];
@@ -287,7 +293,7 @@ struct ColumnSums {
         units[r] += some;
       }
     });
-#pragma unroll
+    ONEREC_UNROLL
     for (int r = 0; r < 4; ++r) {
       for (int step = 1; step < 4; step *= 2) units[r] += __shfl_xor_sync(kAll, units[r], step);
       if (threadIdx.x % 4 == 0) {

@@ -16,7 +16,6 @@
 #include <vector>
 
 #define __device__
-#pragma GCC diagnostic ignored "-Wunknown-pragmas"  // unroll is nvcc's
 
 namespace onerec::tiles {
 namespace {

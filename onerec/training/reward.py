@@ -30,7 +30,6 @@ Progress = Callable[[int, int, str], None]
 _WATCH_QUANTILE = 0.99  # of the watch seconds of training items: where the label swt reaches 1
 _REGRESSION_ROWS = 100_000
 _PREDICT_ROWS = 1024
-_WIDE_RATE = 10.0  # learning rate of the linear part over that of the layers
 
 
 @dataclass(frozen=True)
@@ -248,15 +247,12 @@ def _fit(
     batch = min(config.batch_size, len(train))
     per_epoch = -(-len(train) // batch)
     total = min(config.max_steps, math.ceil(config.epochs * per_epoch))
-    wide = [] if model.wide is None else list(model.wide.parameters())
-    deep = [p for name, p in model.named_parameters() if not name.startswith("wide.")]
-    decayed = [p for p in deep if p.ndim >= 2]
-    plain = [p for p in deep if p.ndim < 2]
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(
         [
-            {"params": decayed, "weight_decay": config.weight_decay, "scale": 1.0},
-            {"params": plain, "weight_decay": 0.0, "scale": 1.0},
-            {"params": wide, "weight_decay": config.weight_decay, "scale": _WIDE_RATE},
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
         ],
         lr=config.lr,
     )
@@ -273,7 +269,7 @@ def _fit(
         rows, order = order[:batch], order[batch:]
         rate = step / warmup if step <= warmup else 0.5 * (1 + math.cos(math.pi * step / total))
         for group in optimizer.param_groups:
-            group["lr"] = config.lr * rate * group["scale"]
+            group["lr"] = config.lr * rate
         model.train()
         loss = _loss(model, *_tensors(train, labels, rows, config, device))
         optimizer.zero_grad(set_to_none=True)

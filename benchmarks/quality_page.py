@@ -123,6 +123,7 @@ def tokenizers(record: dict[str, Any]) -> list[str]:
         "| lowest utilisation | R@10 masked of the generator |",
         "|---|---:|---:|---|---:|---:|---|",
     ]
+    levels = record["options"]["levels"]
     for row in record["rows"]:
         ids = row["facts"][0].get("ids")
         if ids is None or not row["row"].endswith(("generator", "TIGER", "ids")):
@@ -130,10 +131,10 @@ def tokenizers(record: dict[str, Any]) -> list[str]:
         cells = [
             f"{row['row']} ({ids['tokenizer']})",
             str(len(ids["entropy"])),
-            f"{ids['mse']:.4f}",
+            "not kept" if ids["mse"] is None else f"{ids['mse']:.4f}",
             ", ".join(f"{bits:.2f}" for bits in ids["entropy"]),
             f"{ids['unique_share']:.4f}",
-            f"{min(ids['utilisation']):.2f}",
+            f"{min(ids['utilisation'][:levels]):.2f}",
             "{value:.4f} [{low:.4f}, {high:.4f}]".format(
                 **cell(row, "test", "masked", "recall@10")
             ),
@@ -154,7 +155,7 @@ def settings(record: dict[str, Any]) -> list[str]:
                 parts.append(f"a = {facts['dense_weight']}")
             if "ids" in facts:
                 ids = facts["ids"]
-                used = min(ids["utilisation"])
+                used = min(ids["utilisation"][: record["options"]["levels"]])
                 parts.append(
                     f"{ids['tokenizer']} ids: unique share {ids['unique_share']:.4f}, lowest "
                     f"utilisation {used:.2f}"

@@ -86,7 +86,7 @@ def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
     return {
         "datetime": found["datetime"],
         "commit": {key: found["commit_info"].get(key) for key in ("id", "time", "dirty")},
-        "environment": _environment(),
+        "environment": published_environment(),
         "benchmarks": [
             {
                 "suite": Path(entry["fullname"].split("::")[0]).stem.removeprefix("bench_"),
@@ -98,7 +98,7 @@ def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
     }
 
 
-def _environment() -> dict[str, Any]:
+def published_environment() -> dict[str, Any]:
     """What `onerec env` tells, without the folders of this machine: records are published."""
     found = collect()
     del found["executable"]

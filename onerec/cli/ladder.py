@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from onerec.cli import console, sessions, simulate
+from onerec.cli.bench import published_environment
 from onerec.cli.config import SECTIONS, Settings, section_class
-from onerec.cli.env import collect
 from onerec.cli.stage import locked, run_stage, write_json
 from onerec.errors import OneRecError
 
@@ -80,7 +80,7 @@ def run(options: Options) -> dict[str, Any]:
                 "test_sessions": len(ladder.test),
             },
             "options": {"seeds": options.seeds, "epochs": options.epochs},
-            "environment": collect(),
+            "environment": published_environment(),
             **summarise(found, ladder.test.user_row),
         }
         write_json(options.out / "ladder.json", record)

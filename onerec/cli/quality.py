@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from onerec.cli import console, sessions
+from onerec.cli.bench import published_environment
 from onerec.cli.config import SECTIONS, Settings, section_class
-from onerec.cli.env import collect
 from onerec.cli.stage import data_digest, locked, run_stage, write_json
 from onerec.errors import OneRecError
 from onerec.evaluation.presets import PRESETS, REFERENCE, System
@@ -207,7 +207,7 @@ def _record(
         },
         "systems": {s.name: dataclasses.asdict(s) for s in systems},
         "reference": REFERENCE,
-        "environment": collect(),
+        "environment": published_environment(),
         "rows": rows,
     }
 

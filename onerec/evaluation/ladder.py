@@ -19,9 +19,8 @@ import torch
 from onerec.data import SessionSet
 from onerec.evaluation import metrics as m
 from onerec.evaluation.adapters import WorldRows
-from onerec.evaluation.experiment import Report, training_flops
+from onerec.evaluation.experiment import Report, fast_recommender, training_flops
 from onerec.evaluation.metrics import FloatArray
-from onerec.inference import Recommender
 from onerec.model import OneRec, OneRecConfig
 from onerec.tokenizer import Catalog, ResidualQuantizer
 from onerec.training import TrainConfig, pretrain
@@ -161,7 +160,7 @@ class Ladder:
 
         A next-item network gives the five best of its ranking, as the paper's baselines do.
         """
-        recommender = Recommender(model, self.catalog, device=model.start.device, batching=True)
+        recommender = fast_recommender(model, self.catalog)
         ids = self.catalog.item_ids
         seen = [ids[self.test.history(i)].tolist() for i in range(len(self.test))]
         if rung.target == "session":

@@ -213,7 +213,7 @@ def test_duration(seconds: float, text: str) -> None:
 def test_a_record_of_benchmarks_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEREC_DATA", str(Path("/somewhere/private")))
     monkeypatch.setenv("ONEREC_ISA", "avx2")
-    found = bench._environment()
+    found = bench.published_environment()
     assert found["environment"]["ONEREC_ISA"] == "avx2"
     text = json.dumps(found)
     assert "/somewhere" not in text

@@ -66,7 +66,7 @@ the ids of four tokenizers.
   auxiliary softmax alone, *fused* ranks what either finds by (1 - a) log p_generator + a log
   p_dense (`Recommender.rank(dense_weight=a)`).
 - **OneRec, bidirectional**: the same recipe with the encoder of arXiv 2502.18965, which serves one
-  prefix an encoding and so costs six times the work an epoch.
+  prefix an encoding and so costs several times the work an epoch.
 - **TIGER** (arXiv 2305.05065): `RQVAE` ids, 3 codes of 256 and a collision digit, and next-item
   generation by an encoder-decoder over codes (`OneRecConfig.preset("tiger")`, smaller in preset
   cpu): bidirectional, dense, ReLU, without the items' own embeddings. It differs from the paper's

@@ -97,7 +97,7 @@ PRESETS: dict[str, tuple[System, ...]] = {
             eval_epochs=4,
             seeds=3,
         ),
-        # The paper's encoder: an encoding serves one prefix, at six times the work an epoch.
+        # The paper's encoder: an encoding serves one prefix, at several times the work.
         System(
             "onerec-bidirectional",
             "OneRec, bidirectional",

@@ -39,7 +39,7 @@ $(VENV)/.extra-%: pyproject.toml constraints.txt | $(VENV)/.torch
 	touch $@
 
 # A short training, so that the whole takes minutes; `onerec run --out DIR` alone trains longer. Without
-# alignment: one that is short enough for a demo was measured to lower true watch time.
+# Without alignment: a short one lowered true watch time under earlier shares of the reward, and has not been measured here since.
 demo: $(VENV)/.installed
 	$(BIN)/onerec run --out demo --train.max_steps 500 --evaluate.max_users 300 --recommend.users 500 \
 	  --align.iterations 0

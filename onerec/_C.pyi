@@ -164,6 +164,10 @@ def beam_step(
     dead_offsets: int,
     tags: int,
     allow: int,
+    paths: int,
+    path_size: int,
+    items: int,
+    leaf_offsets: int,
     scoring: int,
     temperature: float,
     width: int,
@@ -188,7 +192,7 @@ def legal_logits(
     logits: int,
     num_threads: int,
 ) -> None: ...
-def cuda_beam_step_bytes(batch: int, rows: int) -> int: ...
+def cuda_beam_step_bytes(batch: int, rows: int, items: int) -> int: ...
 def cuda_beam_step(
     trie: int,
     codebook_size: int,
@@ -206,6 +210,10 @@ def cuda_beam_step(
     dead_offsets: int,
     tags: int,
     allow: int,
+    paths: int,
+    path_size: int,
+    items: int,
+    leaf_offsets: int,
     scoring: int,
     temperature: float,
     width: int,

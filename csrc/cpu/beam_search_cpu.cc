@@ -68,47 +68,46 @@ class OwnItems {
   // filter takes; returns how many (at most `items`).
   int64_t UsedUp(int level, const RequestFilter& filter, int64_t beam, int64_t first, int64_t last,
                  int64_t* edges) const {
-    const TrieView& view = trie->View();
     const int64_t* const path = paths + beam * path_size;
     int64_t count = 0;
     for (int64_t i = 0; i < items; ++i) {
-      const int64_t edge = path[i * view.levels + level];
+      const int64_t edge = path[i * view->levels + level];
       if (edge >= first && edge < last && !AnyLeft(level, edge, filter, path))
         edges[count++] = edge;
     }
     return count;
   }
 
-  const Trie* trie = nullptr;
+  const TrieView* view = nullptr;
+  const Trie* trie = nullptr;      // for its tags; may be null where filters allow every tag
   const int64_t* paths = nullptr;  // [beams, path_size], edges of each item, level by level
   int64_t path_size = 0;
   int64_t items = 0;  // finished items of every beam
 
  private:
   bool AnyLeft(int level, int64_t edge, const RequestFilter& filter, const int64_t* path) const {
-    const TrieView& view = trie->View();
-    const int bottom = view.levels - 1;
+    const int bottom = view->levels - 1;
     if (filter.allow == kEveryTag) {  // every leaf counts: no need to look at them
       const Edges& gone = filter.dead[bottom];
-      const int64_t begin = view.FirstLeaf(level + 1, edge);
-      const int64_t end = view.FirstLeaf(level + 1, edge + 1);
+      const int64_t begin = view->FirstLeaf(level + 1, edge);
+      const int64_t end = view->FirstLeaf(level + 1, edge + 1);
       int64_t left = end - begin;
       if (left > items + gone.size()) return true;
       left -= std::lower_bound(gone.begin, gone.end, end) -
               std::lower_bound(gone.begin, gone.end, begin);
       for (int64_t i = 0; i < items; ++i) {
-        const int64_t leaf = path[i * view.levels + bottom];
+        const int64_t leaf = path[i * view->levels + bottom];
         left -= leaf >= begin && leaf < end;
       }
       return left > 0;
     }
     if (level == bottom) return false;  // it is one of the items
     const uint64_t* const tags = trie->Tags(level + 1);
-    const int64_t end = view.FirstEdge(level + 1, edge + 1);
-    for (int64_t child = view.FirstEdge(level + 1, edge); child < end; ++child) {
+    const int64_t end = view->FirstEdge(level + 1, edge + 1);
+    for (int64_t child = view->FirstEdge(level + 1, edge); child < end; ++child) {
       if ((tags[child] & filter.allow) == 0 || filter.dead[level + 1].Has(child)) continue;
       bool own = false;
-      for (int64_t i = 0; i < items; ++i) own |= path[i * view.levels + level + 1] == child;
+      for (int64_t i = 0; i < items; ++i) own |= path[i * view->levels + level + 1] == child;
       if (!own || AnyLeft(level + 1, child, filter, path)) return true;
     }
     return false;
@@ -422,7 +421,10 @@ void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
   }
   const RequestFilter* filters = nullptr;
   if (input.widths != nullptr) CheckWidths(input.widths, input.batch, output.width);
-  if (input.dead != nullptr || input.allow != nullptr) {
+  if (input.paths != nullptr && input.allow != nullptr) {
+    throw std::invalid_argument("paths: wanted without allow");
+  }
+  if (input.dead != nullptr || input.allow != nullptr || input.paths != nullptr) {
     auto& made = workspace.impl().filters;
     made.assign(static_cast<size_t>(input.batch), {});
     for (int64_t b = 0; b < input.batch; ++b) {
@@ -431,6 +433,10 @@ void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
         filter.dead[input.level] = {input.dead + input.dead_offsets[b],
                                     input.dead + input.dead_offsets[b + 1]};
       }
+      if (input.dead != nullptr && input.leaf_offsets != nullptr) {
+        filter.dead[trie.levels - 1] = {input.dead + input.leaf_offsets[b],
+                                        input.dead + input.leaf_offsets[b + 1]};
+      }
       if (input.allow != nullptr) filter.allow = input.allow[b];
       if (filter.allow != kEveryTag && input.tags == nullptr) {
         throw std::invalid_argument("allow: wanted the tags of the level's edges too");
@@ -438,8 +444,9 @@ void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
     }
     filters = made.data();
   }
-  Stepper(trie, input, scoring, temperature, output, filters, nullptr, nullptr, workspace.impl(),
-          num_threads)
+  const OwnItems own{&trie, nullptr, input.paths, input.path_size, input.items};
+  Stepper(trie, input, scoring, temperature, output, filters,
+          input.paths == nullptr ? nullptr : &own, nullptr, workspace.impl(), num_threads)
       .Run();
 }
 
@@ -448,7 +455,7 @@ void CudaBeamStep(const uint64_t*, int, const BeamStepInput&, Scoring, double,
                   const BeamStepOutput&, void*, void*) {
   throw std::runtime_error(GetCudaInfo().problem);
 }
-size_t CudaBeamStepBytes(int64_t, int64_t) { return 0; }
+size_t CudaBeamStepBytes(int64_t, int64_t, int64_t) { return 0; }
 #endif
 
 struct BeamSearch::Impl {
@@ -477,7 +484,9 @@ struct BeamSearch::Impl {
                : options.width;
   }
 
-  OwnItems Own() const { return {trie.get(), paths[side].data(), path_size, steps / levels}; }
+  OwnItems Own() const {
+    return {&trie->View(), trie.get(), paths[side].data(), path_size, steps / levels};
+  }
 
   std::shared_ptr<const Trie> trie;
   BeamSearchOptions options;

@@ -31,8 +31,9 @@ struct Row {
   int64_t first;  // edge of its first child
   double score;
   double norm;
-  int degree;  // 0 if nothing can follow
-  int dead;    // where the dead edges among its children begin
+  const int64_t* used;  // [items], edges that the beam's own items use up; -1 for none
+  int degree;           // 0 if nothing can follow
+  int dead;             // where the dead edges among its children begin
   int dead_count;
 };
 
@@ -51,6 +52,11 @@ struct Step {
   const int64_t* dead_offsets;
   const uint64_t* tags;
   const uint64_t* allow;
+  const int64_t* paths;
+  int64_t path_size;
+  const int64_t* leaf_offsets;
+  int items;
+  int64_t* used;  // [batch, rows, items]
   Row* row_info;  // [batch, rows]
   BeamStepOutput out;
   int capacity;  // candidates that the select sorts, a power of two
@@ -58,12 +64,13 @@ struct Step {
 
 // One level of the trie whose bytes begin at `data`; the offsets are those of onerec/trie.h.
 struct Level {
-  __device__ Level(const Step& s) {
+  __device__ Level(const Step& s, int level) {
     const char* const data = reinterpret_cast<const char*>(*s.trie);
+    levels = *reinterpret_cast<const int*>(data + 24);
     pointer_bytes = *reinterpret_cast<const uint32_t*>(data + 36);
-    nodes = *reinterpret_cast<const int64_t*>(data + 40 + 8 * s.level);
-    tokens = data + *reinterpret_cast<const uint64_t*>(data + 112 + 8 * s.level);
-    pointers = data + *reinterpret_cast<const uint64_t*>(data + 176 + 8 * s.level);
+    nodes = *reinterpret_cast<const int64_t*>(data + 40 + 8 * level);
+    tokens = data + *reinterpret_cast<const uint64_t*>(data + 112 + 8 * level);
+    pointers = data + *reinterpret_cast<const uint64_t*>(data + 176 + 8 * level);
     token_bytes = s.vocab <= 256 ? 1 : 2;
   }
   __device__ int64_t FirstEdge(int64_t node) const {
@@ -80,6 +87,7 @@ struct Level {
   int64_t nodes;
   uint32_t pointer_bytes;
   int token_bytes;
+  int levels;  // of the trie
 };
 
 __device__ float ToFloat(float x) { return x; }
@@ -112,7 +120,32 @@ __device__ bool Legal(const Step& s, const Row& row, int64_t b, int64_t edge) {
     const int64_t at = LowerBound(dead, 0, row.dead_count, edge);
     if (at < row.dead_count && dead[at] == edge) return false;
   }
+  for (int i = 0; i < s.items; ++i) {
+    if (row.used[i] == edge) return false;
+  }
   return s.allow == nullptr || s.allow[b] == kEveryTag || (s.tags[edge] & s.allow[b]) != 0;
+}
+
+// First leaf below a node of `depth`.
+__device__ int64_t FirstLeaf(const Step& s, int levels, int depth, int64_t node) {
+  for (; depth < levels; ++depth) node = Level(s, depth).FirstEdge(node);
+  return node;
+}
+
+// Whether dead leaves and the beam's own items are all that lies below an edge of the level.
+__device__ bool UsedUp(const Step& s, int levels, const int64_t* path, int64_t b, int64_t edge) {
+  const int64_t begin = FirstLeaf(s, levels, s.level + 1, edge);
+  const int64_t end = FirstLeaf(s, levels, s.level + 1, edge + 1);
+  int64_t left = end - begin;
+  if (s.dead != nullptr && s.leaf_offsets != nullptr) {
+    const int64_t first = s.leaf_offsets[b], last = s.leaf_offsets[b + 1];
+    left -= LowerBound(s.dead, first, last, end) - LowerBound(s.dead, first, last, begin);
+  }
+  for (int i = 0; i < s.items; ++i) {
+    const int64_t leaf = path[(i + 1) * levels - 1];
+    left -= leaf >= begin && leaf < end;
+  }
+  return left <= 0;
 }
 
 // sum exp(x / T), relative to the largest x so far.
@@ -166,7 +199,7 @@ __device__ double LogSum(Exponentials mine, const Step& s) {
 template <class T>
 __global__ void __launch_bounds__(kRowThreads) RowPass(Step s) {
   const int64_t at = blockIdx.x, b = at / s.rows;
-  const Level level(s);
+  const Level level(s, s.level);
   const int64_t node = s.nodes[at];
   Row row{};
   row.score = s.scores[at];
@@ -180,6 +213,16 @@ __global__ void __launch_bounds__(kRowThreads) RowPass(Step s) {
     const int64_t from = LowerBound(s.dead, begin, end, row.first);
     row.dead = static_cast<int>(from - begin);
     row.dead_count = static_cast<int>(LowerBound(s.dead, from, end, row.first + row.degree) - from);
+  }
+  row.used = s.used + at * s.items;
+  if (row.degree > 0 && s.items > 0) {
+    const int64_t* const path = s.paths + at * s.path_size;
+    for (int i = static_cast<int>(threadIdx.x); i < s.items; i += kRowThreads) {
+      const int64_t edge = path[i * level.levels + s.level];
+      const bool own = edge >= row.first && edge < row.first + row.degree;
+      s.used[at * s.items + i] = own && UsedUp(s, level.levels, path, b, edge) ? edge : -1;
+    }
+    __syncthreads();
   }
   if (row.degree > 0 && s.scoring != static_cast<int>(Scoring::kRaw)) {
     const T* const logits = RowOf<T>(s, b, at % s.rows);
@@ -294,7 +337,7 @@ __global__ void __launch_bounds__(kSelectThreads) Select(Step s) {
   const int64_t b = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   const Row* const rows = s.row_info + b * s.rows;
-  const Level level(s);
+  const Level level(s, s.level);
   const int wanted = static_cast<int>(s.widths == nullptr ? s.width : s.widths[b]);
 
   if (thread < 32) {  // where each row's candidates begin
@@ -430,8 +473,9 @@ void Launch(const Step& s, int64_t batch, cudaStream_t stream) {
 
 }  // namespace
 
-size_t CudaBeamStepBytes(int64_t batch, int64_t rows) {
-  return static_cast<size_t>(batch * rows) * sizeof(Row);
+size_t CudaBeamStepBytes(int64_t batch, int64_t rows, int64_t items) {
+  return static_cast<size_t>(batch * rows) *
+         (sizeof(Row) + static_cast<size_t>(items) * sizeof(int64_t));
 }
 
 void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& input,
@@ -441,6 +485,9 @@ void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& 
     throw std::invalid_argument("rows and width: wanted at most " + std::to_string(kMaxRows) +
                                 " on CUDA, got " + std::to_string(input.rows) + " and " +
                                 std::to_string(output.width));
+  }
+  if (input.paths != nullptr && input.allow != nullptr) {
+    throw std::invalid_argument("paths: wanted without allow");
   }
   if (input.batch == 0) return;
   Step s{};
@@ -462,7 +509,12 @@ void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& 
   s.dead_offsets = input.dead_offsets;
   s.tags = input.tags;
   s.allow = input.allow;
+  s.paths = input.paths;
+  s.path_size = input.path_size;
+  s.leaf_offsets = input.leaf_offsets;
+  s.items = input.paths == nullptr ? 0 : static_cast<int>(input.items);
   s.row_info = static_cast<Row*>(workspace);
+  s.used = reinterpret_cast<int64_t*>(s.row_info + input.batch * input.rows);
   s.out = output;
   s.capacity = 1024;
   while (s.capacity < 2 * output.width) s.capacity *= 2;

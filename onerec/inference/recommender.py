@@ -13,6 +13,7 @@ import torch
 
 from onerec.inference.decoding import FreeBeams, TorchDecoder
 from onerec.inference.exported import check_items, load_exported
+from onerec.inference.graph import GraphDecoder, GraphModel
 from onerec.inference.native import NativeDecoder, NativeModel
 from onerec.model.onerec import OneRec
 from onerec.ops import BeamResult
@@ -113,15 +114,16 @@ class Recommender:
     Backends: "torch" is the reference, on any device. "native" is the engine in C++ on the CPU: the
     same items on the same float32 weights, several times faster, and a result that does not depend,
     not even in its last bit, on who else is in the call. With "torch" on the CPU that takes
-    decoding a request by itself, which is what it does unless `batching` says otherwise.
+    decoding a request by itself, which is what it does unless `batching` says otherwise. "graph" is
+    "torch" on CUDA with a session as one captured graph (compiled, not yet run).
 
     Args:
         model: Put into evaluation mode and moved to `device`; for "native" it is packed and left as
-            it is, and may also be a `NativeModel`.
+            it is, and may also be a `NativeModel`. For "graph" it may also be a `GraphModel`.
         catalog: Items and semantic ids; levels and codebook size must be the model's, and for a
             model with items of its own (`OneRecConfig.n_items`) all ids, in their order.
-        device: "cpu", "cuda", ...; "cpu" for "native".
-        backend: "torch" or "native".
+        device: "cpu", "cuda", ...; "cpu" for "native", a CUDA device for "graph".
+        backend: "torch", "native" or "graph".
         dtype: Type to cast the weights to, e.g. `torch.bfloat16`; None leaves them.
         batching: Decode several requests together; None: always, but not with "torch" on the CPU.
         max_rows: Most beams (requests times width) decoded at once, which bounds memory; a single
@@ -135,7 +137,7 @@ class Recommender:
 
     def __init__(
         self,
-        model: OneRec | NativeModel,
+        model: OneRec | NativeModel | GraphModel,
         catalog: Catalog,
         *,
         device: str | torch.device = "cpu",
@@ -151,11 +153,11 @@ class Recommender:
                 f"catalog must have {config.levels} levels of {config.codebook_size} codes as the "
                 f"model, got {catalog.levels} of {catalog.codebook_size}"
             )
-        if backend not in ("torch", "native"):
-            raise ValueError(f"backend must be 'torch' or 'native', got {backend!r}")
+        if backend not in ("torch", "native", "graph"):
+            raise ValueError(f"backend must be 'torch', 'native' or 'graph', got {backend!r}")
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        check_items(model, catalog)
+        check_items(model.network if isinstance(model, GraphModel) else model, catalog)
         self.config, self.catalog, self.backend = config, catalog, backend
         # Empty where there are no tags: a request with some is refused then.
         trie = catalog.trie
@@ -170,6 +172,8 @@ class Recommender:
         if backend == "native":
             if self.device.type != "cpu":
                 raise ValueError(f"backend 'native' runs on the CPU, got device {str(device)!r}")
+            if isinstance(model, GraphModel):
+                raise ValueError("backend 'native' needs a network, got one's graphs")
             if isinstance(model, OneRec):
                 model = NativeModel.pack(model, dtype=dtype, num_threads=num_threads)
             elif dtype not in (None, model.dtype):
@@ -178,10 +182,20 @@ class Recommender:
             self.batching = batching is None or batching
         else:
             if isinstance(model, NativeModel):
-                raise ValueError("backend 'torch' needs a OneRec network, got a packed one")
-            model = model.to(device=device, dtype=dtype).eval()
-            self._decoder = TorchDecoder(model, catalog.trie, self.device)
+                raise ValueError(f"backend {backend!r} needs a OneRec network, got a packed one")
+            if isinstance(model, GraphModel) and backend == "torch":
+                raise ValueError("backend 'torch' needs a network, got one's graphs")
+            if backend == "graph" and self.device.type != "cuda":
+                raise ValueError(f"backend 'graph' needs a CUDA device, got {str(device)!r}")
+            if backend == "graph" and isinstance(model, OneRec):
+                model = GraphModel(model, device=device, dtype=dtype)
+            if isinstance(model, GraphModel):
+                self._decoder = GraphDecoder(model, catalog.trie)
+            else:
+                model = model.to(device=device, dtype=dtype).eval()
+                self._decoder = TorchDecoder(model, catalog.trie, self.device)
             self.batching = self.device.type != "cpu" if batching is None else batching
+        self._model = model
 
     @classmethod
     def from_pretrained(
@@ -222,7 +236,7 @@ class Recommender:
             ValueError: A catalogue of other levels or codebook size.
         """
         return type(self)(
-            self._decoder.model,
+            self._model,
             catalog,
             device=self.device,
             backend=self.backend,

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onerec.ops import ancestry_attention
+
 
 class RMSNorm(nn.Module):
     """x / rms(x) * weight (arXiv 1910.07467), computed in at least float32."""
@@ -71,25 +73,10 @@ class SelfAttention(nn.Module):
         Returns:
             [B, M, q, d].
         """
-        batch, beams, new, _ = x.shape
-        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(x).chunk(3, dim=-1))
-        keys[:, start : start + new, :beams] = k.transpose(1, 2)
-        values[:, start : start + new, :beams] = v.transpose(1, 2)
-        times, width = keys.shape[1], keys.shape[2]
-        seen = start + new
-        row = torch.arange(batch, device=x.device).view(-1, 1, 1) * times
-        row = (row + torch.arange(seen, device=x.device)) * width + slots
-        shape = (batch * beams, seen, self.heads, -1)
-        k = keys.view(-1, keys[0, 0, 0].numel()).index_select(0, row.flatten()).view(shape)
-        v = values.view(-1, values[0, 0, 0].numel()).index_select(0, row.flatten()).view(shape)
-        mask = None
-        if new > 1:
-            mask = torch.ones(new, seen, dtype=torch.bool, device=x.device).tril(start)
-        y = F.scaled_dot_product_attention(
-            q.flatten(0, 1).transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask
-        )
-        out: Tensor = self.out(merge_heads(y))
-        return out.view_as(x)
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        y = ancestry_attention(qkv, keys, values, slots, start, backend="torch")
+        out: Tensor = self.out(y)
+        return out
 
 
 class CrossAttention(nn.Module):

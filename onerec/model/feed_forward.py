@@ -60,16 +60,19 @@ class MoE(nn.Module):
             self.selection_bias = bias.to(self.selection_bias.device)
         return self
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, MoEStats]:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, backend: str = "auto"
+    ) -> tuple[Tensor, MoEStats]:
         """y [T, d] and what the router did.
 
         Args:
             x: [T, d].
             mask: bool [T]; tokens with False are skipped (y = 0) and not counted.
+            backend: As for `onerec.ops.moe`.
         """
         bias = self.selection_bias if self.config.loss_free_balancing else None
         top_k, normalize = self.config.experts_per_token, self.config.normalize_gates
-        if self._use_packed(x):
+        if backend == "auto" and self._use_packed(x):
             routing = moe_route(
                 x, self.router, top_k=top_k, normalize=normalize, selection_bias=bias, mask=mask
             )
@@ -84,6 +87,7 @@ class MoE(nn.Module):
             normalize=normalize,
             selection_bias=bias,
             mask=mask,
+            backend=backend,
         )
 
     def train(self, mode: bool = True) -> MoE:

@@ -601,14 +601,16 @@ class OneRec(Pretrained):
         times_embedded: Tensor = self.time(times)
         return torch.where((level < 0)[:, None], self.bos.to(x.dtype), x) + times_embedded
 
+    def head(self, level: int) -> Tensor:
+        """The output layer of one level, [K, d]."""
+        table = self.codes if self.decoder_codes is None else self.decoder_codes
+        weight = table.weight if self.heads is None else self.heads
+        size = self.config.codebook_size
+        return weight[level * size : (level + 1) * size]
+
     def _logits(self, hidden: Tensor, level: int) -> Tensor:
         """[..., d] -> [..., K] of one level, in at least float32."""
-        if self.heads is not None:
-            weight: Tensor = self.heads
-        else:
-            weight = (self.codes if self.decoder_codes is None else self.decoder_codes).weight
-        size = self.config.codebook_size
-        logits = F.linear(hidden, weight[level * size : (level + 1) * size])
+        logits = F.linear(hidden, self.head(level))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     # Incremental decoding

@@ -1,5 +1,6 @@
 """Operations with one signature on every device; a folder has the fast ways and a reference."""
 
+from onerec.ops.beam_attention import ancestry_attention, cross_attention
 from onerec.ops.beam_step import BeamStep, beam_step
 from onerec.ops.legal_logits import legal_logits
 from onerec.ops.moe import (
@@ -22,7 +23,9 @@ __all__ = [
     "MoEStats",
     "PackedExperts",
     "Routing",
+    "ancestry_attention",
     "beam_step",
+    "cross_attention",
     "legal_logits",
     "moe",
     "moe_experts",

@@ -10,7 +10,8 @@ import torch
 
 from onerec import LiveTrie, SidTrie
 from onerec._native import core
-from onerec.ops import BeamStep, beam_step
+from onerec.ops import BeamSearch, BeamStep, beam_step
+from onerec.trie import EVERY_TAG
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SCORINGS = ("full_softmax", "legal_softmax", "raw")
@@ -229,3 +230,94 @@ def test_bad_arguments() -> None:
         beam_step(logits, scores, nodes, trie, level=0, beam_width=1, widths=[2])
     with pytest.raises(ValueError, match="backend: wanted 'native' or 'reference', got 'x'"):
         beam_step(logits, scores, nodes, trie, level=0, beam_width=1, backend="x")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("scoring", SCORINGS)
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_with_paths_equal_a_session(seed: int, scoring: str, device: str) -> None:
+    """The operation with the items of the beams so far, against the search that keeps them."""
+    rng = np.random.default_rng(seed)
+    size, levels, items, batch, width = 4, int(rng.integers(1, 4)), 3, 3, int(rng.choice([5, 40]))
+    live = LiveTrie(random_trie(int(rng.integers(4, 40)), levels, size))
+    live.remove(live.pin().trie.leaf_sids([0, 2]))
+    trie = live.pin().trie
+    leaves = [np.sort(rng.choice(trie.n_leaves, n, replace=False)) for n in (2, 0, trie.n_leaves)]
+    search = BeamSearch(
+        trie,
+        batch_size=batch,
+        beam_width=width,
+        session_length=items,
+        scoring=scoring,
+        deny=leaves,
+        widths=[width, 4, width],
+    )
+    lists = [
+        [trie.native.dead_edges(level, EVERY_TAG, d.ctypes.data, len(d)) for d in leaves]
+        for level in range(levels)
+    ]
+    dead = torch.from_numpy(np.concatenate([edges for level in lists for edges in level]))
+    counts = np.array([[len(edges) for edges in level] for level in lists])
+    ends = counts.cumsum().reshape(levels, batch)
+    offsets = torch.from_numpy(np.concatenate([ends[:, :1] - counts[:, :1], ends], axis=1))
+    where = trie.data if device == "cpu" else trie.to(device).address
+    dead, offsets = dead.to(device), offsets.to(device)
+    widths = torch.tensor([width, 4, width], device=device)
+    nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    scores = torch.zeros(batch, 1, dtype=torch.float64, device=device)
+    past = torch.zeros(batch, 1, items * levels, dtype=torch.int64, device=device)
+    while not search.done:
+        level, item, step = search.level, search.item, search.item * search.trie.levels
+        logits = torch.from_numpy(rng.normal(size=(batch, past.shape[1], size)) * 3).float()
+        logits[torch.rand(logits.shape) < 0.1] = float("-inf")
+        state = search.step(logits)
+        parents, tokens, nodes, scores, valid = torch.ops.onerec.beam_step(
+            logits.to(device),
+            scores,
+            nodes,
+            where,
+            level,
+            width,
+            SCORINGS.index(scoring),
+            1.0,
+            1,
+            widths,
+            dead,
+            offsets[level],
+            None,
+            None,
+            past,
+            item,
+            offsets[-1],
+        )
+        past = past.gather(1, parents.unsqueeze(-1).expand(-1, -1, past.shape[2]))
+        past[..., step + level] = nodes
+        if level + 1 == levels:
+            nodes = nodes.clamp(max=0)
+        assert torch.equal(parents.cpu(), state.parents)
+        assert torch.equal(tokens.cpu(), state.tokens)
+        assert torch.equal(valid.cpu(), state.valid)
+        torch.testing.assert_close(scores.float().cpu(), state.scores, rtol=1e-5, atol=1e-5)
+    found = torch.where(
+        scores.cpu()[..., None] > float("-inf"), past.cpu()[..., levels - 1 :: levels], -1
+    )
+    assert torch.equal(found, search.result().items)
+    with pytest.raises(ValueError, match="paths: wanted without allow"):
+        torch.ops.onerec.beam_step(
+            logits,
+            scores.cpu()[:, : logits.shape[1]],
+            nodes.cpu()[:, : logits.shape[1]],
+            trie.data,
+            0,
+            width,
+            0,
+            1.0,
+            1,
+            None,
+            None,
+            None,
+            dead.cpu(),
+            dead.cpu(),
+            past.cpu(),
+            0,
+        )

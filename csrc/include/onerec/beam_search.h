@@ -61,6 +61,13 @@ struct BeamStepInput {
   // Request b may take the edges with tags[edge] & allow[b].
   const uint64_t* tags = nullptr;   // [edges of the level]
   const uint64_t* allow = nullptr;  // [batch]
+  // Items that the beams of a session have and must not reach again; not together with `allow`. The
+  // edges of item i of beam r lie at paths + (b * rows + r) * path_size + i * levels.
+  const int64_t* paths = nullptr;
+  int64_t path_size = 0;
+  int64_t items = 0;  // of every beam
+  // Request b's dead leaves, whatever the level, are dead[leaf_offsets[b]] .. , ascending.
+  const int64_t* leaf_offsets = nullptr;  // [batch + 1]
 };
 
 struct BeamStepOutput {
@@ -74,7 +81,8 @@ struct BeamStepOutput {
 };
 
 // One step for a batch of requests.
-// Throws std::invalid_argument for a size, level, temperature or node out of range.
+// Throws std::invalid_argument for a size, level, temperature or node out of range, and for paths
+// together with allow.
 ONEREC_API void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
                          double temperature, const BeamStepOutput& output, BeamWorkspace& workspace,
                          int num_threads);
@@ -83,12 +91,13 @@ ONEREC_API void BeamStep(const TrieView& trie, const BeamStepInput& input, Scori
 // Nothing waits for the device and nothing is allocated, so the call can be captured in a CUDA
 // graph. `trie` holds the address of a trie's bytes (Trie::Data(), aligned to 64), read when the
 // step runs: a captured step follows a change of it. `workspace` has CudaBeamStepBytes. A node out
-// of range is read as a dead beam. Throws std::invalid_argument for more than 4096 rows or beams,
-// std::runtime_error for an error of CUDA's or where onerec was built without it.
+// of range is read as a dead beam. Throws std::invalid_argument for more than 4096 rows or beams
+// and for paths together with allow, std::runtime_error for an error of CUDA's or where onerec was
+// built without it.
 ONEREC_API void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& input,
                              Scoring scoring, double temperature, const BeamStepOutput& output,
                              void* workspace, void* stream);
-ONEREC_API size_t CudaBeamStepBytes(int64_t batch, int64_t rows);
+ONEREC_API size_t CudaBeamStepBytes(int64_t batch, int64_t rows, int64_t items);
 
 struct BeamSearchOptions {
   int64_t batch = 1;

@@ -252,11 +252,25 @@ def _outputs(logits: torch.Tensor, beam_width: int) -> BeamStep:
     return BeamStep(parents, tokens, nodes, scores, logits.new_empty(shape[:1], dtype=torch.int32))
 
 
+def _own_items(
+    paths: torch.Tensor | None, items: int, leaf_offsets: torch.Tensor | None
+) -> tuple[int, int, int, int]:
+    """Address and row length of the paths, items in them, address of the offsets."""
+    if paths is None:
+        return 0, 0, 0, 0
+    offsets = 0 if leaf_offsets is None else leaf_offsets.data_ptr()
+    return paths.data_ptr(), paths.stride(1), items, offsets
+
+
+# `paths` int64 [B, R, >= items * L] are the edges of the `items` items that every beam has and must
+# not reach again; `leaf_offsets` int64 [B + 1] tells where a request's dead leaves lie in `dead`.
+# The state between the steps is the caller's, as in `onerec.inference.graph`.
 _library = torch.library.Library("onerec", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "beam_step(Tensor logits, Tensor scores, Tensor nodes, Tensor trie, int level, int beam_width,"
     " int scoring, float temperature, int num_threads, Tensor? widths=None, Tensor? dead=None,"
-    " Tensor? dead_offsets=None, Tensor? tags=None, Tensor? allow=None)"
+    " Tensor? dead_offsets=None, Tensor? tags=None, Tensor? allow=None, Tensor? paths=None,"
+    " int items=0, Tensor? leaf_offsets=None)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -276,6 +290,9 @@ def _native_step(
     dead_offsets: torch.Tensor | None = None,
     tags: torch.Tensor | None = None,
     allow: torch.Tensor | None = None,
+    paths: torch.Tensor | None = None,
+    items: int = 0,
+    leaf_offsets: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     scores, nodes = scores.contiguous(), nodes.contiguous()
     out = _outputs(logits, beam_width)
@@ -292,6 +309,7 @@ def _native_step(
         scores.data_ptr(),
         nodes.data_ptr(),
         *(0 if t is None else t.data_ptr() for t in (widths, dead, dead_offsets, tags, allow)),
+        *_own_items(paths, items, leaf_offsets),
         scoring,
         temperature,
         beam_width,
@@ -316,11 +334,15 @@ def _cuda_step(
     dead_offsets: torch.Tensor | None = None,
     tags: torch.Tensor | None = None,
     allow: torch.Tensor | None = None,
+    paths: torch.Tensor | None = None,
+    items: int = 0,
+    leaf_offsets: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     scores, nodes = scores.contiguous(), nodes.contiguous()
     out = _outputs(logits, beam_width)
     batch, rows, codebook_size = logits.shape
-    workspace = logits.new_empty(core().cuda_beam_step_bytes(batch, rows), dtype=torch.uint8)
+    size = core().cuda_beam_step_bytes(batch, rows, items)
+    workspace = logits.new_empty(size, dtype=torch.uint8)
     with torch.cuda.device(logits.device):
         core().cuda_beam_step(
             trie.data_ptr(),
@@ -335,6 +357,7 @@ def _cuda_step(
             scores.data_ptr(),
             nodes.data_ptr(),
             *(0 if t is None else t.data_ptr() for t in (widths, dead, dead_offsets, tags, allow)),
+            *_own_items(paths, items, leaf_offsets),
             scoring,
             temperature,
             beam_width,
@@ -365,5 +388,8 @@ def _fake_step(
     dead_offsets: torch.Tensor | None = None,
     tags: torch.Tensor | None = None,
     allow: torch.Tensor | None = None,
+    paths: torch.Tensor | None = None,
+    items: int = 0,
+    leaf_offsets: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     return tuple(_outputs(logits, beam_width))

@@ -27,6 +27,7 @@ from onerec.ops.moe.reference import activate
 from onerec.trie import EVERY_TAG, SidTrie
 
 _Ints = npt.NDArray[np.int64]
+_capturing = threading.Lock()  # a process can capture one graph at a time
 
 
 class Bucket(NamedTuple):
@@ -280,6 +281,13 @@ class GraphModel:
         self._pool: Any = None
         self._lock = threading.Lock()
 
+    def history_sizes(self) -> list[int]:
+        """Items of a history that buckets are made for, ascending."""
+        longest, sizes = self.config.history_length, [32]
+        while sizes[-1] < longest:
+            sizes.append(2 * sizes[-1])
+        return [*sizes[:-1], longest]
+
     def sessions(
         self, bucket: Bucket, trie: Tensor, codes: Sequence[_Ints], dead: Sequence[Sequence[_Ints]]
     ) -> Tensor:
@@ -330,7 +338,7 @@ class GraphModel:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        with _capturing, torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
             out = program.run(address)
         return program, graph, out, torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
 
@@ -383,7 +391,7 @@ class GraphDecoder(TorchDecoder):
         dead = [[self._dead(level, leaves) for leaves in gone] for level in range(levels)]
         bucket = Bucket(
             _grown(len(codes), 1),
-            min(_grown(max(map(len, codes)), 32), self.model.config.history_length),
+            next(size for size in self.graphs.history_sizes() if size >= max(map(len, codes))),
             beam_width,
             session_length,
             _grown(sum(len(edges) for lists in dead for edges in lists), 1024),

@@ -533,9 +533,16 @@ class Recommender:
         return float((leaves >= 0).mean()) if leaves.size else 1.0
 
     def warmup(self, *, beam_width: int = 128) -> None:
-        """Runs an empty and a full history once, so that the first user does not pay for set-up."""
-        full = np.resize(self.catalog.item_ids, self.config.history_length)
-        self.recommend([[], full.tolist()], beam_width=beam_width, exclude_history=False)
+        """Runs an empty and a full history once, so that the first user does not pay for set-up.
+
+        Backend "graph" also captures the graphs of a lone request with any history; those of other
+        beam widths, session lengths and batches are captured when they are first met.
+        """
+        full = np.resize(self.catalog.item_ids, self.config.history_length).tolist()
+        self.recommend([[], full], beam_width=beam_width, exclude_history=False)
+        if isinstance(self._decoder, GraphDecoder):
+            for size in self._decoder.graphs.history_sizes():
+                self.recommend([full[:size]], beam_width=beam_width, exclude_history=False)
 
     # Requests
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -116,3 +117,57 @@ def test_mistakes() -> None:
     decoder = GraphDecoder(GraphModel(model, device="cpu"), catalog.trie)
     with pytest.raises(ValueError, match=r"session_length must lie in 1..4"):
         decoder.search([sids(1)], [np.empty(0, np.int64)], beam_width=2, session_length=5)
+
+
+def recommenders(**options: Any) -> tuple[Recommender, Recommender, Catalog]:
+    """A network under two backends on the GPU, and another catalogue."""
+    model = network(**options.pop("fields", {}))
+    catalogs = [Catalog.build(list(range(300)), sids(300, seed).tolist(), K) for seed in (0, 1)]
+    plain, graph = (
+        Recommender(model, catalogs[0], device="cuda", backend=backend, **options)
+        for backend in ("torch", "graph")
+    )
+    return plain, graph, catalogs[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NETWORKS)
+def test_graph_gives_the_items_of_torch_on_gpu(name: str) -> None:
+    plain, graph, other = recommenders(fields=NETWORKS[name])
+    requests = [[[]], [[1, 2, 3], list(range(200, 290)), [7]], [[5] * 3]]
+    options: dict[str, Any] = {"beam_width": 24, "num_sessions": 24, "session_length": 3}
+
+    def compare(one: Recommender, two: Recommender) -> None:
+        for histories in requests:
+            for a, b in zip(
+                one.recommend(histories, **options),
+                two.recommend(histories, **options),
+                strict=True,
+            ):
+                assert a.item_ids == b.item_ids
+                np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4, atol=1e-3)
+
+    compare(graph, plain)
+    compare(graph, plain)  # replayed
+    if not plain.config.n_items:
+        captured = len(graph._model._programs)
+        compare(graph.with_catalog(other), plain.with_catalog(other))
+        assert len(graph._model._programs) == captured
+        compare(graph, plain)
+
+
+@pytest.mark.gpu
+def test_bfloat16_and_threads_on_gpu() -> None:
+    plain, graph, _ = recommenders(dtype=torch.bfloat16)
+    graph.warmup(beam_width=32)
+    options: dict[str, Any] = {"beam_width": 32, "num_sessions": 32}
+    histories = [[i, 2 * i, 3 * i] for i in range(24)]
+    alone = [graph.recommend([history], **options)[0] for history in histories]
+    with ThreadPoolExecutor(4) as pool:
+        again = list(pool.map(lambda history: graph.recommend([history], **options)[0], histories))
+    assert [a.item_ids for a in again] == [a.item_ids for a in alone]
+    shared = [
+        len({*map(tuple, a.item_ids)} & {*map(tuple, b.item_ids)}) / 32
+        for a, b in zip(alone, plain.recommend(histories, **options), strict=True)
+    ]
+    assert np.mean(shared) > 0.8

@@ -12,7 +12,7 @@ from onerec.ops import ancestry_attention, cross_attention
 from onerec.ops.beam_attention import reference
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
     ("batch", "queries", "heads", "size", "width", "lengths"),
     [
@@ -43,7 +43,7 @@ def test_cross(
     clean = [t.float().nan_to_num(0.0) for t in (keys, values)]
     want = reference.cross_attention(q.float(), *clean, count)
     assert got.dtype == dtype
-    tolerance = 2e-6 if dtype == torch.float32 else 1e-2
+    tolerance = 2e-6 if dtype == torch.float32 else 2e-3
     torch.testing.assert_close(got.float(), want, rtol=tolerance, atol=tolerance)
 
 
@@ -58,7 +58,7 @@ def test_cross_does_not_depend_on_the_batch() -> None:
         assert torch.equal(kernel_cross(*one)[0], whole[b])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(
     ("start", "new", "beams", "width"), [(0, 1, 1, 16), (1, 1, 3, 24), (5, 2, 4, 16), (40, 2, 2, 8)]
 )
@@ -76,7 +76,7 @@ def test_ancestry(start: int, new: int, beams: int, width: int, dtype: torch.dty
     want = reference.ancestry_attention(qkv.float(), *wide, slots, start)
     got = kernel_ancestry(qkv, keys, values, slots, start)
     assert got.dtype == dtype
-    tolerance = 2e-6 if dtype == torch.float32 else 1e-2
+    tolerance = 2e-6 if dtype == torch.float32 else 2e-3
     torch.testing.assert_close(got.float(), want, rtol=tolerance, atol=tolerance)
     for mine, theirs in zip((keys, values), wide, strict=True):
         assert torch.equal(mine.float(), theirs)

@@ -54,28 +54,28 @@ def ancestry_attention_kernel(  # type: ignore[no-untyped-def]
         acc = v.to(tl.float32)
         for i in tl.static_range(j):
             other = qkv + ((row * NEW + i) * 3 * H + head) * D + column
-            k = tl.load(other + H * D, wide, other=0.0).to(tl.float32)
-            score = tl.sum(q * k, axis=0)
-            high = tl.maximum(top, score)
-            fade, p = tl.exp2(top - high), tl.exp2(score - high)
-            v = tl.load(other + 2 * H * D, wide, other=0.0).to(tl.float32)
-            acc = acc * fade + p * v
-            total = total * fade + p
-            top = high
+            other_k = tl.load(other + H * D, wide, other=0.0).to(tl.float32)
+            other_v = tl.load(other + 2 * H * D, wide, other=0.0).to(tl.float32)
+            other_score = tl.sum(q * other_k, axis=0)
+            other_top = tl.maximum(top, other_score)
+            other_p = tl.exp2(other_score - other_top)
+            acc = acc * tl.exp2(top - other_top) + other_p * other_v
+            total = total * tl.exp2(top - other_top) + other_p
+            top = other_top
         for first in range(0, start, BLOCK_T):
             time = first + tl.arange(0, BLOCK_T)
             seen = time < start
             slot = tl.load(slots + row * slot_stride + time, seen, other=0)
-            place = ((batch * times + time) * width + slot) * H + head
-            place = place[:, None] * D + column[None, :]
+            cell = ((batch * times + time) * width + slot) * H + head
+            at = cell[:, None] * D + column[None, :]
             here = seen[:, None] & wide[None, :]
-            k = tl.load(keys + place, here, other=0.0).to(tl.float32)
-            score = tl.sum(k * q[None, :], axis=1)
+            past_k = tl.load(keys + at, here, other=0.0).to(tl.float32)
+            past_v = tl.load(values + at, here, other=0.0).to(tl.float32)
+            score = tl.sum(past_k * q[None, :], axis=1)
             score = tl.where(seen, score, float("-inf"))
             high = tl.maximum(top, tl.max(score, axis=0))
             fade, p = tl.exp2(top - high), tl.exp2(score - high)
-            v = tl.load(values + place, here, other=0.0).to(tl.float32)
-            acc = acc * fade + tl.sum(p[:, None] * v, axis=0)
+            acc = acc * fade + tl.sum(p[:, None] * past_v, axis=0)
             total = total * fade + tl.sum(p, axis=0)
             top = high
         y = (acc / total).to(out.dtype.element_ty)

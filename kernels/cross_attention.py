@@ -172,7 +172,7 @@ def cross_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) ->
             H=heads,
             D=width,
             SPLITS=splits,
-            num_warps=4,
+            num_warps=8,
             num_stages=2,
             **sizes,
         )

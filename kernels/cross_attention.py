@@ -133,6 +133,11 @@ def tiles(width: int, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def warps(dtype: torch.dtype, capability: int) -> int:
+    """Warps of a block of the attention kernel, so that nothing spills; `capability` as 90."""
+    return 4 if dtype == torch.float32 and capability >= 90 else 8
+
+
 def cross_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) -> Tensor:
     """As `onerec.ops.cross_attention`; one launch, or two when the keys are cut.
 
@@ -155,6 +160,7 @@ def cross_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) ->
         parts = q.new_empty(*shape, width, dtype=torch.float32)
         tops, sums = (q.new_empty(shape, dtype=torch.float32) for _ in range(2))
     sizes = tiles(width, q.dtype)
+    major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 9
     if q.numel():
         grid = (triton.cdiv(queries, sizes["BLOCK_Q"]), batch * heads, splits)
         cross_attention_kernel[grid](
@@ -172,7 +178,7 @@ def cross_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) ->
             H=heads,
             D=width,
             SPLITS=splits,
-            num_warps=8,
+            num_warps=warps(q.dtype, 10 * major),
             num_stages=2,
             **sizes,
         )

@@ -84,7 +84,9 @@ def test_compiles_without_spills(
             {**types, "out": out},
             constants,
             capability=capability,
-            num_warps=8 if kernel is cross.cross_attention_kernel else 4,
+            num_warps=cross.warps(dtype, capability)
+            if kernel is cross.cross_attention_kernel
+            else 4,
             num_stages=stages,
         )
         fast = used.ptx.count("wgmma.mma_async") + used.ptx.count("mma.sync")

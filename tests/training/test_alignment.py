@@ -93,7 +93,7 @@ def test_every_loss_prefers_the_better_session(method: str) -> None:
 
 
 def test_reward_rises_and_everything_is_kept(tmp_path: Path) -> None:
-    result = job.run(tmp_path, steps=40, lr=1e-2, gradient_share=3.0, candidates=30, rate=0.6)
+    result = job.run(tmp_path, steps=16, lr=1e-2, gradient_share=3.0, candidates=30, rate=0.6)
     record = result.record
     assert (result.iterations, result.chosen, result.stopped) == (2, 2, None)
     rewards = [record["seed"]["reward_best"]] + [r["reward_best"] for r in record["iterations"]]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,12 +13,11 @@ class TrieMask:
     shape and never waits for a device.
 
     Args:
-        sids: Integers [N, L], the catalogue's semantic ids.
+        sids: int64 [N, L], the catalogue's semantic ids.
         codebook_size: K.
     """
 
-    def __init__(self, sids: Any, codebook_size: int) -> None:
-        codes = torch.as_tensor(sids).to(torch.int64)
+    def __init__(self, sids: Tensor, codebook_size: int) -> None:
         self.codebook_size = codebook_size
         width = -(-codebook_size // 8)
         # Of each level: the node of each item before it [N]; the numbers node * K + code of its
@@ -28,13 +25,11 @@ class TrieMask:
         self._nodes: list[Tensor] = []
         self._edges: list[Tensor] = []
         self._bits: list[Tensor] = []
-        node = torch.zeros(len(codes), dtype=torch.int64, device=codes.device)
-        for level in range(codes.shape[1]):
-            edges, after = torch.unique(node * codebook_size + codes[:, level], return_inverse=True)
+        node = torch.zeros(len(sids), dtype=torch.int64, device=sids.device)
+        for level in range(sids.shape[1]):
+            edges, after = torch.unique(node * codebook_size + sids[:, level], return_inverse=True)
             parent, code = edges // codebook_size, edges % codebook_size
-            bits = torch.zeros(
-                (int(parent[-1]) + 1) * width, dtype=torch.uint8, device=codes.device
-            )
+            bits = torch.zeros((int(parent[-1]) + 1) * width, dtype=torch.uint8, device=sids.device)
             # No edge comes twice: the sum of its bits is their union.
             bits.index_add_(0, parent * width + code // 8, (1 << code % 8).to(torch.uint8))
             self._nodes.append(node)

@@ -194,7 +194,9 @@ class _Alignment(Run):
         device = self.accelerator.device
         self.seed = _frozen(seed, device)
         self.reward = reward.to(device).eval()
-        self.legal = TrieMask(catalog.sids, catalog.codebook_size)
+        self.legal = TrieMask(
+            torch.from_numpy(catalog.sids.astype(np.int64)), catalog.codebook_size
+        )
         rng = np.random.default_rng([config.seed, 5])
         watched = rng.permutation(len(held_out))[: config.monitor]
         self.held_out = held_out.take(np.sort(watched))

@@ -74,8 +74,8 @@ def test_every_system_of_a_preset_runs_an_epoch(
     capsys.readouterr()
     command = ["bench", "quality", "--data", str(folder), "--out", str(tmp_path / "out"), "--json"]
     command += ["--preset", preset, "--epochs", "1", "--max_users", "40", "--device", "cpu"]
-    command += ["--codebook_size", "8", "--beam_width", "12"]
-    assert main(command) == 0
+    command += ["--codebook_size", "16", "--beam_width", "12"]
+    assert main(command) == 0, capsys.readouterr().err
     record = json.loads(capsys.readouterr().out)
     rows = {row["row"]: row for row in record["rows"]}
     assert {"popularity", REFERENCE, "OneRec, fused", "TIGER"} <= set(rows)
@@ -101,7 +101,7 @@ def test_every_system_of_a_preset_runs_an_epoch(
         raise AssertionError("trained again")
 
     monkeypatch.setattr(Experiment, "run", refuse)
-    assert main(command) == 0
+    assert main(command) == 0, capsys.readouterr().err
     assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]
     assert main([*command, "--seeds", "2", "--kept"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]

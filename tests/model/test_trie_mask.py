@@ -13,7 +13,7 @@ from onerec.model.trie_mask import TrieMask
 def test_legal_codes_are_those_of_the_catalogue(size: int) -> None:
     sids = np.random.default_rng(0).integers(0, size, (60, 3))
     asked = np.concatenate([sids[::4], np.full((1, 3), -1)])
-    trie = TrieMask(sids, size)
+    trie = TrieMask(torch.from_numpy(sids), size)
     mask = trie.mask(torch.from_numpy(asked)[None])[0].numpy()
     for row, sid in enumerate(asked[:-1]):
         for level in range(3):

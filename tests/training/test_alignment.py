@@ -123,7 +123,7 @@ def test_pairs_are_judged_right_and_referenced_to_their_snapshot(
     assert len(groups) > 5
     assert len(np.unique(groups.samples)) == len(groups)
     snapshot = OneRec.from_pretrained(tmp_path / "snapshots" / "iteration_01")
-    legal = TrieMask(catalog.sids, catalog.codebook_size)
+    legal = TrieMask(torch.tensor(catalog.sids), catalog.codebook_size)
     for row in range(len(groups)):
         history = train.history(int(groups.samples[row]))
         for member in range(2):

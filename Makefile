@@ -42,7 +42,8 @@ $(VENV)/.extra-%: pyproject.toml constraints.txt | $(VENV)/.torch
 # Without alignment: a short one lowered true watch time under earlier shares of the reward, and has not been measured here since.
 demo: $(VENV)/.installed
 	$(BIN)/onerec run --out demo --train.max_steps 500 --evaluate.max_users 300 --recommend.users 500 \
-	  --align.iterations 0
+	  --reward.max_steps 150 --reward.judge false --align.iterations 1 --align.steps 60 \
+	  --align.rate 0.02 --align.candidates 64 --align.monitor 64
 
 # One process a core, each with one thread: threads of several would wait for each other. TESTS="tests/ops -x" for some.
 TESTS ?= tests

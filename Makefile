@@ -38,8 +38,8 @@ $(VENV)/.extra-%: pyproject.toml constraints.txt | $(VENV)/.torch
 	$(PIP) -r $@.txt
 	touch $@
 
-# A short training, so that the whole takes minutes; `onerec run --out DIR` alone trains longer. Without
-# Without alignment: a short one lowered true watch time under earlier shares of the reward, and has not been measured here since.
+# A short training and a short alignment, so that the whole takes minutes; `onerec run --out DIR` alone
+# trains longer.
 demo: $(VENV)/.installed
 	$(BIN)/onerec run --out demo --train.max_steps 500 --evaluate.max_users 300 --recommend.users 500 \
 	  --reward.max_steps 150 --reward.judge false --align.iterations 1 --align.steps 60 \

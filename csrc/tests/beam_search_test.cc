@@ -16,12 +16,8 @@
 #include <vector>
 
 #include "onerec/runtime.h"
+#include "tests/count_allocations.h"
 #include "tests/random_sids.h"
-
-// Of the sanitizers' runtimes.
-extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, size_t),
-                                                         void (*)(const volatile void*))
-    __attribute__((weak));
 
 namespace onerec {
 namespace {
@@ -311,24 +307,10 @@ TEST(BeamSearch, EveryInstructionSetAndThreadCountGivesTheSameBits) {
   }
 }
 
-std::atomic<bool> counting{false};
-std::atomic<int64_t> allocations{0};
-void Count(const volatile void*, size_t) {
-  if (counting) ++allocations;
-}
-void Ignore(const volatile void*) {}
-
 TEST(BeamSearch, StepsAllocateNothing) {
-  if (&__sanitizer_install_malloc_and_free_hooks == nullptr) {
+  if (!CanCountAllocations()) {
     GTEST_SKIP() << "a sanitizer's allocator counts; build with ONEREC_SANITIZE";
   }
-  static const int installed = __sanitizer_install_malloc_and_free_hooks(&Count, &Ignore);
-  ASSERT_NE(installed, 0);
-  counting = true;
-  std::vector<int64_t>(100).swap(*std::make_unique<std::vector<int64_t>>());
-  counting = false;
-  ASSERT_GT(allocations, 0);  // the hook works
-
   constexpr int kSize = 64;
   const auto trie = BuildTrie(RandomSids(3000, 3, kSize, 0), 3, kSize);
   BeamSearchOptions options;
@@ -349,11 +331,9 @@ TEST(BeamSearch, StepsAllocateNothing) {
     options.scoring = scoring;
     BeamSearch search(trie, options);
     search.Reset({deny.data(), offsets});
-    search.Step(given, options.width);  // the pool's threads start
-    allocations = 0;
-    counting = true;
-    while (!search.Done()) search.Step(given, options.width);
-    counting = false;
+    const int64_t allocations = CountAllocations(options.num_threads, [&] {
+      while (!search.Done()) search.Step(given, options.width);
+    });
     EXPECT_EQ(allocations, 0);
   }
 }

@@ -18,12 +18,8 @@
 
 #include "onerec/engine_c.h"
 #include "onerec/recommender.h"
+#include "tests/count_allocations.h"
 #include "tests/random_sids.h"
-
-// Of the sanitizers' runtimes.
-extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*)(const volatile void*, size_t),
-                                                         void (*)(const volatile void*))
-    __attribute__((weak));
 
 namespace onerec {
 namespace {
@@ -128,19 +124,10 @@ TEST(Engine, AResultIsTheSameAloneInABatchAndOnMoreThreads) {
   }
 }
 
-std::atomic<bool> counting{false};
-std::atomic<int64_t> allocations{0};
-void Count(const volatile void*, size_t) {
-  if (counting) ++allocations;
-}
-void Ignore(const volatile void*) {}
-
 TEST(Engine, StepsAllocateNothing) {
-  if (&__sanitizer_install_malloc_and_free_hooks == nullptr) {
+  if (!CanCountAllocations()) {
     GTEST_SKIP() << "a sanitizer's allocator counts; build with ONEREC_SANITIZE";
   }
-  static const int installed = __sanitizer_install_malloc_and_free_hooks(&Count, &Ignore);
-  ASSERT_NE(installed, 0);
   const Engine engine(Model(Config(false)), BuildTrie(RandomSids(60, 3, kCodes, 1), 3, kCodes));
   const Requests requests;
   Found found(4, 3);
@@ -150,11 +137,8 @@ TEST(Engine, StepsAllocateNothing) {
     EngineOptions options = Options(Scoring::kFullSoftmax, 2);
     options.session_length = items;
     engine.Run(requests.list.data(), 4, options, found.Result());
-    allocations = 0;
-    counting = true;
-    engine.Run(requests.list.data(), 4, options, found.Result());
-    counting = false;
-    counted[items == 3] = allocations;
+    counted[items == 3] =
+        CountAllocations(2, [&] { engine.Run(requests.list.data(), 4, options, found.Result()); });
   }
   EXPECT_EQ(counted[0], counted[1]);
 }

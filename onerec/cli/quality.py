@@ -1,8 +1,9 @@
 """`onerec bench quality`: generator, dense head and baselines on one data set, as one table.
 
-Nothing here knows a data set: sizes follow from the log. A trained row is kept in
-OUT/<system>/seed-N and not trained again while its settings, the data and the release are the same;
-an unfinished one goes on from its newest checkpoint.
+Nothing here knows a data set: sizes follow from the log. A training is kept in OUT/<system>/seed-N
+and not made again while its settings, the data and the release are the same; an unfinished one goes
+on from its newest checkpoint. What it is worth is kept beside it in scores-N and can be measured
+again without it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Options:
         codebook_size: K.
         beam_width: Of generators.
         device: "auto", "cpu" or "cuda".
-        kept: Train nothing; the table has the finished trainings only.
+        kept: Train nothing: the table has the finished trainings only, measured where they are not.
     """
 
     data: Path
@@ -130,39 +131,48 @@ def _made(
     options: Options, experiment: Experiment, digest: str, system: System, seed: int, title: str
 ) -> list[Run]:
     """The rows of one training, trained and measured now or found whole."""
-    from onerec.evaluation.quality import load_runs, save_runs
+    from onerec.evaluation.quality import CASES, load_runs, save_runs
 
     folder = options.out / system.name
     folder.mkdir(exist_ok=True)
     described = dataclasses.asdict(system)
     described.pop("seeds")
-    config = {
-        **described,
-        "seed": seed,
-        **{
-            name: getattr(options, name)
-            for name in ("epochs", "max_users", "levels", "codebook_size", "beam_width", "device")
-        },
-    }
+    chosen = ("epochs", "max_users", "levels", "codebook_size", "beam_width", "device")
 
-    def build(partial_folder: Path) -> dict[str, Any]:
-        runs = experiment.run(system, seed, partial_folder, title)
-        save_runs(partial_folder, runs)
-        return runs[0].facts
+    def train(partial: Path) -> dict[str, Any]:
+        if options.kept:
+            raise OneRecError(f"{folder / name}: of other settings, and --kept trains nothing")
+        return experiment.train(system, seed, partial, title)
 
-    run_stage(
+    name = f"seed-{seed}"
+    trained = run_stage(
         folder,
-        f"seed-{seed}",
-        config=config,
+        name,
+        config={**described, "seed": seed, **{key: getattr(options, key) for key in chosen}},
         inputs={"data": digest},
         # A change of the sources does not undo hours of training; a release does.
         code=[],
-        build=build,
+        build=train,
         say=console.say,
         resumable=True,
         scratch=["training"],
+    ).record
+
+    def measure(partial: Path) -> dict[str, Any]:
+        runs = experiment.measure(system, seed, folder / name, trained.summary, title)
+        save_runs(partial, runs)
+        return {run.row: run.facts for run in runs}
+
+    run_stage(
+        folder,
+        f"scores-{seed}",
+        config={"cases": CASES},
+        inputs={"training": trained.fingerprint},
+        code=[],
+        build=measure,
+        say=console.say,
     )
-    return load_runs(folder / f"seed-{seed}", system.name, seed)
+    return load_runs(folder / f"scores-{seed}", system.name, seed)
 
 
 def _record(

@@ -1,8 +1,9 @@
-"""Trains a system of a preset and measures it on valid and test, masked and unmasked."""
+"""Trains a system of a preset; measures what was trained on valid and test, masked and unmasked."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -79,17 +80,53 @@ class Experiment:
         self.watched = some_users(self.parts["valid"], WATCHED)
         self._seen = _histories(self.watched, range(len(self.watched)))
 
-    def run(self, system: System, seed: int, folder: Path, title: str) -> list[Run]:
-        """Trains one network in `folder`/training, or goes on there, and measures its rows."""
+    def train(self, system: System, seed: int, folder: Path, title: str) -> dict[str, Any]:
+        """Trains one network in `folder`/training, or goes on there; facts of the training."""
+        if system.network == "popularity":
+            return {"parameters": 0}
+        if system.network == "sasrec":
+            return self._train_sasrec(system, seed, folder, title)
+        return self._train_onerec(system, seed, folder, title)
+
+    def measure(
+        self, system: System, seed: int, folder: Path, facts: dict[str, Any], title: str
+    ) -> list[Run]:
+        """The rows of a network that `train` left in `folder`, in every case.
+
+        Args:
+            system: What was trained.
+            seed: Of the training.
+            folder: Where it was trained; candidates are kept there, so that a stopped measurement
+                goes on.
+            facts: What `train` gave.
+            title: Of the progress bars.
+        """
+        started = time.perf_counter()
+        found: dict[str, Any] = {}
         if system.network == "popularity":
             counts = self.data.items["train_count"].to_numpy()
             rows = {system.row: self._measure(Popularity(counts), title)}
-            facts: dict[str, Any] = {"parameters": 0}
         elif system.network == "sasrec":
-            rows, facts = self._sasrec(system, seed, folder, title)
+            sasrec = SASRec.from_pretrained(folder / "training" / "model")
+            rows = {system.row: self._measure(self._score_ranker(self._placed(sasrec)), title)}
         else:
-            rows, facts = self._onerec(system, seed, folder, title)
-        return [Run(row, system.name, seed, cases, facts) for row, cases in rows.items()]
+            model = self._placed(OneRec.from_pretrained(folder / "training" / "model"))
+            sids = model.item_sids.cpu().numpy() if model.item_column else _load_ids(folder)[0]
+            recommender = fast_recommender(model, self._catalog(sids))
+            if model.config.item_loss:
+                rows, found["dense_weight"] = self._measure_fused(
+                    recommender, system, folder, title
+                )
+            else:
+                ranker = RecommenderRanker(
+                    recommender, self._item_ids(), beam_width=self.beam_width
+                )
+                rows = {system.row: self._measure(ranker, title)}
+        if system.network != "popularity":
+            found["evaluate_seconds"] = time.perf_counter() - started
+        return [
+            Run(row, system.name, seed, cases, {**facts, **found}) for row, cases in rows.items()
+        ]
 
     def flops(self, system: System, facts: dict[str, Any]) -> float:
         """Floating-point operations of a training step a target item, forward and backward.
@@ -102,7 +139,7 @@ class Experiment:
         settings = facts["settings"]
         if system.network == "sasrec":
             model: SASRec | OneRec = SASRec(SASRecConfig(**settings))
-            sids = np.arange(self.data.n_items)[:, None]
+            sids = self._rows()
         else:
             config = OneRecConfig(**settings)
             model = OneRec(config)
@@ -157,34 +194,24 @@ class Experiment:
             "settings": dataclasses.asdict(model.config),
         }
 
-    def _sasrec(
-        self, system: System, seed: int, folder: Path, title: str
-    ) -> tuple[Rankings, dict[str, Any]]:
+    def _train_sasrec(self, system: System, seed: int, folder: Path, title: str) -> dict[str, Any]:
         torch.manual_seed(seed)
         model = SASRec(SASRecConfig(self.data.n_items, **system.model))
-        table = np.arange(self.data.n_items)[:, None]
-
-        def ranker(network: SASRec) -> ScoreRanker:
-            length = model.config.history_length
-            return ScoreRanker(network.scores, table, length, device=network.items.weight.device)
 
         def score(network: SASRec) -> float:
-            return self._ndcg(ranker(network).rank(self._seen, DEPTH, self._seen))
+            return self._ndcg(self._score_ranker(network).rank(self._seen, DEPTH, self._seen))
 
-        facts = self._train(model, table, system, seed, folder, title, score)
-        started = time.perf_counter()
-        rows = {system.row: self._measure(ranker(model), title)}
-        return rows, {**facts, "evaluate_seconds": time.perf_counter() - started}
+        return self._train(model, self._rows(), system, seed, folder, title, score)
 
-    def _onerec(
-        self, system: System, seed: int, folder: Path, title: str
-    ) -> tuple[Rankings, dict[str, Any]]:
+    def _train_onerec(self, system: System, seed: int, folder: Path, title: str) -> dict[str, Any]:
         data = self.data
-        with self.progress(f"{title}: semantic ids") as report:
-            quantizer = make_ids(
-                system.ids, data.embeddings, self.levels, self.codebook_size, seed, report
-            )
-        sids = quantizer.sids_
+        if not (folder / "training" / "ids.npz").is_file():
+            with self.progress(f"{title}: semantic ids") as report:
+                quantizer = make_ids(
+                    system.ids, data.embeddings, self.levels, self.codebook_size, seed, report
+                )
+            _save_ids(folder, quantizer.sids_, {**quantizer.report_, "tokenizer": system.ids})
+        sids, ids_report = _load_ids(folder)
         dense = system.model.get("item_loss", 0.0) > 0
         sizes = {"n_items": data.n_items, "vector_dim": data.embeddings.shape[1]} if dense else {}
         torch.manual_seed(seed)
@@ -198,32 +225,40 @@ class Experiment:
         model = OneRec(config)
         if dense:
             model.set_catalog(sids, data.embeddings)
-        item_ids = data.items["item_id"].to_pylist()
-        catalog = Catalog.build(item_ids, sids, self.codebook_size)
-
-        def recommender(network: OneRec) -> Recommender:
-            return fast_recommender(network, catalog)
+        catalog = self._catalog(sids)
 
         def score(network: OneRec) -> float:
+            recommender = fast_recommender(network, catalog)
             if dense:
-                found = recommender(network).next_items(
+                found = recommender.next_items(
                     [catalog.item_ids[h].tolist() for h in self._seen], beam_width=20, dense_top=20
                 )
                 return self._ndcg(_padded([c.best(DEPTH, 0.5) for c in found]))
-            ranker = RecommenderRanker(recommender(network), item_ids, beam_width=20)
+            ranker = RecommenderRanker(recommender, self._item_ids(), beam_width=20)
             return self._ndcg(ranker.rank(self._seen, DEPTH, self._seen), ranker.groups)
 
         facts = self._train(model, sids, system, seed, folder, title, score)
-        facts["active_parameters"] = model.num_parameters(active=True)
-        facts["ids"] = {**quantizer.report_, "tokenizer": system.ids}
-        started = time.perf_counter()
-        if dense:
-            rows, weight = self._measure_fused(recommender(model), system, folder, title)
-            facts["dense_weight"] = weight
-        else:
-            ranker = RecommenderRanker(recommender(model), item_ids, beam_width=self.beam_width)
-            rows = {system.row: self._measure(ranker, title)}
-        return rows, {**facts, "evaluate_seconds": time.perf_counter() - started}
+        return {**facts, "active_parameters": model.num_parameters(active=True), "ids": ids_report}
+
+    def _rows(self) -> npt.NDArray[np.int64]:
+        """What SASRec reads instead of semantic ids: the items' own indices, [N, 1]."""
+        return np.arange(self.data.n_items)[:, None]
+
+    def _item_ids(self) -> list[Any]:
+        ids: list[Any] = self.data.items["item_id"].to_pylist()
+        return ids
+
+    def _catalog(self, sids: npt.NDArray[np.integer]) -> Catalog:
+        return Catalog.build(self._item_ids(), sids, self.codebook_size)
+
+    def _placed(self, model: Any) -> Any:
+        """The network where it is measured, in evaluation mode."""
+        cuda = self.device != "cpu" and torch.cuda.is_available()
+        return model.to("cuda" if cuda else "cpu").eval()
+
+    def _score_ranker(self, network: SASRec) -> ScoreRanker:
+        length = network.config.history_length
+        return ScoreRanker(network.scores, self._rows(), length, device=network.items.weight.device)
 
     def _ndcg(self, ranked: npt.NDArray[np.int64], groups: Any = None) -> float:
         """NDCG@10 of rankings of the sessions that choose the checkpoint, masked."""
@@ -376,6 +411,18 @@ def some_users(samples: Samples, users: int | None) -> Samples:
 
 def _histories(samples: Samples, part: range) -> list[npt.NDArray[np.int32]]:
     return [samples.history(i) for i in part]
+
+
+def _save_ids(folder: Path, sids: npt.NDArray[np.integer], report: dict[str, Any]) -> None:
+    """Keeps the ids and what is known of them beside the training that reads them."""
+    with atomic_write(folder / "training" / "ids.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, sids=sids, report=np.array(json.dumps(report)))
+
+
+def _load_ids(folder: Path) -> tuple[npt.NDArray[np.int32], dict[str, Any]]:
+    """What `_save_ids` wrote."""
+    with np.load(folder / "training" / "ids.npz") as file:
+        return file["sids"], json.loads(str(file["report"]))
 
 
 def _padded(rows: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:

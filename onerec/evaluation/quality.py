@@ -18,7 +18,7 @@ from onerec.files import atomic_write
 
 METRICS = ("recall@5", "ndcg@5", "recall@10", "ndcg@10")
 DEPTH = 10
-CASES = (("valid", "masked"), ("test", "masked"), ("test", "unmasked"))
+CASES = (("valid", "masked"), ("test", "masked"), ("valid", "unmasked"), ("test", "unmasked"))
 
 
 def session_scores(

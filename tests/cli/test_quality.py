@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from onerec.cli.main import main
 from onerec.evaluation.experiment import Experiment, training_flops
 from onerec.evaluation.presets import PRESETS, REFERENCE, System
-from onerec.evaluation.quality import Run, cell, compare
+from onerec.evaluation.quality import CASES, Run, cell, compare
 from onerec.model import SASRec, SASRecConfig
 
 
@@ -100,11 +101,21 @@ def test_every_system_of_a_preset_runs_an_epoch(
     def refuse(*_: Any) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(Experiment, "run", refuse)
-    assert main(command) == 0, capsys.readouterr().err
-    assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]
+    monkeypatch.setattr(Experiment, "train", refuse)
+    with monkeypatch.context() as patched:
+        patched.setattr(Experiment, "measure", refuse)
+        assert main(command) == 0, capsys.readouterr().err
+        assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]
+    # What was trained can be measured again, with what is known of its ids.
+    for folder in (tmp_path / "out").glob("*/scores-*"):
+        shutil.rmtree(folder)
     assert main([*command, "--seeds", "2", "--kept"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == record["rows"]
+    again = json.loads(capsys.readouterr().out)["rows"]
+    for row in (*again, *record["rows"]):
+        row["cost"].pop("evaluate_seconds", None)
+    assert again == record["rows"]
+    assert main([*command, "--beam_width", "10", "--kept"]) == 1
+    assert "--kept trains nothing" in capsys.readouterr().err
 
 
 def test_wrong_usage_is_told(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,12 +132,11 @@ def test_wrong_usage_is_told(log: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_differences_are_paired() -> None:
     rng = np.random.default_rng(0)
-    cases = [("valid", "masked"), ("test", "masked"), ("test", "unmasked")]
     hard = (rng.random((400, 1)) < 0.1).astype(float)
 
     def run(row: str, seed: int, gain: float) -> Run:
         better = (rng.random((400, 1)) < gain).astype(float)
-        scores = {case: np.repeat(np.maximum(hard, better), 4, axis=1) for case in cases}
+        scores = {case: np.repeat(np.maximum(hard, better), 4, axis=1) for case in CASES}
         return Run(row, row, seed, scores, {"parameters": 3})
 
     runs = [run("a", 0, 0.0), run("b", 0, 0.02), run("b", 1, 0.02)]
@@ -138,7 +148,7 @@ def test_differences_are_paired() -> None:
     }
     main_ = cell(rows["b"], "test", "masked", "recall@10")
     difference, low, high = main_["difference"]
-    ours = np.mean([r.scores[cases[1]] for r in runs[1:]]) - runs[0].scores[cases[1]].mean()
+    ours = np.mean([r.scores[CASES[1]] for r in runs[1:]]) - runs[0].scores[CASES[1]].mean()
     assert difference == pytest.approx(ours)
     assert 0 <= low <= difference <= high
     # Pairing leaves out what is hard for both.

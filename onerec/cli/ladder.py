@@ -184,19 +184,9 @@ def main(argv: list[str]) -> None:
         "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to train"
     )
     given = parser.parse(argv)
-    for name in ("seeds", "users", "epochs"):
-        if getattr(given, name) <= 0:
-            parser.error(f"--{name}: wanted more than 0, got {getattr(given, name)}")
-    record = run(
-        Options(
-            out=Path(given.out),
-            rungs=tuple(given.rungs),
-            seeds=given.seeds,
-            users=given.users,
-            epochs=given.epochs,
-            device=given.device,
-        )
-    )
+    parser.check_positive(given, "seeds", "users", "epochs")
+    chosen = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options)}
+    record = run(Options(**{**chosen, "out": Path(given.out), "rungs": tuple(given.rungs)}))
     if given.json:
         console.print_json(record)
     else:

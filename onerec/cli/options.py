@@ -48,6 +48,13 @@ class Parser(ArgumentParser):
         print(f"{self.prog}: {message}\nsee `{self.prog} --help`", file=sys.stderr)
         sys.exit(2)
 
+    def check_positive(self, values: Namespace, *names: str) -> None:
+        """Exits with code 2 where one of these options is given and not above 0."""
+        for name in names:
+            value = getattr(values, name)
+            if value is not None and value <= 0:
+                self.error(f"--{name}: wanted more than 0, got {value}")
+
     def hide(self, dest: str) -> None:
         """Leaves an option out of the help."""
         for action in self._actions:

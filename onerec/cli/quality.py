@@ -230,23 +230,23 @@ def show(record: dict[str, Any]) -> None:
     from onerec.evaluation.quality import cell
 
     table = Table("row", "seeds", box=None, pad_edge=False)
-    for column in ("valid R@10", "R@10", "N@10", "R@10 unmasked", "minutes", "R@10 - SASRec"):
+    for column in ("masked valid", "test", "unmasked valid", "test", "minutes", "test - SASRec"):
         table.add_column(column, justify="right")
     for row in record["rows"]:
-        main = cell(row, "test", "masked", "recall@10")
-        minutes = row["cost"].get("train_seconds", 0.0) / 60
+        recall = [
+            f"{cell(row, split, history, 'recall@10')['value']:.4f}"
+            for history in ("masked", "unmasked")
+            for split in ("valid", "test")
+        ]
+        against = cell(row, "test", "masked", "recall@10")["difference"]
         table.add_row(
             escape(row["row"]),
             str(len(row["seeds"])),
-            f"{cell(row, 'valid', 'masked', 'recall@10')['value']:.4f}",
-            f"{main['value']:.4f}",
-            f"{cell(row, 'test', 'masked', 'ndcg@10')['value']:.4f}",
-            f"{cell(row, 'test', 'unmasked', 'recall@10')['value']:.4f}",
-            f"{minutes:.1f}",
-            ""
-            if main["difference"] is None
-            else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*main["difference"]),
+            *recall,
+            f"{row['cost'].get('train_seconds', 0.0) / 60:.1f}",
+            "" if against is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*against),
         )
+    console.stdout().print("Recall@10")
     console.stdout().print(table)
 
 
@@ -296,29 +296,13 @@ def main(argv: list[str]) -> None:
         "--kept", action="store_true", help="train nothing: the table of the finished trainings"
     )
     given = parser.parse(argv)
-    for name in ("seeds", "epochs", "max_users", "levels", "codebook_size", "beam_width"):
-        value = getattr(given, name)
-        if value is not None and value <= 0:
-            parser.error(f"--{name}: wanted more than 0, got {value}")
-    data = Path(given.data)
-    out = given.out or f"runs/quality-{data.resolve().name}-{given.preset}"
-    record = run(
-        Options(
-            data=data,
-            kind=given.kind,
-            out=Path(out),
-            preset=given.preset,
-            systems=tuple(given.systems),
-            seeds=given.seeds,
-            epochs=given.epochs,
-            max_users=given.max_users,
-            levels=given.levels,
-            codebook_size=given.codebook_size,
-            beam_width=given.beam_width,
-            device=given.device,
-            kept=given.kept,
-        )
+    parser.check_positive(
+        given, "seeds", "epochs", "max_users", "levels", "codebook_size", "beam_width"
     )
+    data = Path(given.data)
+    chosen = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options)}
+    chosen["out"] = Path(given.out or f"runs/quality-{data.resolve().name}-{given.preset}")
+    record = run(Options(**{**chosen, "data": data, "systems": tuple(given.systems)}))
     if given.json:
         console.print_json(record)
     else:

@@ -1,14 +1,16 @@
 """Alignment losses against scalar computations in Python floats, and their gradients.
 
-The scalar formulas are those of the papers and, where TRL has the same loss (dpo's "sigmoid", "ipo"
-and "robust", conservative dpo by label_smoothing, cpo and simpo), of its documented definitions;
-TRL itself is not imported, for its trainers need packages that nothing else here does.
+The scalar formulas are those of the papers. Where TRL (1.16) has the same loss, its own code gives
+the same values and gradients: `test_trl`, which runs where `pip install trl` has been.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -105,6 +107,106 @@ def test_gradients_by_differences(name: str) -> None:
             slope = (scalar(*up) - scalar(*down)) / (2 * step)
             assert grad is not None
             assert grad[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
+CODES = 15
+
+
+def trl_dpo(kind: str, w: Tensor, v: Tensor, rw: Tensor, rv: Tensor, **settings: float) -> Tensor:
+    """`DPOTrainer`'s loss of each pair; the model it asks gives sessions of `CODES` codes."""
+    from trl import DPOTrainer
+
+    def same(value: Any) -> Any:
+        return value
+
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(training=True),
+        accelerator=SimpleNamespace(device="cpu", gather=same, gather_for_metrics=same),
+        aux_loss_enabled=False,
+        ld_alpha=None,
+        precompute_ref_logps=True,
+        f_divergence_type="reverse_kl",
+        loss_types=[kind],
+        loss_weights=[1.0],
+        use_weighting=False,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _total_train_tokens=0,
+        _tp_size=1,
+        **settings,
+    )
+    mask = torch.ones(2, 1 + CODES, dtype=torch.int64)
+    mask[:, 0] = 0  # the prompt
+    one = torch.zeros(2, CODES)
+    found = []
+    for row in range(len(w)):
+        codes = torch.stack([w[row], v[row]])[:, None].expand(2, CODES) / CODES
+        answer = SimpleNamespace(log_probs=codes, entropy=one, mean_logits=one, is_top1=one > 0)
+        inputs = {
+            "input_ids": mask,
+            "attention_mask": mask,
+            "completion_mask": mask,
+            "ref_chosen_logps": rw[row : row + 1],
+            "ref_rejected_logps": rv[row : row + 1],
+        }
+        found.append(DPOTrainer._compute_loss(trainer, lambda a=answer, **_: a, inputs, False))
+    return torch.stack(found)
+
+
+def trl_cpo(
+    kind: str, w: Tensor, v: Tensor, *, label_smoothing: float = 0.0, **settings: float
+) -> Tensor:
+    """`CPOTrainer`'s loss of each pair, without the winner's own log-probability."""
+    from trl.experimental.cpo import CPOTrainer
+
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu"),
+        alpha=0.0,
+        loss_type=kind,
+        label_smoothing=label_smoothing,
+        **settings,
+    )
+    found: Tensor = CPOTrainer.cpo_loss(trainer, w, v)[0]
+    return found
+
+
+# Ours, TRL's. TRL's IPO is of means over codes, which is ours with beta / codes, over codes^2; its
+# conservative loss is in `CPOTrainer`, which is given the ratios to the reference.
+TRL_CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "dpo": (CASES["dpo"][0], lambda *a: trl_dpo("sigmoid", *a, beta=0.3)),
+    "robust_dpo": (
+        CASES["robust_dpo"][0],
+        lambda *a: trl_dpo("robust", *a, beta=0.3, label_smoothing=0.2),
+    ),
+    "ipo": (
+        lambda *a: losses.ipo(*a, beta=0.3 / CODES) / CODES**2,
+        lambda *a: trl_dpo("ipo", *a, beta=0.3),
+    ),
+    "conservative_dpo": (
+        CASES["conservative_dpo"][0],
+        lambda w, v, rw, rv: trl_cpo("sigmoid", w - rw, v - rv, beta=0.3, label_smoothing=0.2),
+    ),
+    "cpo": (
+        lambda w, v, *_: losses.cpo(w, v, beta=0.3, nll_weight=0.0),
+        lambda w, v, *_: trl_cpo("sigmoid", w, v, beta=0.3),
+    ),
+    "simpo": (
+        CASES["simpo"][0],
+        lambda w, v, *_: trl_cpo("simpo", w / 15, v / 12, beta=2.0, simpo_gamma=0.5),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # TRL's
+@pytest.mark.parametrize("name", TRL_CASES)
+def test_trl(name: str) -> None:
+    pytest.importorskip("trl", reason="compares with TRL: pip install trl")
+    found = []
+    for loss in TRL_CASES[name]:
+        w, v, rw, rv = pairs(3)
+        values = loss(w.requires_grad_(), v.requires_grad_(), rw, rv)
+        values.sum().backward()
+        found.append((values.detach(), w.grad, v.grad))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_family_relations() -> None:

@@ -49,8 +49,8 @@ def ipo(
 ) -> Tensor:
     """Identity preference optimisation: (margin - 1 / (2 beta))^2.
 
-    arXiv 2310.12036, eq. 17, with tau = beta. The margin is a sum over codes; TRL's is of means over
-    codes, which for sessions of T codes is this loss with beta / T, divided by T^2.
+    arXiv 2310.12036, eq. 17, with tau = beta. The margin is a sum over codes. TRL takes means over
+    codes: for sessions of T codes that is this loss with beta / T, divided by T^2.
     """
     margin = _margin(policy_winner, policy_loser, reference_winner, reference_loser)
     return (margin - 1 / (2 * beta)).square()

@@ -167,6 +167,8 @@ class Recommender:
             given = catalog.tags
             self._item_tags = self._leaf_tags[catalog.leaf_of_item] if given is None else given
         self.device = torch.device(device)
+        if self.device.type == "cpu":
+            self.device = torch.device("cpu")  # to "cpu:0", as torchrun has it, all would be copied
         self.max_rows, self.num_threads = max_rows, num_threads
         self._decoder: TorchDecoder | NativeDecoder
         if backend == "native":
@@ -192,7 +194,7 @@ class Recommender:
             if isinstance(model, GraphModel):
                 self._decoder = GraphDecoder(model, catalog.trie)
             else:
-                model = model.to(device=device, dtype=dtype).eval()
+                model = model.to(device=self.device, dtype=dtype).eval()
                 self._decoder = TorchDecoder(model, catalog.trie, self.device)
             self.batching = self.device.type != "cpu" if batching is None else batching
         self._model = model

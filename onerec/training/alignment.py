@@ -6,7 +6,9 @@ the trie, and the reward model names winner and loser. Then one pass over the sa
 
     L = L_NTP + lambda / (r_dpo B) * sum over the pairs among the step's B samples of L_DPO
 
-with M_t as the reference; what comes out is M_{t+1}. The paper adds a sample's L_DPO to its L_NTP;
+with M_t as the reference; what comes out is M_{t+1}. Asynchronously the sessions and the reference
+of all iterations but the first are of M_{t-1}, whose sessions were written while M_t was trained.
+The paper adds a sample's L_DPO to its L_NTP;
 the sum over a step is the same but for the constant, which keeps the weight of preferences apart
 from how many samples have any.
 """
@@ -20,7 +22,6 @@ import logging
 import math
 import time
 import zlib
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,13 +38,12 @@ from onerec.data.session_set import Samples
 from onerec.errors import OneRecError
 from onerec.files import atomic_directory, atomic_write
 from onerec.inference import Recommender
-from onerec.inference.decoding import FreeBeams, decode_sessions
 from onerec.model.onerec import OneRec
 from onerec.model.reward import RewardModel
-from onerec.model.trie_mask import TrieMask
 from onerec.tokenizer import Catalog
 from onerec.training.alignment_config import FREE_ON_RESUME, PAIRED, AlignmentConfig
 from onerec.training.batches import Batch, OrderedBatches
+from onerec.training.candidates import CHUNK, Ahead, Candidates
 from onerec.training.loop import (
     Progress,
     Run,
@@ -52,13 +52,11 @@ from onerec.training.loop import (
     stop_on_signal,
     writing,
 )
-from onerec.training.losses import contrastive_token_scores
 from onerec.training.metrics import Record
-from onerec.training.preferences import Groups, choose, preference_loss
+from onerec.training.preferences import Groups, preference_loss
 
 logger = logging.getLogger(__name__)
 
-_CHUNK = 64  # users whose candidates are held at once
 _WATCHED_GROUPS = 256  # groups that the change of winners is measured on
 _WEIGHT_STEPS = 8  # steps with preferences that the automatic weight is measured on
 
@@ -101,6 +99,12 @@ def align(
     on from its newest checkpoint in the same way. Each process generates for its share of the
     samples. Log-probabilities under the snapshot are computed once a group.
 
+    With `asynchronous` each process has another one beside it, which writes and judges the next
+    iteration's sessions. It starts from the snapshot that the present iteration started from, which
+    does not depend on how fast either is: the result is the same in every run, and after a stop.
+    Only the times that are written down differ. The second process is spawned: a script that calls
+    this needs `if __name__ == "__main__":`. When it fails the next iteration raises its traceback.
+
     It ends before its time when the unconstrained legality, the winners' log-probability or the
     divergence from the seed model break their bounds; the snapshot before that iteration is then
     the result. The reward model's own score never decides: it is what is being pushed.
@@ -119,7 +123,8 @@ def align(
         ValueError: On settings, samples or models that do not fit together.
         TrainingInterrupted: After Ctrl-C or SIGTERM; the same call goes on.
         TrainingDiverged: On a loss or gradient that is not finite.
-        OneRecError: Where `out_dir` holds another run, or no sample got a preference.
+        OneRecError: Where `out_dir` holds another run, no sample got a preference, or the second
+            process failed.
     """
     if reward.config.n_items != len(catalog):
         raise ValueError(
@@ -172,7 +177,7 @@ class _Alignment(Run):
         self.steps = steps
         self.align = config
         self.catalog = catalog
-        self.train = train
+        self.stack = stack
         self.stop = stop
         self.progress = progress
         seed = copy.deepcopy(model)
@@ -193,10 +198,8 @@ class _Alignment(Run):
         )
         device = self.accelerator.device
         self.seed = _frozen(seed, device)
-        self.reward = reward.to(device).eval()
-        self.legal = TrieMask(
-            torch.from_numpy(catalog.sids.astype(np.int64)), catalog.codebook_size
-        )
+        self.candidates = Candidates(reward, train, self.batches, catalog, config, device)
+        self.ahead: Ahead | None = None
         rng = np.random.default_rng([config.seed, 5])
         watched = rng.permutation(len(held_out))[: config.monitor]
         self.held_out = held_out.take(np.sort(watched))
@@ -205,7 +208,7 @@ class _Alignment(Run):
             catalog.sids,
             history_length=self.module.config.history_length,
             session_length=self.module.config.session_length,
-            batch_size=_CHUNK,
+            batch_size=CHUNK,
         )
         self.groups: Groups | None = None
         self.place = np.full(len(train), -1, dtype=np.int64)
@@ -230,6 +233,7 @@ class _Alignment(Run):
             "method": self.align.method,
             "steps_per_iteration": self.steps,
             "weight": self.align.weight,
+            "generated": {},
             "iterations": [],
             "stopped": None,
             "chosen": 0,
@@ -288,7 +292,7 @@ class _Alignment(Run):
         # Without dropout, as the reference was computed.
         self.module.eval()
         with self.accelerator.autocast():
-            policy = self._log_probabilities(self.module, rows, groups.items)
+            policy = self.candidates.log_probabilities(self.module, rows, groups.items)
         self.module.train()
         losses = preference_loss(
             policy,
@@ -310,39 +314,15 @@ class _Alignment(Run):
             self.sums["margin"] += float(margin.sum())
             self.sums["right"] += int((margin > 0).sum())
 
-    def _log_probabilities(
-        self, model: OneRec, rows: npt.NDArray[np.int64], items: npt.NDArray[np.int64]
-    ) -> Tensor:
-        """Log-probability of each code of sessions `items` [P, G, m] of samples `rows` [P].
-
-        Returns:
-            float32 [P, G, m * L], 0 where there is no session.
-        """
-        history = self.batches.take(rows).history.to(self.accelerator.device)
-        sids = self._codes(items)
-        logits = model.session_logits(history, sids.flatten(0, 1), copies=items.shape[1])
-        if self.align.normalize == "legal":
-            logits = logits.masked_fill(~self.legal.mask(sids.flatten(0, 1)), float("-inf"))
-        codes = sids.flatten(0, 1).clamp(min=0)
-        chosen = logits.float().log_softmax(dim=-1).gather(-1, codes[..., None]).squeeze(-1)
-        chosen = chosen.view(*sids.shape)
-        return torch.where(sids >= 0, chosen, 0).flatten(2)
-
-    def _codes(self, items: npt.NDArray[np.int64]) -> Tensor:
-        """Item indices of any shape as semantic ids [..., L] on the device, -1 where -1."""
-        sids = self.catalog.sids[np.maximum(items, 0)].astype(np.int64)
-        sids[items < 0] = -1
-        return torch.from_numpy(sids).to(self.accelerator.device)
-
-    # The beginning of an iteration: snapshot, candidates, preferences
+    # The beginning of an iteration: candidates, preferences
 
     def _begin(self, iteration: int) -> None:
         inside = self.step > iteration * self.steps
-        if not inside:
-            self.reference = _frozen(copy.deepcopy(self.module), self.accelerator.device)
-        elif iteration > 0:
+        writer = max(0, iteration - self.align.asynchronous)
+        self.reference = self.seed
+        if writer > 0:
             self.reference = copy.deepcopy(self.seed)
-            load_model(self.reference, self._snapshot(iteration) / "model.safetensors")
+            load_model(self.reference, self._snapshot(writer) / "model.safetensors")
         if self.state["seed"] is None:
             self.state["seed"] = self._watch(self.seed)
         path = self.out_dir / "pairs" / f"iteration_{iteration + 1:02d}.parquet"
@@ -355,6 +335,8 @@ class _Alignment(Run):
                 with writing(path):
                     self.groups.save(path)
             self.accelerator.wait_for_everyone()
+        if self.align.asynchronous:
+            self._generate_ahead(iteration + 1)
         self.place[:] = -1
         self.place[self.groups.samples] = np.arange(len(self.groups))
         if self.state["weight"] is None:
@@ -363,61 +345,42 @@ class _Alignment(Run):
 
     def _generate(self, iteration: int) -> Groups:
         """The groups of an iteration, the same in every process."""
-        config = self.align
         shape = self.module.config
-        if config.method == "ntp":
+        if self.align.method == "ntp":
             return Groups.of([], shape.session_length, shape.levels)
-        steps = range(iteration * self.steps, (iteration + 1) * self.steps)
-        rows = np.unique(np.concatenate([self.batches.rows(step) for step in steps]))
-        rng = np.random.default_rng([config.seed, 3, iteration])
-        rows = rows[rng.random(len(rows)) < config.rate]
-        mine = rows[self.accelerator.process_index :: self.world]
-        recommender = self._recommender(self.reference)
-        found: list[tuple[int, Any, Any, Any]] = []
-        spent, made, spread = 0.0, 0, 0.0
-        for begin in range(0, len(mine), _CHUNK):
-            part = mine[begin : begin + _CHUNK]
+        rows = self._drawn(iteration)
+        waited = 0.0
+        if self.ahead is not None and self.ahead.iteration == iteration:
             started = time.perf_counter()
-            candidates = recommender.candidates(
-                self._histories(self.train, part),
-                beam_width=config.candidates,
-                exclude_history=config.exclude_history,
-            )
-            spent += time.perf_counter() - started
-            made += sum(len(each.items) for each in candidates)
-            rewards = self._rewards(self.train, part, [each.items for each in candidates])
-            legal = self._unconstrained(part) if config.method in ("ecpo", "gbpo") else None
-            for row, (sample, each, reward) in enumerate(
-                zip(part.tolist(), candidates, rewards, strict=True)
-            ):
-                draw = np.random.default_rng([config.seed, 4, iteration, sample])
-                chosen = choose(each.items, reward, config, draw)
-                if chosen is None:
-                    continue
-                spread += float(reward.max() - reward.min())
-                items, reward, advantage = each.items[chosen[0]], reward[chosen[0]], chosen[1]
-                if legal is not None:
-                    extra = legal[row][draw.permutation(len(legal[row]))[: config.format_samples]]
-                    extra = extra[(extra >= 0).all(axis=1)]
-                    items = np.concatenate([items, extra])
-                    reward = np.append(reward, np.full(len(extra), np.nan, np.float32))
-                    advantage = np.append(advantage, np.ones(len(extra), np.float32))
-                found.append((sample, items, reward, advantage))
-            self._check_stop()
-            if self.progress is not None and self.main:
-                done = min(begin + _CHUNK, len(mine))
-                self.progress(self.step, self.total, f"candidates of {done}/{len(mine)} users")
+            mine = self.ahead.result(self._check_stop)
+            waited = time.perf_counter() - started
+        else:
+
+            def after(done: int) -> None:
+                self._check_stop()
+                if self.progress is not None and self.main:
+                    share = len(rows[:: self.world])
+                    self.progress(self.step, self.total, f"candidates of {done}/{share} users")
+
+            mine = self.candidates.generate(self.reference, self._share(rows), iteration, after)
         totals = self.accelerator.reduce(
-            torch.tensor([made, spread, spent], device=self.accelerator.device), "sum"
+            torch.tensor(
+                [mine.made, mine.spread, mine.seconds, waited], device=self.accelerator.device
+            ),
+            "sum",
         ).tolist()
-        found = sorted(gather_object(found), key=lambda each: each[0])
-        self.state["generation"] = {
+        found = sorted(gather_object(mine.groups), key=lambda each: each[0])
+        facts = {
             "samples": len(rows),
             "groups": len(found),
             "candidates": int(totals[0]),
             "candidates_per_s": totals[0] * self.world / totals[2] if totals[2] else 0.0,
             "reward_spread": totals[1] / max(len(found), 1),
         }
+        if self.align.asynchronous:
+            facts["stale_steps"] = self.steps if iteration else 0
+            facts["waited_s"] = totals[3] / self.world
+        self.state["generated"][str(iteration + 1)] = facts
         if not found:
             raise OneRecError(
                 f"no sample of iteration {iteration + 1} got a preference ({len(rows)} were drawn; "
@@ -425,66 +388,34 @@ class _Alignment(Run):
                 "--align.candidates, or lower --align.min_gap"
             )
         groups = Groups.of(found, shape.session_length, shape.levels)
-        with torch.inference_mode():
-            for begin in range(0, len(groups), _CHUNK):
-                at = slice(begin, begin + _CHUNK)
-                logs = self._log_probabilities(self.reference, groups.samples[at], groups.items[at])
-                groups.reference[at] = logs.cpu().numpy()
-        if config.method == "critical_dpo":
-            self._score_tokens(groups)
+        self.candidates.refer(self.reference, groups)
         return groups
 
-    def _unconstrained(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Sessions of the search without the trie: item indices [b, N, m], -1 for illegal ids."""
-        shape = self.module.config
-        beams = FreeBeams(
-            shape.levels,
-            batch_size=len(rows),
-            beam_width=self.align.candidates,
-            session_length=shape.session_length,
-        )
-        decode_sessions(
-            self.reference,
-            self.batches.take(rows).history.to(self.accelerator.device),
-            beams,
-            beam_width=self.align.candidates,
-            session_length=shape.session_length,
-        )
-        sids = beams.sids().numpy()
-        leaves = self.catalog.trie.lookup(sids.reshape(-1, shape.levels)).reshape(sids.shape[:3])
-        first = self.catalog.leaf_item_indices[self.catalog.leaf_offsets[np.maximum(leaves, 0)]]
-        return np.where(leaves >= 0, first, -1)
+    def _generate_ahead(self, iteration: int) -> None:
+        """Begins a coming iteration's candidates, by the newest snapshot, in another process."""
+        if iteration == self.align.iterations or self.align.method == "ntp":
+            return
+        snapshot = self._snapshot(iteration - 1)
+        if iteration == 1:
+            if self.main:
+                with writing(snapshot), atomic_directory(snapshot) as folder:
+                    self.seed.save_pretrained(folder)
+            self.accelerator.wait_for_everyone()
+        if self.ahead is None:
+            self.ahead = Ahead(self.candidates)
+            self.stack.callback(self.ahead.close)
+        self.ahead.start(snapshot, self._share(self._drawn(iteration)), iteration)
 
-    def _score_tokens(self, groups: Groups) -> None:
-        """s_t of the losers, from copies of the snapshot tuned on winners and on losers."""
-        good, bad = (self._tuned(groups, member) for member in (0, 1))
-        with torch.inference_mode():
-            for begin in range(0, len(groups), _CHUNK):
-                part = groups.take(np.arange(begin, min(begin + _CHUNK, len(groups))))
-                history = self.batches.take(part.samples).history.to(self.accelerator.device)
-                sids = self._codes(part.items[:, 1])
-                illegal = ~self.legal.mask(sids)
-                pair = [
-                    model.session_logits(history, sids).masked_fill(illegal, float("-inf"))
-                    for model in (good, bad)
-                ]
-                beta: dict[str, Any] = {} if self.align.beta is None else {"beta": self.align.beta}
-                scores = contrastive_token_scores(pair[0], pair[1], sids.clamp(min=0), **beta)
-                rows = slice(begin, begin + _CHUNK)
-                groups.token_scores[rows, 1] = scores.flatten(1).cpu().numpy()
+    def _drawn(self, iteration: int) -> npt.NDArray[np.int64]:
+        """The samples of an iteration that get candidates."""
+        steps = range(iteration * self.steps, (iteration + 1) * self.steps)
+        rows = np.unique(np.concatenate([self.batches.rows(step) for step in steps]))
+        rng = np.random.default_rng([self.align.seed, 3, iteration])
+        return rows[rng.random(len(rows)) < self.align.rate]
 
-    def _tuned(self, groups: Groups, member: int) -> OneRec:
-        """A copy of the snapshot after one pass over the groups' winners (0) or losers (1)."""
-        model = copy.deepcopy(self.reference).requires_grad_(True)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=self.align.lr, weight_decay=0.0)
-        order = np.random.default_rng([self.align.seed, 6, member]).permutation(len(groups))
-        for begin in range(0, len(order), 32):
-            rows = order[begin : begin + 32]
-            history = self.batches.take(groups.samples[rows]).history.to(self.accelerator.device)
-            optimizer.zero_grad(set_to_none=True)
-            model(history, self._codes(groups.items[rows, member])).loss.backward()
-            optimizer.step()
-        return _frozen(model, self.accelerator.device)
+    def _share(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of the samples that this process generates for."""
+        return rows[self.accelerator.process_index :: self.world]
 
     def _balanced_weight(self) -> float:
         """lambda such that the preferences' gradient is `gradient_share` of the next-token one's.
@@ -502,6 +433,7 @@ class _Alignment(Run):
                 continue
             batch = self.batches.take(rows)
             device = self.accelerator.device
+            torch.manual_seed(self.align.seed)  # of dropout
             own = self.module(batch.history.to(device), batch.target.to(device)).loss
             losses, _ = self._losses(rows[at >= 0], self.groups.take(at[at >= 0]))
             norms.append((_norm(own, parameters), _norm(losses.sum() / share, parameters)))
@@ -531,7 +463,7 @@ class _Alignment(Run):
         record = {
             "iteration": iteration,
             "step": self.step,
-            **self.state.get("generation", {}),
+            **self.state["generated"].get(str(iteration), {}),
             "winner_change": winner,
             "loser_change": loser,
             **watched,
@@ -579,7 +511,7 @@ class _Alignment(Run):
             return None, None
         groups = groups.take(np.arange(min(len(groups), _WATCHED_GROUPS)))
         items = groups.items[:, :2]
-        now = self._log_probabilities(self.module, groups.samples, items).cpu().numpy()
+        now = self.candidates.log_probabilities(self.module, groups.samples, items).cpu().numpy()
         change = (now - groups.reference[:, :2]).sum(axis=-1) / items.shape[2]
         return float(change[:, 0].mean()), float(change[:, 1].mean())
 
@@ -589,7 +521,7 @@ class _Alignment(Run):
 
         Returns:
             loss: Next-token loss, nats an item.
-            drift_seed, drift_last: KL(model || seed, or || last snapshot) of the codes along the
+            drift_seed, drift_last: KL(model || seed, or || the reference) of the codes along the
                 held-out sessions, nats an item.
             legality: Share of legal ids without the trie, by greedy search.
             reward_mean, reward_max: Of the beam's sessions by the reward model, means over users.
@@ -613,15 +545,15 @@ class _Alignment(Run):
                 divergence = (logs[0].exp() * (logs[0] - other)).sum(dim=-1)
                 sums[place] += float(torch.where(real, divergence, 0).sum())
             sums[3] += batch.items
-        recommender = self._recommender(model)
+        recommender = self.candidates.recommender(model)
         rows = np.arange(len(self.held_out))
-        histories = self._histories(self.held_out, rows)
+        histories = self.candidates.histories(self.held_out, rows)
         found = recommender.candidates(
             histories,
             beam_width=self.align.monitor_beam,
             exclude_history=self.align.exclude_history,
         )
-        rewards = self._rewards(self.held_out, rows, [each.items for each in found])
+        rewards = self.candidates.rewards(self.held_out, rows, [each.items for each in found])
         filled = [reward for reward in rewards if len(reward)]
         best = [float(reward[0]) for reward in filled]
         shown = [each.items[0] for each in found if len(each.items)]
@@ -644,48 +576,6 @@ class _Alignment(Run):
         }
 
     # Small things
-
-    def _recommender(self, model: OneRec) -> Recommender:
-        """Generates under the trie with the fastest engine of the device."""
-        device = self.accelerator.device
-        backend = "native" if device.type == "cpu" else "torch"
-        return Recommender(model, self.catalog, device=device, backend=backend, batching=True)
-
-    def _histories(self, samples: Samples, rows: npt.NDArray[np.int64]) -> list[list[Any]]:
-        ids = self.catalog.item_ids
-        return [ids[samples.history(int(row))].tolist() for row in rows]
-
-    @torch.inference_mode()
-    def _rewards(
-        self,
-        samples: Samples,
-        rows: npt.NDArray[np.int64],
-        sessions: Sequence[npt.NDArray[np.int64]],
-    ) -> list[npt.NDArray[np.float32]]:
-        """Rewards [n] of each user's sessions [n, m]."""
-        found: list[npt.NDArray[np.float32]] = []
-        device = self.accelerator.device
-        for begin in range(0, len(rows), _CHUNK):
-            part = sessions[begin : begin + _CHUNK]
-            width = max(1, *(len(each) for each in part))
-            padded = np.full((len(part), width, self._length), -1, dtype=np.int64)
-            for row, each in enumerate(part):
-                padded[row, : len(each)] = each
-            history = samples.histories(
-                rows[begin : begin + _CHUNK], self.reward.config.history_length
-            )
-            history = history[:, : max(1, int((history >= 0).sum(axis=1).max()))]
-            scores = self.reward.score(
-                torch.from_numpy(history.astype(np.int64)).to(device),
-                torch.from_numpy(padded).to(device),
-            )
-            values = scores.float().cpu().numpy()
-            found += [values[row, : len(each)] for row, each in enumerate(part)]
-        return found
-
-    @property
-    def _length(self) -> int:
-        return int(self.module.config.session_length)
 
     def _check_stop(self) -> None:
         if self.stop and self.world == 1:

@@ -46,6 +46,10 @@ class AlignmentConfig:
         max_steps: At most so many steps of an iteration; None for no bound.
         rate: r_dpo, the share of samples that get candidates. Paper: 0.01.
         candidates: N, beams of the session search. Paper: 128.
+        asynchronous: Generate the next iteration's candidates while this one trains, in a second
+            process: they come from the snapshot that this iteration began with, `steps` older than
+            the model that learns from them. That snapshot is then also the reference, and
+            `max_winner_drop` counts from it.
         exclude_history: Never generate what the user has already taken, as in serving.
         loser: "worst" of the candidates by reward (the paper), or one drawn from the "low_quarter",
             which the reward model's errors choose less often.
@@ -98,6 +102,7 @@ class AlignmentConfig:
     max_steps: int | None = 200
     rate: float = 0.01
     candidates: int = 128
+    asynchronous: bool = False
     exclude_history: bool = True
     loser: Literal["worst", "low_quarter"] = "worst"
     losers: int = 3

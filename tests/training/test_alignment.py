@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
+import pickle
+import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from onerec.errors import OneRecError
 from onerec.model import OneRec
 from onerec.model.trie_mask import TrieMask
-from onerec.training import AlignmentConfig, read_metrics
+from onerec.training import AlignmentConfig, TrainingInterrupted, alignment, read_metrics
 from onerec.training.alignment_config import METHODS
+from onerec.training.candidates import Candidates, Found, _serve
 from onerec.training.preferences import Groups, choose, preference_loss
 
 JOB = Path(__file__).with_name("align_job.py")
@@ -113,16 +122,47 @@ def test_reward_rises_and_everything_is_kept(tmp_path: Path) -> None:
     assert all(torch.equal(final[name], value) for name, value in last.items())
 
 
-@pytest.mark.parametrize("normalize", ["legal", "full"])
+class Direct:
+    """What `Ahead` does, in this process and when it is asked for."""
+
+    def __init__(self, candidates: Candidates) -> None:
+        self.candidates = candidates
+        self.iteration: int | None = None
+
+    def start(self, snapshot: Path, rows: np.ndarray, iteration: int) -> None:
+        self.iteration = iteration
+        self.job = OneRec.from_pretrained(snapshot).eval(), rows, iteration
+
+    def result(self, check: Callable[[], None]) -> Found:
+        return self.candidates.generate(*self.job, lambda done: check())
+
+    def close(self) -> None:
+        self.iteration = None
+
+
+@pytest.mark.parametrize(
+    ("normalize", "asynchronous"), [("legal", False), ("full", False), ("legal", True)]
+)
 def test_pairs_are_judged_right_and_referenced_to_their_snapshot(
-    normalize: str, tmp_path: Path
+    normalize: str, asynchronous: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job.run(tmp_path, normalize=normalize, exclude_history=True)
+    monkeypatch.setattr(alignment, "Ahead", Direct)
+    job.run(
+        tmp_path,
+        normalize=normalize,
+        asynchronous=asynchronous,
+        exclude_history=True,
+        steps=4,
+        rate=0.5,
+        weight=1.0,
+        checkpoint_every=0,
+    )
     catalog, taste, train = job.catalog(), job.Taste(), job.job.make_samples(200, 1)
     groups = Groups.load(tmp_path / "pairs" / "iteration_02.parquet", 4, 3)
     assert len(groups) > 5
     assert len(np.unique(groups.samples)) == len(groups)
-    snapshot = OneRec.from_pretrained(tmp_path / "snapshots" / "iteration_01")
+    writer = "iteration_00" if asynchronous else "iteration_01"
+    snapshot = OneRec.from_pretrained(tmp_path / "snapshots" / writer)
     legal = TrieMask(torch.tensor(catalog.sids), catalog.codebook_size)
     for row in range(len(groups)):
         history = train.history(int(groups.samples[row]))
@@ -145,7 +185,7 @@ def test_pairs_are_judged_right_and_referenced_to_their_snapshot(
 
 @pytest.mark.parametrize("method", ["softmax_dpo", "critical_dpo", "cem", "ecpo", "gbpo", "ntp"])
 def test_other_methods_run(method: str, tmp_path: Path) -> None:
-    result = job.run(tmp_path, method=method, steps=6, iterations=1)
+    result = job.run(tmp_path, method=method, steps=3, iterations=1, weight=1.0)
     record = result.record["iterations"][0]
     assert record["drift_seed"] > 0
     assert ("candidates" in record) == (method != "ntp")
@@ -169,7 +209,7 @@ def test_other_methods_run(method: str, tmp_path: Path) -> None:
 def test_a_broken_bound_gives_the_snapshot_before(
     bound: dict[str, float], words: str, tmp_path: Path
 ) -> None:
-    result = job.run(tmp_path, steps=8, **bound)
+    result = job.run(tmp_path, **{"steps": 6, "weight": 1.0, **bound})
     if words == "divergence from the seed":
         assert result.stopped is not None
         assert words in result.stopped
@@ -180,48 +220,100 @@ def test_a_broken_bound_gives_the_snapshot_before(
         assert all(torch.equal(final[name], value) for name, value in seed.items())
 
 
-def spawn(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-
-
 def weights(folder: Path) -> bytes:
     return (folder / "model" / "model.safetensors").read_bytes()
 
 
-@pytest.mark.slow
-def test_killed_and_run_again_is_the_same(tmp_path: Path) -> None:
-    job.run(tmp_path / "whole")
-    ended = spawn(str(JOB), str(tmp_path / "cut"), "{}", "kill=17")
-    assert ended.returncode == -9, ended.stderr
+def rounds(folder: Path) -> list[dict[str, Any]]:
+    """What alignment.json tells of the iterations, without times."""
+    found = json.loads((folder / "alignment.json").read_text())["iterations"]
+    return [
+        {k: v for k, v in one.items() if k not in ("candidates_per_s", "waited_s")} for one in found
+    ]
+
+
+def test_died_and_run_again_is_the_same(tmp_path: Path) -> None:
+    def die(step: int, total: int, note: str) -> None:
+        if step == 9:
+            raise MemoryError
+
+    job.run(tmp_path / "whole", steps=6)
+    with pytest.raises(MemoryError):
+        job.run(tmp_path / "cut", steps=6, progress=die)
     assert not (tmp_path / "cut" / "model").exists()
-    job.run(tmp_path / "cut")
+    job.run(tmp_path / "cut", steps=6)
     assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
-    one, two = (
-        json.loads((tmp_path / name / "alignment.json").read_text()) for name in ("whole", "cut")
-    )
-    for a, b in zip(one["iterations"], two["iterations"], strict=True):
-        assert {k: v for k, v in a.items() if k != "candidates_per_s"} == {
-            k: v for k, v in b.items() if k != "candidates_per_s"
-        }
+    assert rounds(tmp_path / "cut") == rounds(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_asynchronous_is_the_same_however_it_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(JOB.parent))  # where the other process finds `Taste`
+    monkeypatch.setitem(sys.modules, "align_job", job)
+
+    def run(name: str, action: Callable[[int], None] = lambda step: None) -> None:
+        job.run(
+            tmp_path / name,
+            asynchronous=True,
+            iterations=3,
+            steps=4,
+            progress=lambda step, total, note: action(step),
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(alignment, "Ahead", Direct)
+        run("whole")
+    assert [one["stale_steps"] for one in rounds(tmp_path / "whole")] == [0, 4, 4]
+
+    def kill_the_other(step: int) -> None:
+        for process in multiprocessing.active_children():
+            process.kill()
+
+    def interrupt(step: int) -> None:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(OneRecError, match="ended with code -9"):
+        run("cut", kill_the_other)
+    with pytest.raises(TrainingInterrupted):
+        run("cut", interrupt)
+    assert not multiprocessing.active_children()
+    run("cut")
+    assert not multiprocessing.active_children()
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    assert rounds(tmp_path / "cut") == rounds(tmp_path / "whole")
+
+
+def test_an_error_of_the_other_process_comes_with_its_traceback(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    ours.send((tmp_path / "nothing", np.arange(3), 0))
+    work = SimpleNamespace(device=torch.device("cpu"))
+    _serve(theirs, pickle.dumps(work), torch.get_num_threads())
+    told = ours.recv()
+    assert told.startswith("Traceback")
+    assert str(tmp_path / "nothing") in told
 
 
 @pytest.mark.slow
 def test_two_processes_align_as_one(tmp_path: Path) -> None:
-    overrides = {"steps": 6, "checkpoint_every": 0, "weight": 1.0}
+    overrides = {"steps": 5, "iterations": 1, "checkpoint_every": 0, "weight": 1.0}
     one = job.run(tmp_path / "one", **overrides)
-    ended = spawn(
-        *("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--num_cpu_threads_per_process", "1", "--main_process_port", "0"),
-        *(str(JOB), str(tmp_path / "two"), json.dumps(overrides)),
-    )
-    assert ended.returncode == 0, ended.stderr
+    with socket.create_server(("localhost", 0)) as free:
+        port = str(free.getsockname()[1])
+    common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(JOB), str(tmp_path / "two"), json.dumps(overrides)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**common, "MASTER_ADDR": "localhost", "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in ("0", "1")
+    ]
+    told = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
     two = json.loads((tmp_path / "two" / "alignment.json").read_text())
     first, other = one.record["iterations"][0], two["iterations"][0]
     assert (first["groups"], first["candidates"]) == (other["groups"], other["candidates"])

@@ -107,6 +107,11 @@ def show(folder: Path, summary: dict[str, Any]) -> None:
             *("" if x is None else f"{x:,.0f}" if abs(x) >= 100 else f"{x:.4g}" for x in cells),
         )
     console.stdout().print(table)
+    if stale := max((row.get("stale_steps", 0) for row in summary["rounds"]), default=0):
+        waited = sum(row["waited_s"] for row in summary["rounds"])
+        console.stdout().print(
+            f"asynchronous     candidates {stale} steps old, {waited:.1f} s waited"
+        )
     if summary["stopped"]:
         console.stdout().print(escape(f"ended early      {summary['stopped']}"))
     console.stdout().print(f"* chosen         {escape(str(folder / 'model'))}")

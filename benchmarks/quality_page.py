@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 
 from onerec.evaluation.ladder import RUNGS
-from onerec.evaluation.presets import PRESETS
+from onerec.evaluation.presets import PRESETS, REFERENCE
 from onerec.evaluation.quality import cell
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quality"
 PAGE = ROOT / "docs" / "quality.md"
+COMPARED = (REFERENCE, "OneRec, generator", "OneRec, fused", "TIGER")
 PLOT = ROOT / "docs" / "images" / "ladder.svg"
 
 INTRODUCTION = """\
@@ -64,7 +65,8 @@ the ids of four tokenizers.
   softmax over the trie's legal codes; the items' own embeddings and vectors at the input; a
   sampled softmax over items as auxiliary loss. *Generator* is the beam alone, *dense head* the
   auxiliary softmax alone, *fused* ranks what either finds by (1 - a) log p_generator + a log
-  p_dense (`Recommender.rank(dense_weight=a)`).
+  p_dense (`Recommender.rank(dense_weight=a)`). It reads the items' vectors too, which SASRec does
+  not: the difference between the two is that of the recipes, not of their decoders alone.
 - **OneRec, bidirectional**: the same recipe with the encoder of arXiv 2502.18965, which serves one
   prefix an encoding and so costs several times the work an epoch.
 - **TIGER** (arXiv 2305.05065): `RQVAE` ids, 3 codes of 256 and a collision digit, and next-item
@@ -76,29 +78,53 @@ the ids of four tokenizers.
 
 
 def table(record: dict[str, Any]) -> list[str]:
-    """The main table of one record."""
-    reference = record["reference"]
+    """The main table of one record: valid and test side by side, masked and unmasked."""
+    cases = [
+        (history, metric, split)
+        for history in ("masked", "unmasked")
+        for metric in ("recall@10", "ndcg@10")
+        for split in ("valid", "test")
+    ]
+    short = {"recall@10": "R@10", "ndcg@10": "N@10"}
+    heads = [
+        *(f"{short[metric]} {history}, {split}" for history, metric, split in cases),
+        f"R@10 masked, test, minus {record['reference']}",
+    ]
+    lines = [f"| row | seeds | {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) + 1)}"]
+    for row in record["rows"]:
+        cells = [row["row"], str(len(row["seeds"]))]
+        for history, metric, split in cases:
+            found = cell(row, split, history, metric)
+            text = f"{found['value']:.4f}"
+            if metric == "recall@10" and split == "test":
+                text += f" [{found['low']:.4f}, {found['high']:.4f}]"
+                text += "" if found["sd"] is None else f", sd {found['sd']:.4f}"
+            cells.append(text)
+        against = cell(row, "test", "masked", "recall@10")["difference"]
+        cells.append("" if against is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*against))
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def costs(record: dict[str, Any]) -> list[str]:
+    """What each row costs, and how it came about, with the seeds in order."""
     lines = [
-        "| row | seeds | valid R@10 | test R@10 masked | N@10 | R@10 unmasked | N@10 "
-        f"| R@10 masked minus {reference} | parameters | MFLOP a target | minutes |",
-        "|---|---:|---:|---|---:|---:|---:|---|---:|---:|---:|",
+        "| row | parameters | MFLOP a target | minutes of training | epochs | epoch chosen | a |",
+        "|---|---:|---:|---:|---:|---|---|",
     ]
     for row in record["rows"]:
-        main = cell(row, "test", "masked", "recall@10")
-        spread = "" if main["sd"] is None else f", sd {main['sd']:.4f}"
-        difference = main["difference"]
+        facts = row["facts"]
+        if "epochs" not in facts[0]:
+            continue
+        chosen = ", ".join(f"{f['selected_epoch']:.0f}" for f in facts)
         cells = [
             row["row"],
-            str(len(row["seeds"])),
-            f"{cell(row, 'valid', 'masked', 'recall@10')['value']:.4f}",
-            f"{main['value']:.4f} [{main['low']:.4f}, {main['high']:.4f}]{spread}",
-            f"{cell(row, 'test', 'masked', 'ndcg@10')['value']:.4f}",
-            f"{cell(row, 'test', 'unmasked', 'recall@10')['value']:.4f}",
-            f"{cell(row, 'test', 'unmasked', 'ndcg@10')['value']:.4f}",
-            "" if difference is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*difference),
             f"{row['cost']['parameters'] / 1e6:.2f} M",
             f"{row['cost']['flops'] / 1e6:.1f}",
-            f"{row['cost'].get('train_seconds', 0.0) / 60:.1f}",
+            f"{row['cost']['train_seconds'] / 60:.1f}",
+            f"{facts[0]['epochs']:g}",
+            chosen,
+            ", ".join(f"{f['dense_weight']:g}" for f in facts if "dense_weight" in f),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -120,48 +146,50 @@ def tokenizers(record: dict[str, Any]) -> list[str]:
     """What each tokenizer made of the items, and what the same generator reaches on it."""
     lines = [
         "| ids | codes an item | squared error | entropy of each level, bits | unique share "
-        "| lowest utilisation | R@10 masked of the generator |",
-        "|---|---:|---:|---|---:|---:|---|",
+        "| lowest utilisation | R@10 masked, valid | test |",
+        "|---|---:|---:|---|---:|---:|---:|---:|",
     ]
     levels = record["options"]["levels"]
     for row in record["rows"]:
         ids = row["facts"][0].get("ids")
         if ids is None or not row["row"].endswith(("generator", "TIGER", "ids")):
             continue
+        test = cell(row, "test", "masked", "recall@10")
         cells = [
             f"{row['row']} ({ids['tokenizer']})",
             str(len(ids["entropy"])),
-            "not kept" if ids["mse"] is None else f"{ids['mse']:.4f}",
+            f"{ids['mse']:.4f}",
             ", ".join(f"{bits:.2f}" for bits in ids["entropy"]),
             f"{ids['unique_share']:.4f}",
             f"{min(ids['utilisation'][:levels]):.2f}",
-            "{value:.4f} [{low:.4f}, {high:.4f}]".format(
-                **cell(row, "test", "masked", "recall@10")
-            ),
+            f"{cell(row, 'valid', 'masked', 'recall@10')['value']:.4f}",
+            "{value:.4f} [{low:.4f}, {high:.4f}]".format(**test),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return lines if len(lines) > 2 else []
 
 
-def settings(record: dict[str, Any]) -> list[str]:
-    """How each trained row came about, in one line each."""
-    lines = []
-    for row in record["rows"]:
-        for seed, facts in zip(row["seeds"], row["facts"], strict=True):
-            if "epochs" not in facts:
-                continue
-            parts = [f"{facts['epochs']:g} epochs, epoch {facts['selected_epoch']:.0f} chosen"]
-            if "dense_weight" in facts:
-                parts.append(f"a = {facts['dense_weight']}")
-            if "ids" in facts:
-                ids = facts["ids"]
-                used = min(ids["utilisation"][: record["options"]["levels"]])
-                parts.append(
-                    f"{ids['tokenizer']} ids: unique share {ids['unique_share']:.4f}, lowest "
-                    f"utilisation {used:.2f}"
-                )
-            lines.append(f"- {row['row']}, seed {seed}: {'; '.join(parts)}")
-    return lines
+def beside(record: dict[str, Any], published: dict[str, Any]) -> list[str]:
+    """Each published number, and ours under the protocol it was made with."""
+    ours = [r for r in record["rows"] if r["row"] in COMPARED]
+
+    def value(row: dict[str, Any], masked: str) -> str:
+        cases = {"yes": ["masked"], "no": ["unmasked"]}.get(masked, ["masked", "unmasked"])
+        return " / ".join(f"{cell(row, 'test', c, 'recall@10')['value']:.4f}" for c in cases)
+
+    return [
+        f"\nPublished numbers on this data set. {published['about']} The last columns are ours, "
+        "masked or not as the source has it; masked / unmasked where it does not say.\n",
+        "| model | source | masked | hit on | chosen on | N@10 | R@10 "
+        f"| {' | '.join(r['row'] for r in ours)} |",
+        f"|---|---|---|---|---|---:|---:|{'---:|' * len(ours)}",
+        *(
+            f"| {r['model']} | {r['source']} | {r['masked']} | {r['hit']} | {r['chosen']} "
+            f"| {r['ndcg@10']:.4f} | {r['recall@10']:.4f} "
+            f"| {' | '.join(value(row, r['masked']) for row in ours)} |"
+            for r in published["rows"]
+        ),
+    ]
 
 
 def section(record: dict[str, Any], published: dict[str, Any]) -> str:
@@ -175,29 +203,24 @@ def section(record: dict[str, Any], published: dict[str, Any]) -> str:
         f"{data['sessions']['test']:,} test. Item vectors: {data['vectors']}. "
         f"onerec {environment['onerec']}, {record['datetime'][:10]}, torch "
         f"{environment['packages']['torch']}, {cpu['name'].strip()}, "
-        f"{environment['torch']['threads']} thread(s); minutes are of training, on a machine that "
-        "had other work too unless it says otherwise.\n",
+        f"{environment['torch']['threads']} thread(s); minutes are wall time of training.\n",
         *([record["note"] + "\n"] if "note" in record else []),
-        *table(record),
-        "\nRecall@10 on test, masked, by the target's number of occurrences in training (number of "
-        "sessions):\n",
-        *rare(record),
-        "\nSemantic ids (a collision digit counts as a code):\n",
-        *tokenizers(record),
-        "\nTraining:\n",
-        *settings(record),
     ]
-    if found := published.get(data["name"]):
+    if record["preset"] != "tokenizers":
         lines += [
-            "\nPublished numbers on this data set. " + found["about"] + "\n",
-            "| model | source | R@10 | N@10 | masked | hit on | chosen on |",
-            "|---|---|---:|---:|---|---|---|",
-            *(
-                f"| {r['model']} | {r['source']} | {r['recall@10']:.4f} | {r['ndcg@10']:.4f} "
-                f"| {r['masked']} | {r['hit']} | {r['chosen']} |"
-                for r in found["rows"]
-            ),
+            *table(record),
+            "\nRecall@10 on test, masked, by the target's number of occurrences in training "
+            "(number of sessions):\n",
+            *rare(record),
         ]
+    lines += [
+        "\nSemantic ids, of seed 0 (a collision digit counts as a code):\n",
+        *tokenizers(record),
+        "\nCost, and the epoch and the weight a that valid chose, by seed:\n",
+        *costs(record),
+    ]
+    if record["preset"] != "tokenizers" and data["name"] in published:
+        lines += beside(record, published[data["name"]])
     return "\n".join(lines) + "\n"
 
 

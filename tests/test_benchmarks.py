@@ -174,7 +174,8 @@ def test_scaling_is_drawn_and_shown(results: ModuleType, tmp_path: Path) -> None
     assert page.count("right[n100]") == 1  # the table does not repeat the drawing
 
 
-def test_the_page_is_what_the_records_give() -> None:
-    command = [sys.executable, "benchmarks/results.py", "render", "--check"]
+@pytest.mark.parametrize("script", [("results.py", "render"), ("quality_page.py",)])
+def test_a_page_is_what_its_records_give(script: tuple[str, ...]) -> None:
+    command = [sys.executable, f"benchmarks/{script[0]}", *script[1:], "--check"]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

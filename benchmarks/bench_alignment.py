@@ -40,7 +40,9 @@ from onerec.data import (
     simulate,
 )
 from onerec.inference import Recommender
+from onerec.inference.decoding import TorchDecoder
 from onerec.model import OneRec, OneRecConfig, RewardModel
+from onerec.ops import BeamSearch, BeamState
 from onerec.tokenizer import Catalog, ResidualQuantizer
 from onerec.training import AlignmentConfig, RewardConfig, TrainConfig, align, pretrain
 from onerec.training.reward import train_reward
@@ -101,6 +103,7 @@ ALIGN: dict[str, Any] = {
 ONE = {"iterations": 1, "steps": 90}
 POLICIES: dict[str, dict[str, Any]] = {
     "IPA": {},
+    "IPA, asynchronous": {"asynchronous": True},
     "NTP, trained on": {"method": "ntp"},
     "DPO, one iteration": {**ONE},
     "IPO": {**ONE, "method": "ipo"},
@@ -113,6 +116,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "CEM": {"method": "cem"},
     "ECPO": {"method": "ecpo"},
     "GBPO": {"method": "gbpo"},
+    "ECPO, no format reward": {"method": "ecpo", "format_samples": 0},
+    "GBPO, no format reward": {"method": "gbpo", "format_samples": 0},
 }
 MAIN = ("IPA", "NTP, trained on")
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -132,6 +137,15 @@ CAUSES: dict[str, dict[str, dict[str, Any]]] = {
 }
 USERS = 300
 BEAM = 20
+# Searches that are kept from one kind of item: no two items of a session begin with one code; a
+# single beam is left at the end of every item (the widths of all steps), so that a session is made
+# item by item.
+ITEM_BY_ITEM = ([BEAM] * 2 + [1]) * LENGTH
+DECODINGS: dict[str, dict[str, Any]] = {
+    "NTP, distinct first codes": {"distinct": True},
+    "NTP, item by item": {"ramp": ITEM_BY_ITEM[:-1]},
+    "NTP, item by item, distinct first codes": {"distinct": True, "ramp": ITEM_BY_ITEM[:-1]},
+}
 
 
 def default_cache() -> Path:
@@ -221,6 +235,17 @@ class Lab:
         model.config = dataclasses.replace(model.config, weights=shares)
         return model
 
+    def _kept(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """What `make` gave for these users and shares, of the cache where it is there."""
+        path = self.folder / "policies" / f"{name}-{USERS}-{_short(WEIGHTS)}.json"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(make(), default=lambda value: value.tolist()))
+        found: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        for one in found.values():
+            one["users"] = {k: np.array(v) for k, v in one["users"].items()}
+        return found
+
     # Policies
 
     def aligned(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -301,14 +326,40 @@ class Lab:
 
     def baselines(self) -> dict[str, dict[str, Any]]:
         """Policies without preferences, by name."""
-        path = self.folder / "policies" / f"baselines-{USERS}-{_short(WEIGHTS)}.json"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            found = self._baselines()
-            path.write_text(json.dumps(found, default=lambda value: value.tolist()))
-        found = json.loads(path.read_text())
-        for one in found.values():
-            one["users"] = {k: np.array(v) for k, v in one["users"].items()}
+        return self._kept("baselines", self._baselines)
+
+    def decodings(self) -> dict[str, dict[str, Any]]:
+        """Other searches of the generator's sessions, by name."""
+        return self._kept("decodings", self._decodings)
+
+    def _decodings(self) -> dict[str, dict[str, Any]]:
+        decoder = TorchDecoder(self.generator.eval(), self.catalog.trie, torch.device("cpu"))
+        known = self.generator.config.history_length
+        found = {}
+        for name, settings in DECODINGS.items():
+            shown = []
+            began = time.perf_counter()
+            for begin in range(0, len(self.test), 100):
+                rows = range(begin, min(begin + 100, len(self.test)))
+                past = [self.test.history(n) for n in rows]
+                beams = BeamSearch(
+                    self.catalog.trie,
+                    batch_size=len(past),
+                    beam_width=BEAM,
+                    session_length=LENGTH,
+                    deny=[np.unique(self.catalog.leaf_of_item[each]) for each in past],
+                    width_ramp=settings.get("ramp", ()),
+                )
+                decoder.run(
+                    [self.catalog.sids[each[-known:]] for each in past],
+                    Distinct(beams) if settings.get("distinct") else beams,
+                    BEAM,
+                    LENGTH,
+                )
+                leaves = beams.result().items[:, 0].numpy()
+                shown.append(self.catalog.leaf_item_indices[self.catalog.leaf_offsets[leaves]])
+            seconds = time.perf_counter() - began
+            found[name] = {**self.valued(np.concatenate(shown)), "seconds": seconds}
         return found
 
     def _baselines(self) -> dict[str, dict[str, Any]]:
@@ -346,6 +397,29 @@ class Lab:
         return found
 
 
+class Distinct:
+    """A beam search in which no two items of a session begin with the same code."""
+
+    def __init__(self, beams: BeamSearch) -> None:
+        self.beams = beams
+        self.level = 0
+        self.first = torch.empty(0)  # int64 [B, M, items so far]
+
+    def step(self, logits: torch.Tensor) -> BeamState:
+        begins = self.level == 0
+        if begins and self.first.numel():
+            logits = logits.scatter(2, self.first, float("-inf"))
+        state = self.beams.step(logits)
+        parents, tokens = state.parents.long(), state.tokens.long().clamp(min=0)[..., None]
+        if self.first.numel():
+            items = self.first.shape[2]
+            self.first = self.first.gather(1, parents[..., None].expand(-1, -1, items))
+        if begins:
+            self.first = torch.cat([self.first, tokens], dim=2) if self.first.numel() else tokens
+        self.level = state.level
+        return state
+
+
 def _short(value: Any) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=4).hexdigest()
 
@@ -372,6 +446,8 @@ def summary(runs: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str,
         pairs = [r["users"][name] - b["users"][name] for r, b in zip(runs, base, strict=True)]
         mean, low, high = interval(pairs)
         found |= {f"{name} lead": mean, f"{name} low": low, f"{name} high": high}
+        if name == "watch" and len(pairs) > 1:
+            found |= {f"watch lead, world {n}": float(p.mean()) for n, p in enumerate(pairs, 1)}
     for name in ("coverage", "legality"):
         if name in runs[0]:
             found[name] = float(np.mean([run[name] for run in runs]))
@@ -422,6 +498,17 @@ def causes(seeds: tuple[int, ...], kind: str, cache: Path) -> dict[str, Any]:
     return found
 
 
+def decodings(seeds: tuple[int, ...], cache: Path) -> dict[str, Any]:
+    """Lists and other searches of the same two networks, over session-wise NTP."""
+    labs = [Lab(seed, True, cache) for seed in seeds]
+    runs = [{**lab.baselines(), **lab.decodings()} for lab in labs]
+    base = [run["session-wise NTP"] for run in runs]
+    return {
+        name: (summary([run[name] for run in runs], base), [run[name]["seconds"] for run in runs])
+        for name in runs[0]
+    }
+
+
 def _record(benchmark: Any, found: dict[str, Any], facts: dict[str, Any]) -> None:
     """What `onerec bench` keeps: figures of each policy, and the seconds that it took a world."""
     first = "IPA" if "IPA" in found else next(iter(found))
@@ -434,12 +521,16 @@ def _record(benchmark: Any, found: dict[str, Any], facts: dict[str, Any]) -> Non
             "rates": {
                 "s watched": figures["watch"],
                 "s over NTP": figures["watch lead"],
-                "s low": figures["watch low"],
-                "s high": figures["watch high"],
+                "s over NTP low": figures["watch low"],
+                "s over NTP high": figures["watch high"],
+                **{f"s over NTP in {k.split(', ')[1]}": v for k, v in figures.items()
+                   if k.startswith("watch lead, ")},
                 "likes": figures["likes"],
+                "likes over NTP": figures["likes lead"],
                 "likes over NTP low": figures["likes low"],
                 "likes over NTP high": figures["likes high"],
                 "follows": figures["follows"],
+                "follows over NTP": figures["follows lead"],
                 "follows over NTP low": figures["follows low"],
                 "follows over NTP high": figures["follows high"],
                 "repetition": figures["repetition"],
@@ -467,8 +558,8 @@ def _marginals(world: World) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("seeds", "effects", "names"),
-    [(SEEDS, True, MAIN), (SEEDS, False, MAIN), (SEEDS, True, tuple(POLICIES))],
-    ids=["main", "no session effects", "all losses"],
+    [(SEEDS, True, tuple(POLICIES)), (SEEDS, False, MAIN)],
+    ids=["session effects", "no session effects"],
 )
 def test_policies(
     benchmark: Any, seeds: tuple[int, ...], effects: bool, names: tuple[str, ...]
@@ -488,6 +579,11 @@ def test_causes(benchmark: Any, kind: str) -> None:
     _record(benchmark, found, {"worlds": ", ".join(map(str, FEWER_SEEDS)), "users": USERS})
 
 
+def test_decodings(benchmark: Any) -> None:
+    found = decodings(SEEDS, default_cache())
+    _record(benchmark, found, {"worlds": ", ".join(map(str, SEEDS)), "users": USERS})
+
+
 @pytest.mark.parametrize("kind", list(ABLATIONS))
 def test_ablation(benchmark: Any, kind: str) -> None:
     found = ablation(FEWER_SEEDS, kind, default_cache())
@@ -498,7 +594,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--only", nargs="*", default=list(POLICIES), help="policies")
-    parser.add_argument("--ablation", choices=[*ABLATIONS, *CAUSES])
+    parser.add_argument("--ablation", choices=[*ABLATIONS, *CAUSES, "decodings"])
     parser.add_argument("--no-effects", action="store_true")
     parser.add_argument("--settings", nargs="*", default=[], help="JSON of more policies")
     parser.add_argument("--cache", type=Path, default=default_cache())
@@ -507,7 +603,9 @@ def main() -> None:
         POLICIES[settings] = json.loads(settings)
         given.only.append(settings)
     make: Callable[[], dict[str, Any]] = (
-        (lambda: causes(tuple(given.seeds), given.ablation, given.cache))
+        (lambda: decodings(tuple(given.seeds), given.cache))
+        if given.ablation == "decodings"
+        else (lambda: causes(tuple(given.seeds), given.ablation, given.cache))
         if given.ablation in CAUSES
         else (lambda: ablation(tuple(given.seeds), given.ablation, given.cache))
         if given.ablation

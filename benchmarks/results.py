@@ -74,8 +74,11 @@ def section(record: dict[str, Any]) -> str:
         f"{environment['torch']['threads']} threads.",
     ]
     for suite in dict.fromkeys(entry["suite"] for entry in record["benchmarks"]):
+        lines.append(f"\n### {suite}\n")
+        if suite == "alignment":
+            lines += worlds([e for e in record["benchmarks"] if e["suite"] == suite])
+            continue
         lines += [
-            f"\n### {suite}\n",
             "| benchmark | provider | median | p20 .. p80 | x | figures |",
             "|---|---|---:|---:|---:|---|",
         ]
@@ -104,9 +107,59 @@ def section(record: dict[str, Any]) -> str:
                 lines.append(
                     f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
                 )
-        if suite == "alignment" and ABLATIONS.is_file():
-            lines.append(f"\n![what alignment gains by setting](images/{ABLATIONS.name})")
     return "\n".join(lines) + "\n"
+
+
+def worlds(entries: list[dict[str, Any]]) -> list[str]:
+    """A table a benchmark of what policies do to the users of simulated worlds."""
+    lines = [
+        "Seconds watched, likes and follows of a session of five are the world's own expectation; "
+        "`over NTP` is the paired difference to session-wise next-token training with a 95% "
+        "bootstrap interval over worlds and users, and the difference in each world; `reward` is "
+        "the reward model's for the session shown, and of its beam the mean and the greatest; "
+        "`seconds` is the time of training and measuring it, a world.\n",
+    ]
+    if any(entry["name"].startswith("ablation[") for entry in entries):
+        lines.append(f"![What IPA gains by its settings](images/{ABLATIONS.name})\n")
+    for entry in entries:
+        facts = [f"{key} {value}" for key, value in entry["facts"].items()]
+        lines += [
+            f"**{entry['name']}**: {', '.join(facts)}.\n",
+            "| policy | watched | over NTP | in each world | likes | over NTP | follows | over NTP "
+            "| repetition | reward | of the beam | legality | coverage | drift | seconds |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for policy, times in entry["providers"].items():
+            rates = times["rates"]
+
+            def lead(unit: str, digits: str, rates: dict[str, float] = rates) -> str:
+                middle, low, high = (
+                    rates[f"{unit} over NTP{end}"] for end in ("", " low", " high")
+                )
+                return "" if low == high else f"{middle:{digits}} [{low:{digits}}, {high:{digits}}]"
+
+            each = [v for k, v in rates.items() if k.startswith("s over NTP in world")]
+            beam = [f"{rates[k]:.2f}" for k in ("reward mean", "reward max") if k in rates]
+            cells = (
+                policy,
+                f"{rates['s watched']:.1f}",
+                lead("s", "+.1f"),
+                ", ".join(f"{v:+.1f}" for v in each) if any(each) else "",
+                f"{rates['likes']:.4f}",
+                lead("likes", "+.4f"),
+                f"{rates['follows']:.5f}",
+                lead("follows", "+.5f"),
+                f"{rates['repetition']:.2f}",
+                f"{rates['reward']:.2f}",
+                ", ".join(beam),
+                f"{rates['legality']:.3f}" if "legality" in rates else "",
+                f"{rates['coverage']:.2f}",
+                f"{rates['drift']:.3f}" if rates["drift"] else "",
+                f"{times['median_s']:.0f}",
+            )
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return lines
 
 
 def name_of(record: dict[str, Any]) -> str:
@@ -170,8 +223,8 @@ def draw_ablations() -> None:
         rates = [providers[name]["rates"] for _, name in numbers]
         middle = [r["s over NTP"] for r in rates]
         errors = [
-            [m - r["s low"] for m, r in zip(middle, rates, strict=True)],
-            [r["s high"] - m for m, r in zip(middle, rates, strict=True)],
+            [m - r["s over NTP low"] for m, r in zip(middle, rates, strict=True)],
+            [r["s over NTP high"] - m for m, r in zip(middle, rates, strict=True)],
         ]
         axes.errorbar(range(len(numbers)), middle, yerr=errors, marker="o", capsize=3)
         axes.set_xticks(range(len(numbers)), [name.split("= ")[-1] for _, name in numbers])

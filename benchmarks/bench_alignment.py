@@ -116,8 +116,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "CEM": {"method": "cem"},
     "ECPO": {"method": "ecpo"},
     "GBPO": {"method": "gbpo"},
-    "ECPO, no format reward": {"method": "ecpo", "format_samples": 0},
-    "GBPO, no format reward": {"method": "gbpo", "format_samples": 0},
+    "ECPO, format reward": {"method": "ecpo", "format_samples": 5},
+    "GBPO, format reward": {"method": "gbpo", "format_samples": 5},
 }
 MAIN = ("IPA", "NTP, trained on")
 ABLATIONS: dict[str, dict[str, dict[str, Any]]] = {

@@ -125,8 +125,9 @@ def worlds(entries: list[dict[str, Any]]) -> list[str]:
         facts = [f"{key} {value}" for key, value in entry["facts"].items()]
         lines += [
             f"**{entry['name']}**: {', '.join(facts)}.\n",
-            "| policy | watched | over NTP | in each world | likes | over NTP | follows | over NTP "
-            "| repetition | reward | of the beam | legality | coverage | drift | seconds |",
+            "| policy | watched | over NTP | in each world | likes | likes over NTP | follows "
+            "| follows over NTP | repetition | reward | of the beam | legality | coverage | drift "
+            "| seconds |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for policy, times in entry["providers"].items():

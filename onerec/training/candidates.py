@@ -109,7 +109,8 @@ class Candidates:
             )
             spent, spread = time.perf_counter() - started, 0.0
             rewards = self.rewards(self.train, part, [each.items for each in candidates])
-            legal = self._unconstrained(model, part) if config.method in ("ecpo", "gbpo") else None
+            free = config.method in ("ecpo", "gbpo") and config.format_samples
+            legal = self._unconstrained(model, part) if free else None
             for row, (sample, each, reward) in enumerate(
                 zip(part.tolist(), candidates, rewards, strict=True)
             ):

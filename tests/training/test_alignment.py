@@ -185,7 +185,8 @@ def test_pairs_are_judged_right_and_referenced_to_their_snapshot(
 
 @pytest.mark.parametrize("method", ["softmax_dpo", "critical_dpo", "cem", "ecpo", "gbpo", "ntp"])
 def test_other_methods_run(method: str, tmp_path: Path) -> None:
-    result = job.run(tmp_path, method=method, steps=3, iterations=1, weight=1.0)
+    extra = {"format_samples": 5} if method == "gbpo" else {}
+    result = job.run(tmp_path, method=method, steps=3, iterations=1, weight=1.0, **extra)
     record = result.record["iterations"][0]
     assert record["drift_seed"] > 0
     assert ("candidates" in record) == (method != "ntp")

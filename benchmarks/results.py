@@ -123,13 +123,12 @@ def worlds(entries: list[dict[str, Any]]) -> list[str]:
         lines.append(f"![What IPA gains by its settings](images/{ABLATIONS.name})\n")
     for entry in entries:
         facts = [f"{key} {value}" for key, value in entry["facts"].items()]
-        lines += [
-            f"**{entry['name']}**: {', '.join(facts)}.\n",
-            "| policy | watched | over NTP | in each world | likes | likes over NTP | follows "
-            "| follows over NTP | repetition | reward | of the beam | legality | coverage | drift "
-            "| seconds |",
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
-        ]
+        lines.append(f"**{entry['name']}**: {', '.join(facts)}.\n")
+        rows = [
+            ("policy", "watched", "over NTP", "in each world", "likes", "likes over NTP", "follows",
+             "follows over NTP", "repetition", "reward", "of the beam", "legality", "coverage",
+             "drift", "seconds")
+        ]  # fmt: skip
         for policy, times in entry["providers"].items():
             rates = times["rates"]
 
@@ -158,8 +157,10 @@ def worlds(entries: list[dict[str, Any]]) -> list[str]:
                 f"{rates['drift']:.3f}" if rates["drift"] else "",
                 f"{times['median_s']:.0f}",
             )
-            lines.append(f"| {' | '.join(cells)} |")
-        lines.append("")
+            rows.append(cells)
+        told = [n for n in range(len(rows[0])) if any(row[n] for row in rows[1:])]
+        table = [f"| {' | '.join(row[n] for n in told)} |" for row in rows]
+        lines += [table[0], "|---|" + "---:|" * (len(told) - 1), *table[1:], ""]
     return lines
 
 

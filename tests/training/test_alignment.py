@@ -238,7 +238,7 @@ def test_died_and_run_again_is_the_same(tmp_path: Path) -> None:
         if step == 5:  # of the second iteration; the checkpoint is of the first
             raise MemoryError
 
-    settings = {"steps": 4, "checkpoint_every": 3}
+    settings = {"steps": 4, "checkpoint_every": 3, "monitor": 8}
     job.run(tmp_path / "whole", **settings)
     with pytest.raises(MemoryError):
         job.run(tmp_path / "cut", **settings, progress=die)
@@ -261,6 +261,7 @@ def test_asynchronous_is_the_same_however_it_goes(
             asynchronous=True,
             iterations=3,
             steps=3,
+            monitor=8,
             progress=lambda step, total, note: action(step),
         )
 

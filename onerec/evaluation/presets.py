@@ -108,9 +108,9 @@ PRESETS: dict[str, tuple[System, ...]] = {
             "TIGER",
             "onerec",
             {**_TIGER, **_SMALL, "dropout": 0.0},
-            {"lr": 2e-3, "epochs": 5, "batch_size": 128, "weight_decay": 0.035},
+            {"lr": 2e-3, "epochs": 18, "batch_size": 128, "weight_decay": 0.035},
             ids="rqvae",
-            eval_epochs=2,
+            eval_epochs=3,
         ),
     ),
     # One H200.

@@ -138,13 +138,13 @@ CAUSES: dict[str, dict[str, dict[str, Any]]] = {
 USERS = 300
 BEAM = 20
 # Searches that are kept from one kind of item: no two items of a session begin with one code; a
-# single beam is left at the end of every item (the widths of all steps), so that a session is made
-# item by item.
-ITEM_BY_ITEM = ([BEAM] * 2 + [1]) * LENGTH
+# single beam is left at the end of every item (the widths of all steps but the last), so that a
+# session is made item by item.
+ITEM_BY_ITEM = (([BEAM] * 2 + [1]) * LENGTH)[:-1]
 DECODINGS: dict[str, dict[str, Any]] = {
     "NTP, distinct first codes": {"distinct": True},
-    "NTP, item by item": {"ramp": ITEM_BY_ITEM[:-1]},
-    "NTP, item by item, distinct first codes": {"distinct": True, "ramp": ITEM_BY_ITEM[:-1]},
+    "NTP, item by item": {"ramp": ITEM_BY_ITEM},
+    "NTP, item by item, distinct first codes": {"distinct": True, "ramp": ITEM_BY_ITEM},
 }
 
 

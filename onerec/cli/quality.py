@@ -138,13 +138,13 @@ def _made(
     described = dataclasses.asdict(system)
     described.pop("seeds")
     chosen = ("epochs", "max_users", "levels", "codebook_size", "beam_width", "device")
+    name = f"seed-{seed}"
 
     def train(partial: Path) -> dict[str, Any]:
         if options.kept:
             raise OneRecError(f"{folder / name}: of other settings, and --kept trains nothing")
         return experiment.train(system, seed, partial, title)
 
-    name = f"seed-{seed}"
     trained = run_stage(
         folder,
         name,

@@ -332,5 +332,5 @@ def _serve(connection: Connection, candidates: bytes, threads: int) -> None:
                 return
             model = OneRec.from_pretrained(snapshot).to(mine.device).eval().requires_grad_(False)
             connection.send(tuple(mine.generate(model, rows, iteration, check)))
-    except Exception:
+    except Exception:  # `Ahead.result` raises it in the trainer
         connection.send(traceback.format_exc())

@@ -1,12 +1,14 @@
 """A small alignment for tests that need processes of their own.
 
-Usage: align_job.py OUT_DIR '{"overrides of AlignmentConfig": ...}'
+Usage: align_job.py OUT_DIR '{"overrides of AlignmentConfig": ...}' [STEP that kills it]
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,8 +73,13 @@ def run(out_dir: Any, *, progress: Progress | None = None, **overrides: Any) -> 
 
 
 def main() -> None:
-    out_dir, overrides = sys.argv[1:]
-    run(out_dir, **json.loads(overrides))
+    out_dir, overrides, *last = sys.argv[1:]
+
+    def progress(step: int, total: int, note: str) -> None:
+        if str(step) in last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run(out_dir, progress=progress, **json.loads(overrides))
 
 
 if __name__ == "__main__":

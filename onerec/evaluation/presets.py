@@ -175,8 +175,9 @@ PRESETS["tokenizers"] = tuple(
             "dropout": 0.2,
             "decoder_dropout": 0.1,
         },
-        {"lr": 2e-3, "epochs": 3, "batch_size": 256, "grad_accumulation": 8},
+        {"lr": 2e-3, "epochs": 8, "batch_size": 256, "grad_accumulation": 8},
         ids=ids,
+        eval_epochs=2,
     )
     for ids in ("balanced", "sequential", "faiss", "rqvae-unique")
 )

@@ -67,14 +67,15 @@ def section(record: dict[str, Any]) -> str:
         f"{name} {packages[name]}" for name in ("torch", "numpy", "triton") if packages.get(name)
     )
     changed = " with uncommitted changes" if commit["dirty"] else ""
+    suites = list(dict.fromkeys(entry["suite"] for entry in record["benchmarks"]))
     lines = [
-        f"\n## {device(record)}\n",
-        f"onerec {environment['onerec']} at commit `{commit['id'][:10]}`{changed}, "
+        f"\n## {', '.join(suites)}\n",
+        f"{device(record)}. onerec {environment['onerec']} at commit `{commit['id'][:10]}`{changed}, "
         f"{record['datetime'][:10]}; Python {environment['python']}, {versions}, "
         f"{environment['torch']['threads']} threads.",
     ]
-    for suite in dict.fromkeys(entry["suite"] for entry in record["benchmarks"]):
-        lines.append(f"\n### {suite}\n")
+    for suite in suites:
+        lines.append(f"\n### {suite}\n" if len(suites) > 1 else "")
         if suite == "alignment":
             lines += worlds([e for e in record["benchmarks"] if e["suite"] == suite])
             continue
@@ -238,9 +239,11 @@ def draw_ablations() -> None:
 
 
 def page() -> str:
-    """The whole page, from every record in benchmarks/results/."""
+    """The whole page, from every record in benchmarks/results/: times first, then policies."""
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
-    return INTRODUCTION + "".join(section(record) for record in records) + serving()
+    policies = [r for r in records if {e["suite"] for e in r["benchmarks"]} == {"alignment"}]
+    times = "".join(section(record) for record in records if record not in policies)
+    return INTRODUCTION + times + serving() + "".join(section(record) for record in policies)
 
 
 def serving() -> str:

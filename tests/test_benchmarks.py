@@ -151,8 +151,9 @@ def test_a_record_is_kept_under_its_device_and_rendered(results: ModuleType) -> 
     assert results.store(record("cuda", 2e-6)).name == "some-gpu.json"
     results.store(record("cpu", 0.25))  # the same device again: the older record goes
     page = results.page()
-    assert "## Some CPU (R), 4 cores, avx2" in page
-    assert "## Some GPU" in page
+    assert page.count("\n## sums\n") == 2
+    assert "\nSome CPU (R), 4 cores, avx2. onerec" in page
+    assert "\nSome GPU. onerec" in page
     assert "onerec 9.9.9 at commit `0123456789` with uncommitted changes, 2030-01-02" in page
     assert "| right[n100] | ours | 250 ms | 125 ms .. 500 ms | 1.00 | 12.3 GB/s, beams 4 |" in page
     assert "|  | peer | 750 ms | 125 ms .. 500 ms | 3.00 | 12.3 GB/s |" in page

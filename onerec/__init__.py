@@ -6,9 +6,9 @@ package do not wait for torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from onerec._lazy import lazy
 from onerec._version import __version__
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # Public name -> module that defines it. A new public name has a line here, one in `__all__` and an
 # import under TYPE_CHECKING for the type checkers.
-_HOMES: dict[str, str] = {
+_HOMES = {
     "LiveTrie": "onerec.live_trie",
     "OneRec": "onerec.model",
     "OneRecConfig": "onerec.model",
@@ -41,13 +41,7 @@ __all__ = [
     "constrained_beam_search",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

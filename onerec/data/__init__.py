@@ -5,9 +5,9 @@ Names are imported on first use, so that the settings alone wait for neither pya
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from onerec._lazy import lazy
 from onerec.data.config import SessionConfig, SimulatorConfig
 
 if TYPE_CHECKING:
@@ -41,10 +41,4 @@ __all__ = [
     "simulate",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _HOMES)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from onerec._lazy import lazy
 from onerec.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from onerec.evaluation.result import EvalResult, Measure
 
 _HOMES = {
-    "EvalResult": "result",
-    "Measure": "result",
-    "Popularity": "baselines",
-    "Random": "baselines",
-    "Ranker": "baselines",
-    "evaluate": "harness",
-    "render_report": "report",
+    "EvalResult": "onerec.evaluation.result",
+    "Measure": "onerec.evaluation.result",
+    "Popularity": "onerec.evaluation.baselines",
+    "Random": "onerec.evaluation.baselines",
+    "Ranker": "onerec.evaluation.baselines",
+    "evaluate": "onerec.evaluation.harness",
+    "render_report": "onerec.evaluation.report",
 }
 
 __all__ = [
@@ -34,8 +34,4 @@ __all__ = [
     "render_report",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy(__name__, _HOMES)

@@ -5,9 +5,9 @@ Names are imported on first use, so that the configuration alone does not wait f
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from onerec._lazy import lazy
 from onerec.model.config import OneRecConfig, RewardModelConfig
 
 if TYPE_CHECKING:
@@ -39,10 +39,4 @@ __all__ = [
     "SASRecConfig",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _HOMES)

@@ -5,8 +5,9 @@ Names are imported on first use, so that the settings alone do not load torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from onerec._lazy import lazy
 
 if TYPE_CHECKING:
     from onerec.training.alignment import AlignmentResult, align
@@ -20,21 +21,21 @@ if TYPE_CHECKING:
     from onerec.training.window import TrainingDiverged
 
 _HOMES = {
-    "AlignmentConfig": "alignment_config",
-    "AlignmentResult": "alignment",
-    "Batch": "batches",
-    "OrderedBatches": "batches",
-    "SessionBatches": "batches",
-    "RewardConfig": "reward_config",
-    "RewardResult": "reward",
-    "TrainConfig": "config",
-    "TrainResult": "loop",
-    "TrainingDiverged": "window",
-    "TrainingInterrupted": "loop",
-    "align": "alignment",
-    "pretrain": "loop",
-    "read_metrics": "metrics",
-    "train_reward": "reward",
+    "AlignmentConfig": "onerec.training.alignment_config",
+    "AlignmentResult": "onerec.training.alignment",
+    "Batch": "onerec.training.batches",
+    "OrderedBatches": "onerec.training.batches",
+    "SessionBatches": "onerec.training.batches",
+    "RewardConfig": "onerec.training.reward_config",
+    "RewardResult": "onerec.training.reward",
+    "TrainConfig": "onerec.training.config",
+    "TrainResult": "onerec.training.loop",
+    "TrainingDiverged": "onerec.training.window",
+    "TrainingInterrupted": "onerec.training.loop",
+    "align": "onerec.training.alignment",
+    "pretrain": "onerec.training.loop",
+    "read_metrics": "onerec.training.metrics",
+    "train_reward": "onerec.training.reward",
 }
 
 __all__ = [
@@ -55,10 +56,4 @@ __all__ = [
     "train_reward",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy(__name__, _HOMES)

@@ -5,23 +5,14 @@
 #include <cmath>
 #include <cstdint>
 #include <new>
-#include <random>
 #include <vector>
 
-#include "onerec/runtime.h"
+#include "tests/each_isa.h"
 
 namespace onerec {
 namespace {
 
 constexpr int64_t kTokens = 230, kSlots = 2, kExperts = 3, kWidth = 19, kHidden = 70;
-
-std::vector<float> Normal(int64_t size, uint32_t seed) {
-  std::mt19937 draw(seed);
-  std::normal_distribution<float> normal(0.0f, 0.3f);
-  std::vector<float> values(static_cast<size_t>(size));
-  for (float& value : values) value = normal(draw);
-  return values;
-}
 
 std::vector<char> Pack(const std::vector<float>& w, int64_t n, int64_t k) {
   const int64_t bytes = PackedBytes(n, k, WeightType::kFloat32);
@@ -33,24 +24,14 @@ std::vector<char> Pack(const std::vector<float>& w, int64_t n, int64_t k) {
   return packed;
 }
 
-class MoeTest : public ::testing::TestWithParam<int> {
- protected:
-  void SetUp() override {
-    before_ = CurrentIsa();
-    const auto isa = static_cast<Isa>(GetParam());
-    if (!IsaAvailable(isa)) GTEST_SKIP() << IsaName(isa) << " is not available here";
-    SetIsa(isa);
-  }
-  void TearDown() override { SetIsa(before_); }
-  Isa before_ = Isa::kBaseline;
-};
+using MoeTest = EachIsa;
 
 TEST_P(MoeTest, IsTheSumOverChosenExperts) {
-  const std::vector<float> x = Normal(kTokens * kWidth, 1);
-  const std::vector<float> gate = Normal(kExperts * kHidden * kWidth, 2);
-  const std::vector<float> up = Normal(kExperts * kHidden * kWidth, 3);
-  const std::vector<float> down = Normal(kExperts * kWidth * kHidden, 4);
-  const std::vector<float> gates = Normal(kTokens * kSlots, 5);
+  const std::vector<float> x = Normal(kTokens * kWidth, 1, 0.3f);
+  const std::vector<float> gate = Normal(kExperts * kHidden * kWidth, 2, 0.3f);
+  const std::vector<float> up = Normal(kExperts * kHidden * kWidth, 3, 0.3f);
+  const std::vector<float> down = Normal(kExperts * kWidth * kHidden, 4, 0.3f);
+  const std::vector<float> gates = Normal(kTokens * kSlots, 5, 0.3f);
   // Experts 4 to 6 are here; 3 and 7 are not.
   std::vector<int64_t> ids(static_cast<size_t>(kTokens * kSlots));
   for (size_t i = 0; i < ids.size(); ++i) ids[i] = 3 + static_cast<int64_t>(i * 7 / 3 % 5);

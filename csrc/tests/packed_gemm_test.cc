@@ -2,38 +2,19 @@
 
 #include <cmath>
 #include <cstdint>
-#include <random>
 #include <vector>
 
 #include "cpu/packed_gemm_tile.h"
-#include "onerec/runtime.h"
+#include "tests/each_isa.h"
 
 namespace onerec {
 namespace {
-
-std::vector<float> Normal(int64_t size, uint32_t seed) {
-  std::mt19937 draw(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(static_cast<size_t>(size));
-  for (float& value : values) value = normal(draw);
-  return values;
-}
 
 struct Case {
   int64_t m, n, k;
 };
 
-class PackedGemmTest : public ::testing::TestWithParam<int> {
- protected:
-  void SetUp() override {
-    before_ = CurrentIsa();
-    const auto isa = static_cast<Isa>(GetParam());
-    if (!IsaAvailable(isa)) GTEST_SKIP() << IsaName(isa) << " is not available here";
-    SetIsa(isa);
-  }
-  void TearDown() override { SetIsa(before_); }
-  Isa before_ = Isa::kBaseline;
-};
+using PackedGemmTest = EachIsa;
 
 TEST_P(PackedGemmTest, IsTheProductAndARowsResultIsItsOwn) {
   for (const Case& c :

@@ -118,7 +118,7 @@ class Settings:
     """The settings of a whole run.
 
     Attributes:
-        data: Log file or folder; None for the simulator's world.
+        data: Folder of the log; None for the simulator's world.
         kind: Reader of the log.
         preset: Size of the model, where `model` does not say otherwise.
         world: SimulatorConfig.

@@ -5,6 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from onerec.cli import console
+from onerec.cli.config import parse_command
+from onerec.cli.inputs import served_model
+
+
+def _trained(directory: Path) -> Path:
+    """Folder of the model that the run measures and recommends with."""
+    settings = parse_command("export", "", ["--out", str(directory)], []).settings
+    return directory / served_model(directory, settings).stage / "model"
 
 
 def main(argv: list[str]) -> None:
@@ -17,7 +25,12 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("directory", type=str, help="directory of a finished `onerec run`")
     parser.add_argument("--to", type=str, default=None, help="folder to write; default DIR/export")
-    parser.add_argument("--model", type=str, default=None, help="default DIR/pretrain/model")
+    parser.add_argument(
+        "--model",
+        type=str,
+        default=None,
+        help="default DIR/align/model, or DIR/pretrain/model of a run without alignment",
+    )
     parser.add_argument("--catalog", type=str, default=None, help="default DIR/tokenize")
     parser.add_argument(
         "--dtype",
@@ -43,7 +56,7 @@ def main(argv: list[str]) -> None:
 
     directory = Path(options.directory)
     folder = Path(options.to) if options.to else directory / "export"
-    model = OneRec.from_pretrained(options.model or directory / "pretrain" / "model")
+    model = OneRec.from_pretrained(options.model or _trained(directory))
     if options.format == "aoti":
         from onerec.inference.aoti import export_network
 

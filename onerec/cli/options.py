@@ -43,6 +43,11 @@ class Parser(ArgumentParser):
         message = " ".join(message.split()).replace(
             "the following arguments are required: out", "--out DIR is needed"
         )
+        message = re.sub(
+            r'Parser key "(.+?)": Expected an? (?:typing\.Literal)?(.+?)\. Got value: ',
+            r"\1: wanted \2, got ",
+            message,
+        )
         if self.source:
             message = f"{self.source}: {message}"
         print(f"{self.prog}: {message}\nsee `{self.prog} --help`", file=sys.stderr)

@@ -22,8 +22,9 @@ def make(directory: Path, settings: Settings) -> StageResult:
         inputs = {"world": require(directory, "world").fingerprint}
     else:
         source = Path(settings.data)
-        if not source.exists():
-            raise OneRecError(f"--data {source}: there is no such file or folder")
+        if not source.is_dir():
+            found = "a file" if source.exists() else "nothing"
+            raise OneRecError(f"--data {source}: wanted a folder of Parquet files, found {found}")
         inputs = {"data": data_digest(source)}
 
     def build(folder: Path) -> dict[str, Any]:

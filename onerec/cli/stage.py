@@ -52,9 +52,7 @@ def file_digest(path: Path) -> str:
 
 
 def data_digest(path: Path) -> str:
-    """A hash of a data file, or of the names and contents of the files of a data folder."""
-    if path.is_file():
-        return file_digest(path)
+    """A hash of the names and contents of the files of a data folder."""
     files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     return digest([[str(p.relative_to(path)), file_digest(p)] for p in files])
 

@@ -161,7 +161,7 @@ def _build(
         tell(3, "writing sessions")
         log.connection.write_parquet(kept, folder / "sessions.parquet")
 
-        train = _train_positives(positives, candidates, rule, split, cuts, config)
+        train = _train_positives(positives, candidates, rule, split, cuts)
         train = log.connection.keep("onerec_train", train)
         per_item = train.group_by("item_index").aggregate(n=train.count()).to_pyarrow()
         train_count = np.zeros(log.items.num_rows, dtype=np.int64)
@@ -505,7 +505,6 @@ def _train_positives(
     rule: Rule,
     split: SplitRule,
     cuts: tuple[int, int] | None,
-    config: SessionConfig,
 ) -> Any:
     """Positive exposures of the train period: all that counts and co-occurrence may see."""
     if split == "last" and rule != "next":

@@ -139,7 +139,11 @@ def align(
     rows = np.array([at.get(item, -1) for item in item_ids.tolist()], dtype=np.int64)
     known = rows >= 0
     if not known.any():
-        raise bad(file.path, f"no item of the log has a vector here (first id {ids[0]})")
+        raise bad(
+            file.path,
+            f"no item of the log has a vector here (first id {next(iter(at))!r}, "
+            f"the log's {item_ids[:1].tolist()[0]!r})",
+        )
     out = np.zeros((len(item_ids), vectors.shape[1]), dtype=np.float32)
     out[known] = vectors[rows[known]]
     return fill(out, known, tags, seed), known

@@ -90,11 +90,12 @@ class OneRecConfig:
             items (`OneRec.set_catalog`): the encoder adds an embedding of the item itself to its
             codes, and rows of codes carry the item's index last. Not in the paper, whose history is
             semantic ids only.
-        item_dropout: Chance that a history item is read without its own embedding, in training.
+        item_dropout: Chance that a history item is read without its own embedding, in training;
+            `item_loss` and `legal_softmax` give items one (`n_items`).
         vector_dim: Width of item vectors whose projection is added too; 0 for none.
-        vector_dropout: Dropout on these projections.
+        vector_dropout: Dropout on the projections of item vectors.
         item_loss: Weight of the cross entropy of the next item from the encoder's state at the end
-            of the prefix, whose item table is the input's; also makes `item_scores`.
+            of the prefix, whose item table is the input's: the dense head, for `Recommender.rank`.
         item_negatives: Negatives of that loss, shared by a batch; 0 takes the whole catalogue.
         legal_softmax: Train the softmax of a level over the codes that the trie has after the
             codes before it. Decode such a network with the scoring "legal_softmax".
@@ -127,7 +128,7 @@ class OneRecConfig:
     levels: int = 3
     session_length: int = 5
     history_length: int = 256
-    history_tokens: str = "codes"
+    history_tokens: Literal["codes", "items"] = "codes"
     encoder: Literal["bidirectional", "causal"] = "bidirectional"
     n_items: int = 0
     item_dropout: float = 0.0

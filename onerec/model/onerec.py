@@ -37,12 +37,6 @@ class RouterStats(NamedTuple):
     entropy: Tensor
     z_loss: Tensor
 
-    @property
-    def imbalance(self) -> Tensor:
-        """[layers], load of the busiest expert over the mean load; 1 is even."""
-        counts = self.counts.float()
-        return counts.amax(dim=-1) / counts.mean(dim=-1).clamp(min=1e-9)
-
 
 class OneRecOutput(NamedTuple):
     """What a training step needs.

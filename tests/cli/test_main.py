@@ -73,7 +73,10 @@ def test_every_verb_has_readable_help(verb: str, capsys: pytest.CaptureFixture[s
         (["tokenize", "--out", "x", "--tokenize.levels", "three"], "tokenize.levels"),
         (["tokenize", "--out", "x", "--tokenize.levels", "0"], "levels must be >= 1"),
         (["tokenize", "--out", "x", "--tokenize.level", "3"], "did you mean --tokenize.levels?"),
-        (["run", "--out", "x", "--preset", "huge"], "preset"),
+        (
+            ["run", "--out", "x", "--preset", "huge"],
+            "preset: wanted ['tiny', '0.1b', '1b'], got huge",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -240,7 +240,7 @@ BAD_VECTORS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: np.savez(
             f / "embeddings.npz", item_ids=np.array(["a", "b", "c", "d", "e"]), vectors=VECTORS
         ),
-        r"no item of the log has a vector here \(first id a\)",
+        r"no item of the log has a vector here \(first id 'a', the log's 0\)",
     ),
 }
 

@@ -470,6 +470,8 @@ def test_any_catalogue_equals_the_reference(data: st.DataObject) -> None:
         ({"widths": [1, 4]}, "widths: wanted 0 to 3, got 4"),
         ({"allow_tags": [1]}, "allow_tags: wanted 2 sets of tags, got 1"),
         ({"allow_tags": [1, None]}, "allow_tags: the trie has no tags"),
+        ({"allow_tags": 1}, "allow_tags: wanted a set of tags as bits"),
+        ({"allow_tags": [[1], None]}, "allow_tags: wanted a set of tags as bits"),
         (
             {"allow_tags": [None, 1 << 63]},
             "allow_tags: wanted bits 0 to 62, got 0x8000000000000000",
@@ -480,7 +482,7 @@ def test_any_catalogue_equals_the_reference(data: st.DataObject) -> None:
 def test_bad_settings(change: dict[str, object], message: str) -> None:
     trie = SidTrie.build(np.arange(10).reshape(10, 1), 10)
     settings: dict[str, object] = {"batch_size": 2, "beam_width": 3, "session_length": 1}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         BeamSearch(trie, **{**settings, **change})  # type: ignore[arg-type]
 
 

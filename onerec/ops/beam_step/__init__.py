@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import NamedTuple
 
 import numpy as np
@@ -207,13 +208,19 @@ def allow_masks(
 ) -> npt.NDArray[np.uint64]:
     """For each request the tags that an item must have one of."""
     given = [None] * batch_size if allow_tags is None else allow_tags
+    if isinstance(given, Integral) or not all(isinstance(t, Integral | None) for t in given):
+        raise TypeError(
+            f"allow_tags: wanted a set of tags as bits, or None, for each request, got {given!r}"
+        )
     if len(given) != batch_size:
         raise ValueError(f"allow_tags: wanted {batch_size} sets of tags, got {len(given)}")
     for tags in given:
         if tags is not None and not 0 <= tags < EVERY_TAG:
             raise ValueError(f"allow_tags: wanted bits 0 to {MAX_TAGS - 1}, got {tags:#x}")
         if tags is not None and not trie.has_tags:
-            raise ValueError("allow_tags: the trie has no tags; see SidTrie.with_tags")
+            raise ValueError(
+                "allow_tags: the trie has no tags; see Catalog.with_tags, SidTrie.with_tags"
+            )
     return np.array([EVERY_TAG if tags is None else tags for tags in given], dtype=np.uint64)
 
 

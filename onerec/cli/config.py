@@ -103,8 +103,14 @@ SECTIONS: dict[str, tuple[str, str, frozenset[str]]] = {
     "recommend": ("onerec.cli.config", "RecommendConfig", frozenset()),
 }
 PRESETS = ("tiny", "0.1b", "1b")
-# What a preset's machine does in minutes; the other presets measure and serve everybody.
-_USERS = {"tiny": {"evaluate.max_users": 2000, "recommend.users": 2000}}
+# What goes with a preset's size: tiny measures and serves what a CPU does in minutes; the others
+# have the learning rate that arXiv 2502.18965 gives for 1B, and a sixth of it in alignment.
+_LARGE = {"train.lr": 2e-4, "align.lr": 3e-5}
+_WITH_PRESET: dict[str, dict[str, float]] = {
+    "tiny": {"evaluate.max_users": 2000, "recommend.users": 2000},
+    "0.1b": _LARGE,
+    "1b": _LARGE,
+}
 
 
 def section_class(section: str) -> Any:
@@ -168,8 +174,8 @@ def add_sections(parser: Parser, sections: Sequence[str], preset: str) -> None:
         cls = section_class(section)
         parser.add_class_arguments(cls, section, skip=set(SECTIONS[section][2]))
         parser.hide(section)
-    bounds = _USERS.get(preset, {})
-    parser.set_defaults({k: v for k, v in bounds.items() if k.split(".")[0] in sections})
+    more = _WITH_PRESET[preset]
+    parser.set_defaults({k: v for k, v in more.items() if k.split(".")[0] in sections})
     if "model" in sections:
         config = section_class("model").preset(preset)
         parser.set_defaults(
@@ -214,7 +220,8 @@ def _add_top(parser: Parser, data: bool) -> None:
         "--preset",
         type=Literal["tiny", "0.1b", "1b"],
         default="tiny",
-        help="size of the model (--model.*); tiny also bounds the users measured and served",
+        help="size of the model (--model.*); tiny also bounds the users measured and served, the "
+        "others have lower learning rates",
     )
 
 
@@ -245,6 +252,7 @@ def parse_command(
     """Parses a verb's flags and merges them over `--config` and the stored settings.
 
     Later wins: defaults of the preset, `OUT/config.yaml` (only with `stored`), `--config`, flags.
+    With another `--preset` a file's values stay where they differ from the defaults of its own.
 
     Args:
         verb: Name of the verb.
@@ -274,6 +282,8 @@ def parse_command(
         full = _full(parser, part.get("preset", "tiny"))
         full.source = str(file)
         full.parse_object({"out": ".", **part})
+        if given.get("preset", part.get("preset")) != part.get("preset"):
+            part = _chosen(part, full.get_defaults().as_dict())
         merged = _merge(merged, part)
     as_json = given.pop("json")
     given.pop("debug")
@@ -317,6 +327,15 @@ def _full(parser: Parser, preset: Any) -> Parser:
     _add_top(full, data=True)
     add_sections(full, list(SECTIONS), preset)
     return full
+
+
+def _chosen(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` without those that are the defaults, so that another preset brings its own."""
+    return {
+        key: _chosen(value, defaults[key]) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value != defaults[key]
+    }
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 
 import onerec
 from onerec.cli import bench, env
+from onerec.cli.config import parse_command
 from onerec.cli.main import VERBS, describe, main
 from onerec.errors import DataError
 
@@ -109,6 +110,24 @@ def test_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "run `onerec sessions --out" in capsys.readouterr().err
     stored = (tmp_path / "out" / "config.yaml").read_text()
     assert "  levels: 4\n  codebook_size: 32\n" in stored
+
+
+@pytest.mark.parametrize(("preset", "lr", "width"), [("tiny", 3e-3, 64), ("1b", 2e-4, 1024)])
+def test_a_preset_brings_its_learning_rate(
+    preset: str, lr: float, width: int, tmp_path: Path
+) -> None:
+    argv = ["--out", str(tmp_path), "--preset", preset]
+    settings = parse_command("pretrain", "", argv, ("model", "train")).settings
+    assert (settings.train.lr, settings.model["d_model"]) == (lr, width)
+    assert settings.align.lr < settings.train.lr
+
+
+def test_another_preset_keeps_what_was_chosen(tmp_path: Path) -> None:
+    argv, sections = ["--out", str(tmp_path)], ("model", "train")
+    first = parse_command("pretrain", "", [*argv, "--train.epochs", "3"], sections)
+    first.settings.save(tmp_path / "config.yaml")
+    settings = parse_command("pretrain", "", [*argv, "--preset", "1b"], sections).settings
+    assert (settings.model["d_model"], settings.train.lr, settings.train.epochs) == (1024, 2e-4, 3)
 
 
 def test_errors_are_told_in_one_line() -> None:

@@ -163,7 +163,7 @@ class SidTrie:
 
     @property
     def removed(self) -> npt.NDArray[np.int64]:
-        """Removed leaf ids, ascending."""
+        """Removed leaf ids, int64 [n], ascending."""
         return self._native.removed()
 
     @property

@@ -64,7 +64,7 @@ class Samples:
         target_values: int32 [targets], the target items one after another.
         target_offsets: int64 [n + 1], sample i's target is `target_values[o[i]:o[i + 1]]`.
         user_row: int32 [n], the user's row of `sequences`.
-        timestamp: int64 [n], when the session began.
+        timestamp: int64 [n], when the session began: ms UTC, or a position in a log without times.
     """
 
     sequence_values: npt.NDArray[np.int32]
@@ -79,11 +79,11 @@ class Samples:
         return len(self.user_row)
 
     def history(self, index: int) -> npt.NDArray[np.int32]:
-        """Item indices before session `index`, oldest first (a view)."""
+        """Item indices before session `index`, oldest first, int32 [h] (a view)."""
         return self.sequence_values[self.history_begin[index] : self.history_end[index]]
 
     def target(self, index: int) -> npt.NDArray[np.int32]:
-        """Item indices of session `index` (a view)."""
+        """Item indices of session `index`, int32 [at most m] (a view)."""
         return self.target_values[self.target_offsets[index] : self.target_offsets[index + 1]]
 
     def histories(self, indices: npt.ArrayLike, length: int) -> npt.NDArray[np.int32]:

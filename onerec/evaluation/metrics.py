@@ -239,13 +239,13 @@ def exposure_counts(recommended: npt.ArrayLike, n_items: int) -> IntArray:
 
 
 def coverage(counts: npt.ArrayLike) -> float:
-    """Share of the catalogue that was recommended at least once."""
+    """Share of the catalogue with any exposure; counts as of `exposure_counts`, [N]."""
     values = np.asarray(counts)
     return float((values > 0).mean()) if values.size else float("nan")
 
 
 def gini(counts: npt.ArrayLike) -> float:
-    """Gini coefficient of the exposures: 0 when all items get equal shares, to 1 - 1/N for one.
+    """Gini coefficient of exposures [N]: 0 when all items get equal shares, to 1 - 1/N for one.
 
     `(2 sum_i i x_(i)) / (N sum_i x_i) - (N + 1) / N` with x ascending; NaN without exposures.
     """
@@ -257,7 +257,7 @@ def gini(counts: npt.ArrayLike) -> float:
 
 
 def entropy(counts: npt.ArrayLike) -> float:
-    """Shannon entropy of the exposures in bits: `-sum_i p_i log2 p_i`; NaN without exposures."""
+    """Shannon entropy of exposures [N] in bits: `-sum_i p_i log2 p_i`; NaN without exposures."""
     x = np.asarray(counts, dtype=np.float64)
     total = x.sum()
     if total == 0:

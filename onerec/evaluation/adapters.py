@@ -99,18 +99,14 @@ class RecommenderRanker:
         self._ids[:] = list(item_ids)
         self._index = {item_id: index for index, item_id in enumerate(item_ids)}
         catalog = recommender.catalog
-        self._groups: IntArray = np.asarray(
+        self.groups: IntArray = np.asarray(
             catalog.leaf_of_item[catalog.index_of(item_ids)], dtype=np.int64
         )
 
     @property
-    def groups(self) -> IntArray:
-        return self._groups
-
-    @property
     def shared_ids(self) -> bool:
         """Whether any two items have one semantic id."""
-        return len(np.unique(self._groups)) < len(self._groups)
+        return len(np.unique(self.groups)) < len(self.groups)
 
     def ids(self, rows: Sequence[npt.ArrayLike]) -> list[list[Any]]:
         """Item indices as the log's item ids."""

@@ -61,11 +61,7 @@ class Popularity:
         self._order = shuffled[np.argsort(-self.counts[shuffled], kind="stable")]
         self._place = np.empty_like(self._order)
         self._place[self._order] = np.arange(len(self._order))
-        self._groups: IntArray = np.unique(-self.counts, return_inverse=True)[1].astype(np.int64)
-
-    @property
-    def groups(self) -> IntArray:
-        return self._groups
+        self.groups: IntArray = np.unique(-self.counts, return_inverse=True)[1].astype(np.int64)
 
     def rank(
         self,
@@ -95,11 +91,7 @@ class Random:
 
     def __init__(self, n_items: int, *, seed: int = 0) -> None:
         self._rng = np.random.default_rng(seed)
-        self._groups: IntArray = np.zeros(n_items, dtype=np.int64)
-
-    @property
-    def groups(self) -> IntArray:
-        return self._groups
+        self.groups: IntArray = np.zeros(n_items, dtype=np.int64)
 
     def rank(
         self,
@@ -107,7 +99,7 @@ class Random:
         k: int,
         exclude: Sequence[npt.ArrayLike] | None = None,
     ) -> IntArray:
-        n = len(self._groups)
+        n = len(self.groups)
         rows = []
         for row in range(len(histories)):
             hidden = np.unique(exclude[row]) if exclude is not None else np.empty(0, np.int64)

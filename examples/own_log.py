@@ -1,4 +1,4 @@
-"""From a log of your own to recommended sessions, in Python: `python examples/own_log.py [FOLDER]`.
+"""From a log of your own to sessions, in Python: `python examples/own_log.py [NEW_FOLDER]`.
 
 Makes a small log first, so that it runs by itself; everything after `make_log` is what you would
 write for yours. The same in one command: `onerec run --data FOLDER --out runs/mine`.
@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     if len(sys.argv) > 1:
         target = Path(sys.argv[1])
-        target.mkdir(parents=True, exist_ok=True)
+        target.mkdir(parents=True)  # fails where a folder is: its log would be overwritten
         main(target)
     else:
         with tempfile.TemporaryDirectory() as temporary:

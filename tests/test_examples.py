@@ -31,11 +31,11 @@ def printed(name: str, *arguments: str) -> str:
 
 
 def test_own_log_learns_the_topic_of_a_user(tmp_path: Path) -> None:
-    sessions = printed("own_log.py", str(tmp_path)).splitlines()[-2:]
+    sessions = printed("own_log.py", str(tmp_path / "new")).splitlines()[-2:]
     topics = re.findall(r"video \d+ about topic (\d)", "\n".join(sessions))
     assert len(topics) == 10
     assert topics.count("3") >= 8
-    assert (tmp_path / "catalog" / "trie.bin").is_file()
+    assert (tmp_path / "new" / "catalog" / "trie.bin").is_file()
 
 
 def test_own_model_gets_legal_items_only() -> None:

@@ -100,8 +100,9 @@ PRESETS: dict[str, tuple[System, ...]] = {
             "OneRec, bidirectional",
             "onerec",
             {**_ONEREC_CPU, "encoder": "bidirectional"},
-            {"lr": 2e-3, "epochs": 4, "batch_size": 256},
+            {"lr": 2e-3, "epochs": 16, "batch_size": 256},
             ids="balanced",
+            eval_epochs=4,
         ),
         System(
             "tiger",

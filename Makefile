@@ -70,7 +70,8 @@ comma := ,
 CXX_BUILD = build/$(firstword $(subst $(comma), ,$(SANITIZE)))
 cpp-test: $(VENV)/.extra-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(CXX_BUILD) -G Ninja \
-	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DONEREC_CUDA=OFF -DONEREC_TESTS=ON -DONEREC_WERROR=ON \
+	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1" \
+	  -DONEREC_CUDA=OFF -DONEREC_TESTS=ON -DONEREC_WERROR=ON \
 	  -DONEREC_SANITIZE=$(SANITIZE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CXX_BUILD)
 	TSAN_OPTIONS=die_after_fork=0 \

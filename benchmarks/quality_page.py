@@ -36,7 +36,8 @@ hand.
 
 trains the generator and its baselines, measures them and prints the table; `FOLDER` decides all
 sizes. The runs stay in `runs/quality-NAME-PRESET` (`--out`): a finished one is not trained again,
-a stopped one goes on from its checkpoint. `--systems`, `--seeds`, `--epochs` and `--max_users`
+a stopped one goes on from its checkpoint. `--jobs 2` trains two at a time, which uses two cores
+better than two threads of one training do; `--systems`, `--seeds`, `--epochs` and `--max_users`
 make it smaller. `--preset gpu` holds the sizes for one H200, `--preset tokenizers` one generator on
 the ids of four tokenizers.
 

@@ -54,13 +54,13 @@ ProgressCall = Callable[[int, int, str], None]
 
 @contextmanager
 def progress(title: str, every: float = 15.0) -> Iterator[ProgressCall]:
-    """A bar on a terminal; elsewhere one line at most every `every` seconds.
+    """A bar on a terminal that can draw; elsewhere one line at most every `every` seconds.
 
     Yields:
         A function `report(done, total, note)`.
     """
     console = stderr()
-    if not console.is_terminal:
+    if not console.is_terminal or console.is_dumb_terminal:
         last = time.monotonic()
 
         def line(done: int, total: int, note: str) -> None:

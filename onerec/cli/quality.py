@@ -9,6 +9,7 @@ again without it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,6 +47,7 @@ class Options:
         beam_width: Of generators.
         device: "auto", "cpu" or "cuda".
         kept: Train nothing: the table has the finished trainings only, measured where they are not.
+        jobs: Trainings at a time, each in a process with its share of the threads.
     """
 
     data: Path
@@ -61,6 +63,7 @@ class Options:
     beam_width: int
     device: Literal["auto", "cpu", "cuda"]
     kept: bool
+    jobs: int = 1
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -91,11 +94,15 @@ def run(options: Options) -> dict[str, Any]:
         if not jobs:
             raise OneRecError(f"{options.out}: no training of the preset is finished there")
         chosen = [s for s in chosen if any(s is system for system, _ in jobs)]
-        runs = []
-        for place, (system, seed) in enumerate(jobs):
-            title = f"[{place + 1} of {len(jobs)}] {system.name}, seed {seed}"
-            runs += _made(options, experiment, digest, system, seed, title)
-        record = _record(options, experiment, chosen, runs)
+        named = [
+            (system, seed, f"[{place} of {len(jobs)}] {system.name}, seed {seed}")
+            for place, (system, seed) in enumerate(jobs, 1)
+        ]
+        if options.jobs == 1:
+            made = [_made(options, experiment, digest, *job) for job in named]
+        else:
+            made = _side_by_side(options, digest, named)
+        record = _record(options, experiment, chosen, [run for runs in made for run in runs])
         write_json(options.out / "quality.json", record)
     return record
 
@@ -125,6 +132,54 @@ def _experiment(options: Options, data: SessionSet) -> Experiment:
         return Experiment(data, **chosen, progress=console.progress)
     except ValueError as problem:
         raise OneRecError(f"{options.data}: {problem}") from problem
+
+
+def _side_by_side(
+    options: Options, digest: str, jobs: list[tuple[System, int, str]]
+) -> list[list[Run]]:
+    """What `_made` gives for each job, `options.jobs` of them at a time."""
+    import multiprocessing
+    import signal
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    # Ctrl-C at a terminal reaches every process; what the others do is for this one to say.
+    deaf = (signal.SIG_BLOCK, {signal.SIGINT})
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, spawn, signal.pthread_sigmask, deaf) as pool:
+        futures = [pool.submit(_made_beside_others, options, digest, *job) for job in jobs]
+        try:
+            return [future.result() for future in futures]
+        except BrokenProcessPool as problem:
+            raise OneRecError(
+                "a training's process was killed, for want of memory perhaps; what was finished is "
+                "kept, the same command goes on from it, with a smaller --jobs on less memory"
+            ) from problem
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for worker in multiprocessing.active_children():
+                worker.terminate()  # a training writes a checkpoint first
+            raise
+
+
+def _made_beside_others(
+    options: Options, digest: str, system: System, seed: int, title: str
+) -> list[Run]:
+    return _made(options, _own_experiment(options), digest, system, seed, title)
+
+
+@functools.cache
+def _own_experiment(options: Options) -> Experiment:
+    """Of a process among others: with its share of the threads, and no bars over each other."""
+    import os
+
+    import torch
+
+    from onerec.data import SessionSet
+
+    os.environ["TERM"] = "dumb"  # lines
+    torch.set_num_threads(max(1, torch.get_num_threads() // options.jobs))
+    return _experiment(options, SessionSet.load(options.out / "sessions"))
 
 
 def _made(
@@ -293,11 +348,14 @@ def main(argv: list[str]) -> None:
         "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to train"
     )
     parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings at a time, each with its share of the cores"
+    )
+    parser.add_argument(
         "--kept", action="store_true", help="train nothing: the table of the finished trainings"
     )
     given = parser.parse(argv)
     parser.check_positive(
-        given, "seeds", "epochs", "max_users", "levels", "codebook_size", "beam_width"
+        given, "seeds", "epochs", "max_users", "levels", "codebook_size", "beam_width", "jobs"
     )
     data = Path(given.data)
     chosen = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options)}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,37 @@ def test_every_system_of_a_preset_runs_an_epoch(
     assert again == record["rows"]
     assert main([*command, "--beam_width", "10", "--kept"]) == 1
     assert "--kept trains nothing" in capsys.readouterr().err
+
+
+def test_trainings_side_by_side_are_those_made_alone(
+    log: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", "quality", "--data", str(log), "--json", "--device", "cpu"]
+    command += ["--systems", "popularity", "sasrec-ce", "--seeds", "2", "--epochs", "1"]
+    rows = []
+    for jobs in ("1", "2"):
+        out = str(tmp_path / jobs)
+        capfd.readouterr()
+        assert main([*command, "--out", out, "--jobs", jobs]) == 0, capfd.readouterr().err
+        rows.append(json.loads(capfd.readouterr().out)["rows"])
+    for row in (*rows[0], *rows[1]):
+        row.pop("cost"), row.pop("facts")
+    assert rows[0] == rows[1]
+    assert [row["seeds"] for row in rows[0]] == [[0], [0, 1]]
+
+
+def test_a_killed_training_is_told(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of two side by side dies as the kernel kills for want of memory."""
+    monkeypatch.setattr("onerec.cli.quality._made_beside_others", _die)
+    command = ["bench", "quality", "--data", str(log), "--out", str(tmp_path), "--jobs", "2"]
+    assert main([*command, "--systems", "popularity", "sasrec-ce", "--seeds", "1"]) == 1
+    assert "process was killed" in capsys.readouterr().err
+
+
+def _die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_wrong_usage_is_told(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,8 +70,8 @@ def section(record: dict[str, Any]) -> str:
     suites = list(dict.fromkeys(entry["suite"] for entry in record["benchmarks"]))
     lines = [
         f"\n## {', '.join(suites)}\n",
-        f"{device(record)}. onerec {environment['onerec']} at commit `{commit['id'][:10]}`{changed}, "
-        f"{record['datetime'][:10]}; Python {environment['python']}, {versions}, "
+        f"{device(record)}. onerec {environment['onerec']} at commit "
+        f"`{commit['id'][:10]}`{changed}, {record['datetime'][:10]}; Python {environment['python']}, {versions}, "
         f"{environment['torch']['threads']} threads.",
     ]
     for suite in suites:

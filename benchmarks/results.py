@@ -71,8 +71,8 @@ def section(record: dict[str, Any]) -> str:
     lines = [
         f"\n## {', '.join(suites)}\n",
         f"{device(record)}. onerec {environment['onerec']} at commit "
-        f"`{commit['id'][:10]}`{changed}, {record['datetime'][:10]}; Python {environment['python']}, {versions}, "
-        f"{environment['torch']['threads']} threads.",
+        f"`{commit['id'][:10]}`{changed}, {record['datetime'][:10]}; "
+        f"Python {environment['python']}, {versions}, {environment['torch']['threads']} threads.",
     ]
     for suite in suites:
         lines.append(f"\n### {suite}\n" if len(suites) > 1 else "")

@@ -94,11 +94,15 @@ def test_gives_the_items_of_torch(catalog: Catalog, overrides: dict[str, Any], i
 
 
 @pytest.mark.parametrize("scoring", ["legal_softmax", "raw"])
-@pytest.mark.parametrize("items", [300, 12])
+@pytest.mark.parametrize("items", [300, 40, 12])
 def test_legal_heads_and_forced_codes_change_nothing(scoring: str, items: int) -> None:
     sids = np.random.default_rng(1).integers(0, K, (items, 3))
     if items == 12:
         sids[:, 0] = np.arange(12)  # every later code is the only one
+    if items == 40:
+        sids[:, 0] = np.arange(40) // 2 * 2  # few beams have a choice, and that at the last code
+        sids[1::2, 1] = sids[::2, 1]
+        sids[5::2, 0] += 1
     catalog = Catalog.build(list(range(items)), sids, K)
     model = build(history_tokens="codes")
     histories = [[], [1, 2], [3]]
@@ -107,9 +111,12 @@ def test_legal_heads_and_forced_codes_change_nothing(scoring: str, items: int) -
     same(native, Recommender(model, catalog).recommend(histories, **options))
 
 
-def test_a_result_is_the_same_alone_in_a_batch_and_with_more_threads(catalog: Catalog) -> None:
+@pytest.mark.parametrize("scoring", ["full_softmax", "legal_softmax"])
+def test_a_result_is_the_same_alone_in_a_batch_and_with_more_threads(
+    catalog: Catalog, scoring: str
+) -> None:
     native = Recommender(build(), catalog, backend="native", num_threads=1)
-    options: dict[str, Any] = {"beam_width": 40, "num_sessions": 40}
+    options: dict[str, Any] = {"beam_width": 40, "num_sessions": 40, "scoring": scoring}
     together = native.recommend(HISTORIES * 3, **options)
     threaded = Recommender(build(), catalog, backend="native", num_threads=3)
     for other in (

@@ -5,6 +5,11 @@ One call is a batch of requests from history codes to the best sessions, a milli
 so without any search. transformers gets a T5 of the same widths whose dense feed-forward layers are
 as wide as the experts that a token meets: about the same products, not the same weights; its
 results are checked to be items.
+
+`floor ms` is the time below which no session can come: its products at the measured float32 rate
+of a large matrix product (activations and sums are float32 always), or the decoder's weights, read
+once a pass, at the measured rate of reading. Under the legal softmax the last code's pass and the
+products with codes that are not legal are not counted.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from roofs import roofs
 
 from onerec import OneRec, OneRecConfig, SidTrie
 from onerec.inference.decoding import TorchDecoder
@@ -131,6 +137,32 @@ def generate(
     return call
 
 
+def floor(size: str, history: int, batch: int, m: int, legal: bool = False) -> dict[str, float]:
+    """What a call must compute and read, and the least time for it."""
+    c, tokens = network(size).config, 1 + LEVELS * history
+    d, k = c.d_model, c.experts_per_token
+    encoder = c.encoder_layers * (4 * d * d + 3 * d * c.d_ff + 2 * tokens * d)
+    mixing = 6 * d * d + d * c.n_experts  # of a decoder layer, all but its experts
+    expert = 3 * d * c.expert_d_ff
+    rows = 1 + BEAMS * ((LEVELS - 1) + (m - 1) * (LEVELS + 1))
+    codes = K * (1 + BEAMS * (m * LEVELS - 1))
+    if legal:
+        rows -= BEAMS
+        codes = K * (1 + BEAMS * (m - 1)) + m * BEAMS * ITEMS // K
+    products = tokens * (encoder + 2 * c.decoder_layers * d * d) + codes * d
+    products += rows * c.decoder_layers * (mixing + 2 * tokens * d + k * expert)
+    gflop = 2 * batch * products / 1e9
+    passes = m * LEVELS - 1 - legal  # with all beams, which meet every expert
+    weights = passes * c.decoder_layers * (mixing + c.n_experts * expert)
+    roof = roofs(torch.float32, "cpu")
+    facts = {"GFLOP": round(gflop, 2), **roof}
+    for name, bytes_each in (("float32", 4), ("bfloat16", 2)):
+        read = weights * bytes_each / 1e9
+        least = max(gflop / roof["roof GFLOP/s"], read / roof["roof GB/s"])
+        facts |= {f"GB {name}": round(read, 3), f"floor ms {name}": round(1000 * least, 2)}
+    return facts
+
+
 # What one test runs: transformers' callback takes a second and more a call.
 CASES = [
     ("tiny", 50, 1, 1, ("callback", "mask")),
@@ -139,7 +171,15 @@ CASES = [
     ("tiny", 256, 1, 1, ()),
     ("tiny", 256, 8, 1, ()),
     ("small", 50, 1, 1, ("mask",)),
+    ("small", 256, 1, 1, ()),
 ]
+
+
+def overlap(one: BeamResult, other: BeamResult) -> float:
+    """Share of the sessions that two results have in common."""
+    pairs = zip(one.items.tolist(), other.items.tolist(), strict=True)
+    shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / BEAMS for a, b in pairs]
+    return float(np.mean(shared))
 
 
 @pytest.mark.parametrize(
@@ -157,11 +197,6 @@ def test_session(
     exact, rounded = (native(size, dtype) for dtype in (torch.float32, torch.bfloat16))
     plain = TorchDecoder(model, trie(), torch.device("cpu"))
     options: dict[str, Any] = {"beam_width": BEAMS, "session_length": session_length}
-
-    def overlap(one: BeamResult, other: BeamResult) -> float:
-        pairs = zip(one.items.tolist(), other.items.tolist(), strict=True)
-        shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / BEAMS for a, b in pairs]
-        return float(np.mean(shared))
 
     expected = plain.search(codes, deny, **options)
 
@@ -191,6 +226,48 @@ def test_session(
             "threads": torch.get_num_threads(),
             "float32 overlap": round(overlap(single, expected), 4),
             "bfloat16 overlap": round(overlap(half, expected), 4),
+            **floor(size, history, batch, session_length),
         },
         seconds=4.0,
     )
+
+
+@pytest.mark.parametrize("session_length", [1, 5], ids=["m1", "m5"])
+@pytest.mark.parametrize("size", list(SIZES))
+def test_legal_softmax(compare: Any, size: str, session_length: int) -> None:
+    """The softmax over the legal codes, for which most products are not needed."""
+    history = 50
+    codes = list(np.random.default_rng(1).integers(0, K, (1, history, LEVELS)))
+    deny = [np.empty(0, dtype=np.int64)]
+    options: dict[str, Any] = {"beam_width": BEAMS, "session_length": session_length}
+    plain = TorchDecoder(network(size), trie(), torch.device("cpu"))
+    expected = {
+        scoring: plain.search(codes, deny, scoring=scoring, **options)
+        for scoring in ("legal_softmax", "full_softmax")
+    }
+
+    def provider(scoring: str, dtype: torch.dtype) -> Callable[[], tuple[str, BeamResult]]:
+        decoder = native(size, dtype)
+        return lambda: (scoring, decoder.search(codes, deny, scoring=scoring, **options))
+
+    legal = provider("legal_softmax", torch.float32)()[1]
+    torch.testing.assert_close(legal.scores, expected["legal_softmax"].scores, atol=1e-3, rtol=1e-4)
+    compare(
+        {
+            f"{scoring}, {name}": provider(scoring, dtype)
+            for scoring in ("legal_softmax", "full_softmax")
+            for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+        },
+        check=lambda result, wanted: check_overlap(result[1], wanted[result[0]]),
+        expected=expected,
+        facts={
+            "threads": torch.get_num_threads(),
+            "float32 overlap": round(overlap(legal, expected["legal_softmax"]), 4),
+            **floor(size, history, 1, session_length, legal=True),
+        },
+        seconds=4.0,
+    )
+
+
+def check_overlap(result: BeamResult, wanted: BeamResult) -> None:
+    assert overlap(result, wanted) > 0.3

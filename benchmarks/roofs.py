@@ -1,0 +1,33 @@
+"""What the machine can do at most, measured: the floor that stands beside a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+
+@lru_cache
+def roofs(dtype: torch.dtype, device: str) -> dict[str, float]:
+    """GFLOP/s of a square product and GB/s of reading, measured; the best of a few."""
+    n = 8192 if device == "cuda" else 1024
+    a = torch.randn(n, n, device=device).to(dtype)
+    big = torch.empty(2**28, dtype=torch.uint8, device=device).view(torch.int64).zero_()
+
+    def best(call: Callable[[], Any]) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return {
+        "roof GFLOP/s": round(2 * n**3 / best(lambda: a @ a) / 1e9, 1),
+        "roof GB/s": round(big.nbytes / best(lambda: big.sum()) / 1e9, 1),
+    }

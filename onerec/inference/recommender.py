@@ -672,9 +672,11 @@ class Recommender:
     # Items
 
     def _free(self, leaf: int, request: _Request) -> _Ints:
-        """Items of a leaf that the request may get, ascending."""
+        """Items of a leaf that the search found that the request may get, ascending."""
         items = self.catalog.leaf_items(leaf)
-        if len(items) > 1 and request.allow is not None:
+        if len(items) == 1:  # or the search would not have found it
+            return items
+        if request.allow is not None:
             items = items[self._item_tags[items] & request.allow != 0]
         return items[~np.isin(items, request.excluded)]
 

@@ -278,16 +278,15 @@ class Worker:
                 job.future.set_result(Answer(one, version, start - job.arrived, len(batch)))
         self._metrics.engine_seconds.observe(seconds)
         self._metrics.batch.observe(len(batch))
-        for job, one in zip(batch, found, strict=True):  # when everybody has an answer
+        for job in batch:
             self._metrics.wait_seconds.observe(start - job.arrived)
-            if not isinstance(one, Exception):
-                self._count(version, one)
 
-    def _count(self, version: Version, one: Recommendation) -> None:
-        items = [item for session in one.item_ids for item in session]
+    def count(self, answer: Answer) -> None:
+        """Counts an answer's items; for whoever sent it, so that it need not wait for that."""
+        items = [item for session in answer.recommendation.item_ids for item in session]
         self._metrics.items.inc(len(items))
         if items:
-            unknown = int((version.recommender.catalog.find(items) < 0).sum())
+            unknown = int((answer.version.recommender.catalog.find(items) < 0).sum())
             self._metrics.illegal.inc(unknown)
 
 

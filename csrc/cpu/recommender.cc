@@ -1,8 +1,10 @@
 #include "onerec/recommender.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstring>
+#include <iterator>
 #include <numeric>
 #include <stdexcept>
 #include <utility>
@@ -214,76 +216,94 @@ const char* Recommender::TextId(int64_t item) const {
   return impl_->catalog.Text(item);
 }
 
-std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t>& history,
-                                                       const std::vector<int64_t>& exclude,
-                                                       const RecommendOptions& options) const {
-  const Catalog& c = impl_->catalog;
-  const Trie& trie = impl_->engine->GetTrie();
-  const EngineConfig& config = Config();
-  if (options.num_sessions < 1 || options.num_sessions > options.beam_width) {
-    throw std::invalid_argument("num_sessions: wanted 1.." + std::to_string(options.beam_width) +
-                                " (the beam width), got " + std::to_string(options.num_sessions));
-  }
-  std::vector<int64_t> known, excluded;
+namespace {
+
+// A user's request as the engine takes it.
+struct Prepared {
+  std::vector<int64_t> excluded;  // items, ascending
+  std::vector<int64_t> deny;      // leaves, ascending
+  std::vector<int32_t> read;
+  EngineRequest request;
+  int64_t left = 0;  // items that a session can have, up to as many as were wanted
+};
+
+Prepared Prepare(const Catalog& c, const Trie& trie, const EngineConfig& config,
+                 const std::vector<int64_t>& history, const std::vector<int64_t>& exclude,
+                 bool exclude_history, uint64_t allow, int64_t wanted) {
+  const auto items = static_cast<int64_t>(c.header.items);
+  Prepared made;
+  std::vector<int64_t> known, &excluded = made.excluded, &deny = made.deny;
   for (int64_t item : history) {
-    CheckItem("history", item, Items());
+    CheckItem("history", item, items);
     if (item >= 0) known.push_back(item);
   }
-  if (options.exclude_history) excluded = known;
+  if (exclude_history) excluded = known;
   for (int64_t item : exclude) {
-    CheckItem("exclude", item, Items());
+    CheckItem("exclude", item, items);
     if (item >= 0) excluded.push_back(item);
   }
   std::sort(excluded.begin(), excluded.end());
   excluded.erase(std::unique(excluded.begin(), excluded.end()), excluded.end());
 
-  if (options.allow_tags != kEveryTag && !c.header.tagged) {
+  if (allow != kEveryTag && !c.header.tagged) {
     throw std::invalid_argument("allow_tags: the catalogue has no tags");
   }
   // A semantic id is out of the search when none of its items may be shown. The trie knows the
   // tags; it does not know of an excluded item that is the only one with them.
-  std::vector<int64_t> deny;
   for (int64_t item : excluded) deny.push_back(c.leaf_of_item[item]);
   std::sort(deny.begin(), deny.end());
   deny.erase(std::unique(deny.begin(), deny.end()), deny.end());
-  std::erase_if(deny,
-                [&](int64_t leaf) { return c.FirstFree(leaf, excluded, options.allow_tags) >= 0; });
+  std::erase_if(deny, [&](int64_t leaf) { return c.FirstFree(leaf, excluded, allow) >= 0; });
 
-  const int64_t most = config.history_length;
-  const int64_t kept = std::min(static_cast<int64_t>(known.size()), most);
+  const int64_t kept = std::min(static_cast<int64_t>(known.size()), int64_t{config.history_length});
   std::vector<int64_t> window(known.end() - kept, known.end());
-  std::vector<int32_t> read(window.begin(), window.end());
+  made.read.assign(window.begin(), window.end());
   if (config.n_items == 0) {
     for (int64_t& item : window) item = c.leaf_of_item[item];
-    read.resize(static_cast<size_t>(kept * config.levels));
-    trie.LeafSids(window.data(), kept, read.data());
+    made.read.resize(static_cast<size_t>(kept * config.levels));
+    trie.LeafSids(window.data(), kept, made.read.data());
   }
 
-  EngineOptions o;
-  o.beam_width = options.beam_width;
-  const int64_t wanted =
-      options.session_length == 0 ? config.session_length : options.session_length;
   int64_t left = trie.View().Leaves() - static_cast<int64_t>(deny.size());
-  if (options.allow_tags != kEveryTag) {
+  if (allow != kEveryTag) {
     left = 0;
     const uint64_t* const tags = trie.Tags(config.levels - 1);
     for (int64_t leaf = 0; leaf < trie.View().Leaves() && left < wanted; ++leaf) {
-      left += (tags[leaf] & options.allow_tags) != 0 &&
-              !std::binary_search(deny.begin(), deny.end(), leaf);
+      left += (tags[leaf] & allow) != 0 && !std::binary_search(deny.begin(), deny.end(), leaf);
     }
   }
-  o.session_length = std::min(wanted, left);
+  made.left = std::min(wanted, left);
+  made.request = {made.read.data(), kept, deny.data(), static_cast<int64_t>(deny.size()), allow};
+  return made;
+}
+
+}  // namespace
+
+std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t>& history,
+                                                       const std::vector<int64_t>& exclude,
+                                                       const RecommendOptions& options) const {
+  const Catalog& c = impl_->catalog;
+  if (options.num_sessions < 1 || options.num_sessions > options.beam_width) {
+    throw std::invalid_argument("num_sessions: wanted 1.." + std::to_string(options.beam_width) +
+                                " (the beam width), got " + std::to_string(options.num_sessions));
+  }
+  const int64_t wanted =
+      options.session_length == 0 ? Config().session_length : options.session_length;
+  const Prepared prepared = Prepare(c, impl_->engine->GetTrie(), Config(), history, exclude,
+                                    options.exclude_history, options.allow_tags, wanted);
+  if (wanted >= 1 && prepared.left == 0) return {};
+
+  EngineOptions o;
+  o.beam_width = options.beam_width;
+  o.session_length = prepared.left;
   o.scoring = options.scoring;
   o.temperature = options.temperature;
   o.num_threads = options.num_threads;
-  if (wanted >= 1 && o.session_length == 0) return {};
   const int64_t beams = options.beam_width, length = std::max<int64_t>(o.session_length, 1);
   std::vector<int64_t> items(static_cast<size_t>(beams * length));
   std::vector<float> scores(static_cast<size_t>(beams));
   int32_t valid = 0;
-  const EngineRequest request{read.data(), kept, deny.data(), static_cast<int64_t>(deny.size()),
-                              options.allow_tags};
-  impl_->engine->Run(&request, 1, o, {items.data(), nullptr, scores.data(), &valid});
+  impl_->engine->Run(&prepared.request, 1, o, {items.data(), nullptr, scores.data(), &valid});
 
   std::vector<RecommendedSession> sessions;
   for (int64_t s = 0; s < std::min<int64_t>(valid, options.num_sessions); ++s) {
@@ -291,12 +311,98 @@ std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t
     session.score = scores[static_cast<size_t>(s)];
     for (int64_t i = 0; i < length; ++i) {
       // Of items that share a semantic id the first that is not excluded is shown.
-      session.items.push_back(
-          c.FirstFree(items[static_cast<size_t>(s * length + i)], excluded, options.allow_tags));
+      session.items.push_back(c.FirstFree(items[static_cast<size_t>(s * length + i)],
+                                          prepared.excluded, options.allow_tags));
     }
     sessions.push_back(std::move(session));
   }
   return sessions;
+}
+
+std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
+                                       const std::vector<int64_t>& exclude,
+                                       const RankOptions& options) const {
+  const Catalog& c = impl_->catalog;
+  const Engine& engine = *impl_->engine;
+  if (options.k < 1) {
+    throw std::invalid_argument("k: wanted 1 or more, got " + std::to_string(options.k));
+  }
+  if (!(options.dense_weight >= 0 && options.dense_weight <= 1)) {
+    throw std::invalid_argument("dense_weight: wanted 0..1, got " +
+                                std::to_string(options.dense_weight));
+  }
+  if (options.dense_top < 0) {
+    throw std::invalid_argument("dense_top: wanted 0 or more, got " +
+                                std::to_string(options.dense_top));
+  }
+  if (options.dense_weight > 0 && !Config().dense_head) {
+    throw std::invalid_argument("dense_weight: the model has no dense head");
+  }
+  const Prepared prepared = Prepare(c, engine.GetTrie(), Config(), history, exclude,
+                                    options.exclude_history, options.allow_tags, 1);
+  if (prepared.left == 0) return {};
+
+  EngineOptions o;
+  o.beam_width = options.beam_width == 0 ? std::max<int64_t>(options.k, 128) : options.beam_width;
+  o.scoring = options.scoring;
+  o.temperature = options.temperature;
+  o.num_threads = options.num_threads;
+  std::vector<int64_t> leaves(static_cast<size_t>(std::max<int64_t>(o.beam_width, 0)));
+  std::vector<float> scores(leaves.size());
+  int32_t valid = 0;
+  engine.Run(&prepared.request, 1, o, {leaves.data(), nullptr, scores.data(), &valid});
+
+  const auto free = [&](int64_t item) {
+    return (options.allow_tags == kEveryTag || (c.tags[item] & options.allow_tags) != 0) &&
+           !std::binary_search(prepared.excluded.begin(), prepared.excluded.end(), item);
+  };
+  std::vector<int64_t> found;
+  for (int32_t i = 0; i < valid; ++i) {
+    const int64_t leaf = leaves[static_cast<size_t>(i)];
+    std::copy_if(c.leaf_items + c.leaf_offsets[leaf], c.leaf_items + c.leaf_offsets[leaf + 1],
+                 std::back_inserter(found), free);
+  }
+  const auto most = static_cast<size_t>(options.k);
+  if (options.dense_weight == 0) {
+    found.resize(std::min(found.size(), most));
+    return found;
+  }
+
+  std::vector<float> dense(static_cast<size_t>(Items()));
+  engine.ItemScores(&prepared.request, 1, options.num_threads, dense.data());
+  const float top = *std::max_element(dense.begin(), dense.end());
+  double sum = 0;
+  for (float x : dense) sum += std::exp(static_cast<double>(x - top));
+  const auto log_sum = static_cast<float>(top + std::log(sum));
+  std::vector<int64_t> others(dense.size());
+  std::iota(others.begin(), others.end(), int64_t{0});
+  std::erase_if(others, [&](int64_t item) { return !free(item); });
+  const auto joining = std::min<int64_t>(options.dense_top, static_cast<int64_t>(others.size()));
+  std::partial_sort(others.begin(), others.begin() + joining, others.end(),
+                    [&](int64_t a, int64_t b) {
+                      const float x = dense[static_cast<size_t>(a)];
+                      const float y = dense[static_cast<size_t>(b)];
+                      return x > y || (x == y && a < b);
+                    });
+  found.insert(found.end(), others.begin(), others.begin() + joining);
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+
+  scores.resize(found.size());
+  engine.ItemLogProbs(&prepared.request, 1, found.data(), static_cast<int64_t>(found.size()),
+                      options.num_threads, scores.data());
+  const auto weight = static_cast<float>(options.dense_weight);
+  const auto rest = static_cast<float>(1 - options.dense_weight);
+  std::vector<size_t> order(found.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    order[i] = i;
+    scores[i] = rest * scores[i] + weight * (dense[static_cast<size_t>(found[i])] - log_sum);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return scores[a] > scores[b]; });
+  std::vector<int64_t> best;
+  for (size_t i = 0; i < std::min(order.size(), most); ++i) best.push_back(found[order[i]]);
+  return best;
 }
 
 void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64_t* leaf_of_item,

@@ -159,6 +159,65 @@ def test_examples_recommend_the_items_of_python(examples: Path, text: bool, tmp_
         assert "catalog.bin: No such file" in refused.stderr
 
 
+RANK = """
+#include <onerec/recommender.h>
+#include <cstdio>
+#include <cstdlib>
+int main(int, char** argv) {  // FOLDER K BEAM_WIDTH DENSE_WEIGHT ALLOW_TAGS
+  const auto recommender = onerec::Recommender::Load(argv[1]);
+  onerec::RankOptions options;
+  options.k = std::atoi(argv[2]);
+  options.beam_width = std::atoi(argv[3]);
+  options.dense_weight = std::atof(argv[4]);
+  options.allow_tags = std::strtoull(argv[5], nullptr, 10);
+  for (int64_t item : recommender->Rank({51, 1, 199, 0}, {9}, options)) {
+    std::printf("%ld ", static_cast<long>(recommender->IntId(item)));
+  }
+}
+"""
+
+
+def test_rankings_of_both_heads_are_those_of_python(prefix: Path, tmp_path: Path) -> None:
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no c++")
+    torch.manual_seed(0)
+    fields: dict[str, Any] = {"encoder": "causal", "n_items": 200, "item_loss": 1.0}
+    config = OneRecConfig.preset("tiny", codebook_size=24, init_std=0.3, **fields)
+    sids = np.random.default_rng(0).integers(0, 24, (200, 3))
+    sids[51:54] = sids[50]  # items that share a semantic id
+    ids = np.arange(200) * 7 - 500
+    catalog = Catalog.build(ids, sids, 24).with_tags(np.arange(200) % 4 + 1)
+    model = OneRec(config).eval()
+    model.set_catalog(sids)
+    export(model, catalog, tmp_path / "exported")
+    (tmp_path / "main.cc").write_text(RANK)
+    (library,) = prefix.glob("lib*/libonerec_core.so")
+    flags = ["-std=c++17", f"-I{prefix}/include", f"-L{library.parent}", "-lonerec_core"]
+    program = tmp_path / "main"
+    run(compiler, tmp_path / "main.cc", *flags, f"-Wl,-rpath,{library.parent}", "-o", program)
+    recommender = Recommender(model, catalog)
+    history, exclude = [ids[[51, 1, 199, 0]].tolist()], [[int(ids[9])]]
+    for k, width, weight, tags in (
+        (20, 16, 0.0, None),
+        (20, 16, 0.4, None),
+        (90, 8, 1.0, None),
+        (30, 16, 0.5, 4),
+        (300, 0, 0.7, None),
+    ):
+        (wanted,) = recommender.rank(
+            history,
+            k,
+            beam_width=width or None,
+            dense_weight=weight,
+            exclude=exclude,
+            allow_tags=None if tags is None else [tags],
+        )
+        allowed = 2**64 - 1 if tags is None else tags
+        found = run(program, tmp_path / "exported", str(k), str(width), str(weight), str(allowed))
+        assert [int(item) for item in found.split()] == wanted
+
+
 def test_another_minor_version_is_refused(cmake: str, prefix: Path, tmp_path: Path) -> None:
     (tmp_path / "CMakeLists.txt").write_text(
         "cmake_minimum_required(VERSION 3.24)\nproject(p LANGUAGES CXX)\n"

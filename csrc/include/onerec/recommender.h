@@ -1,5 +1,5 @@
-// Item ids in, sessions of item ids out: an exported folder served by the native engine, with the
-// rules of onerec.Recommender in Python and the same items.
+// Item ids in, sessions or rankings of item ids out: an exported folder served by the native
+// engine, with the rules of onerec.Recommender in Python and the same items.
 //
 // `onerec export` writes the folder: engine.bin, trie.bin and catalog.bin. The last one, version 2,
 // little endian: char[8] "ONERCATL", u32 version, u32 0x01020304, u64 size of the file, u64 items
@@ -38,6 +38,19 @@ struct RecommendedSession {
   float score = 0.0f;          // sum of the log-probabilities of their codes
 };
 
+struct RankOptions {
+  int64_t k = 10;             // most items
+  int64_t beam_width = 0;     // 0: the larger of k and 128
+  double dense_weight = 0.0;  // 0 .. 1, of the dense head's log-probability beside the generator's;
+                              // above 0 the model must have one (EngineConfig::dense_head)
+  int64_t dense_top = 50;     // best items of the dense head that join the beam's
+  bool exclude_history = true;
+  uint64_t allow_tags = kEveryTag;  // items with one of these tags alone
+  std::optional<Scoring> scoring;   // of the beam; none: the softmax of training
+  double temperature = 1.0;         // of the beam
+  int num_threads = 1;
+};
+
 // An item's index is its row in the catalogue. Read-only: threads may share one object.
 class ONEREC_API Recommender {
  public:
@@ -64,6 +77,12 @@ class ONEREC_API Recommender {
   std::vector<RecommendedSession> Recommend(const std::vector<int64_t>& history,
                                             const std::vector<int64_t>& exclude,
                                             const RecommendOptions& options) const;
+
+  // The next items, best first: the beam's in its order, or with a dense_weight what the beam or
+  // the dense head finds, by (1 - dense_weight) generator + dense_weight dense. Fewer than k where
+  // less is found. Throws as Recommend.
+  std::vector<int64_t> Rank(const std::vector<int64_t>& history,
+                            const std::vector<int64_t>& exclude, const RankOptions& options) const;
 
  private:
   Recommender();

@@ -152,7 +152,23 @@ def closed(port: int, options: argparse.Namespace, clients: int, seconds: float)
 
     in_threads(clients, work)
     rate = round(len(times) / seconds, 1)
-    return {"clients": clients, "per_second": rate, "failed": len(failed), **percentiles(times)}
+    return {
+        "clients": clients,
+        "per_second": rate,
+        "failed": len(failed),
+        "mean_ms": round(1000 * float(np.mean(times)), 2),
+        **percentiles(times),
+    }
+
+
+def engine_calls(port: int) -> tuple[float, float]:
+    """How many calls of the engine the server has made, and their seconds."""
+    text = Client(port).send("GET", "/metrics")[1]
+    count, spent = (
+        float(re.findall(rf"^onerec_engine_seconds_{name} (\S+)", text, re.M)[0])
+        for name in ("count", "sum")
+    )
+    return count, spent
 
 
 def open_loop(
@@ -222,15 +238,18 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
         process, port = start(folder, ["--num_threads", "1"])
         part = options.seconds / 4
         closed(port, options, 1, 1.0)
+        before = engine_calls(port)
+        one = closed(port, options, 1, part)
+        count, spent = (b - a for a, b in zip(before, engine_calls(port), strict=True))
         record: dict[str, Any] = {
             "engine alone": percentiles(alone),
-            "closed": [closed(port, options, clients, part) for clients in (1, 2, 4, 8)],
+            "engine in the server": {"mean_ms": round(1000 * spent / count, 2)},
+            "closed": [one, *(closed(port, options, clients, part) for clients in (2, 4, 8))],
         }
         best = max(row["per_second"] for row in record["closed"])
         record["open"] = [open_loop(port, options, best * x, part) for x in (0.3, 0.5, 0.7, 0.9)]
-        record["overhead_p50_ms"] = round(
-            record["closed"][0]["p50_ms"] - record["engine alone"]["p50_ms"], 2
-        )
+        record["overhead_p50_ms"] = round(one["p50_ms"] - record["engine alone"]["p50_ms"], 2)
+        record["outside_engine_mean_ms"] = round(one["mean_ms"] - 1000 * spent / count, 2)
         process.send_signal(signal.SIGTERM)
         record["exit_code"] = process.wait()
     if record["exit_code"] or any(row["failed"] for row in record["closed"] + record["open"]):

@@ -274,7 +274,11 @@ def serving() -> str:
             "### Load\n",
             what,
             f"\nThe engine alone takes {alone['p50_ms']} ms (p50; p99 {alone['p99_ms']} ms); one "
-            f"client over HTTP waits {record['overhead_p50_ms']} ms longer (p50).\n",
+            f"client over HTTP waits {record['overhead_p50_ms']} ms longer (p50). In the server, "
+            "where it rests between requests, a call of the engine takes "
+            f"{record['engine in the server']['mean_ms']} ms, and a request "
+            f"{record['outside_engine_mean_ms']} ms besides (means; the client's own work "
+            "included).\n",
             f"![Latency against answers a second](images/{LOAD.name})\n",
             "| | answered a second | p50 ms | p99 ms | p99.9 ms | failed | refused |",
             "|---|---:|---:|---:|---:|---:|---:|",

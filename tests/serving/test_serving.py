@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -198,6 +199,24 @@ def test_no_body_is_a_fault_of_the_server(server: Server, data: st.DataObject) -
     body = data.draw(st.binary(max_size=50) | bodies(model))
     status, got, _ = server.send("POST", path, body)
     assert status in (200, 400, 413, 422), got
+
+
+def test_schemathesis_finds_no_fault(server: Server, tmp_path: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    program = shutil.which("schemathesis", path=path)
+    if program is None:
+        pytest.skip("no schemathesis (pip install schemathesis)")
+    # Some limits are the model's and the catalogue's, which the schema does not know.
+    options = ["--max-examples", "20", "--exclude-checks", "positive_data_acceptance"]
+    options += ["--header", f"Authorization: Bearer {TOKEN}", "--seed", "1", "--no-color"]
+    result = subprocess.run(
+        [program, "run", f"http://127.0.0.1:{server.port}/openapi.json", *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout
 
 
 def test_a_body_of_another_type_is_refused(server: Server) -> None:

@@ -206,17 +206,21 @@ def test_schemathesis_finds_no_fault(server: Server, tmp_path: Path) -> None:
     program = shutil.which("schemathesis", path=path)
     if program is None:
         pytest.skip("no schemathesis (pip install schemathesis)")
-    # Some limits are the model's and the catalogue's, which the schema does not know.
-    options = ["--max-examples", "20", "--exclude-checks", "positive_data_acceptance"]
-    options += ["--header", f"Authorization: Bearer {TOKEN}", "--seed", "1", "--no-color"]
+    # Some limits are the model's and the catalogue's, which the schema does not know; a body that
+    # breaks it may also be too large.
+    (tmp_path / "schemathesis.toml").write_text(
+        "[checks]\npositive_data_acceptance.enabled = false\n"
+        'negative_data_rejection.expected-statuses = ["4xx"]\n'
+    )
+    options = ["--header", f"Authorization: Bearer {TOKEN}", "--seed", "1", "--no-color"]
     result = subprocess.run(
-        [program, "run", f"http://127.0.0.1:{server.port}/openapi.json", *options],
+        [program, "run", f"http://127.0.0.1:{server.port}/openapi.json", "-n", "10", *options],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stdout
+    assert result.returncode == 0, result.stdout[-3000:]
 
 
 def test_a_body_of_another_type_is_refused(server: Server) -> None:

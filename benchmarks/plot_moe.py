@@ -33,16 +33,18 @@ def series(record: dict[str, Any]) -> dict[str, dict[str, list[tuple[int, float]
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    mpl.rcParams.update({"svg.hashsalt": "onerec", "svg.fonttype": "none"})
     panels = {title: lines for title, lines in series(record).items() if len(lines["floor"]) > 1}
     if not panels:
         sys.exit("the record has no suite 'moe' with two numbers of tokens")
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
-    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axis, (title, lines) in zip(axes, panels.items(), strict=False):
         for provider, points in lines.items():
             style = (
                 {"color": "black", "linestyle": "--"} if provider == "floor" else {"marker": "o"}
@@ -50,9 +52,12 @@ def draw(record: dict[str, Any], path: Path) -> None:
             tokens, seconds = zip(*sorted(points), strict=True)
             axis.loglog(tokens, [1e3 * s for s in seconds], label=provider, **style)
         axis.set(title=title, xlabel="tokens", ylabel="ms")
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path)
+        axis.set_xticks(tokens, [str(t) for t in tokens], minor=False)
+        axis.minorticks_off()
+        axis.legend(fontsize="small")
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":

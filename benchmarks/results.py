@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import plot_moe
+
 from onerec.cli import bench
 from onerec.errors import OneRecError
 
@@ -84,6 +86,9 @@ def section(record: dict[str, Any]) -> str:
             "|---|---|---:|---:|---:|---|",
         ]
         drawn = scaling(record).get(suite, [])
+        if suite == "moe":
+            image = f"images/{suite}-{name_of(record)}.svg"
+            lines[-2:-2] = [f"![Time against tokens, with the floor]({image})\n"]
         if drawn:
             image = f"images/{suite}-{name_of(record)}.svg"
             lines[-2:-2] = [f"![Time of a call, one number varied]({image})\n"]
@@ -204,6 +209,12 @@ def plot(record: dict[str, Any]) -> None:
         IMAGES.mkdir(exist_ok=True)
         path = IMAGES / f"{suite}-{name_of(record)}.svg"
         figure.savefig(path, metadata={"Date": None})
+
+
+def draw_moe(record: dict[str, Any]) -> None:
+    """Draws the roofline of a record that has the suite `moe`."""
+    if any(entry["suite"] == "moe" for entry in record["benchmarks"]):
+        plot_moe.draw(record, IMAGES / f"moe-{name_of(record)}.svg")
 
 
 def draw_ablations() -> None:
@@ -341,7 +352,9 @@ def main() -> None:
     elif not options.check:
         PAGE.write_text(page())
         for path in RESULTS.glob("*.json"):
-            plot(json.loads(path.read_text()))
+            record = json.loads(path.read_text())
+            plot(record)
+            draw_moe(record)
         draw_ablations()
         draw_load()
     elif not PAGE.exists() or PAGE.read_text() != page():

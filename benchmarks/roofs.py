@@ -9,10 +9,17 @@ from typing import Any
 
 import torch
 
+from onerec._native import core
+
 
 @lru_cache
 def roofs(dtype: torch.dtype, device: str) -> dict[str, float]:
-    """GFLOP/s of a square product and GB/s of reading, measured; the best of a few."""
+    """GFLOP/s of a square product and GB/s of reading, measured; the best of a few.
+
+    A CPU without bfloat16 arithmetic multiplies in float32.
+    """
+    if device == "cpu" and dtype == torch.bfloat16 and core().isa() != "avx512":
+        dtype = torch.float32
     n = 8192 if device == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)
     big = torch.empty(2**28, dtype=torch.uint8, device=device).view(torch.int64).zero_()

@@ -10,6 +10,7 @@
 #include "cpu/balanced_kmeans_finish.h"
 #include "cpu/balanced_kmeans_pass.h"
 #include "cpu/balanced_kmeans_prices.h"
+#include "cpu/balanced_kmeans_simplex.h"
 #include "cpu/balanced_kmeans_solver.h"
 #include "cpu/thread_pool.h"
 
@@ -22,7 +23,11 @@ constexpr int64_t kMatrixEntries = 1
                                    << 22;  // costs up to which all are kept, and no lists are made
 constexpr double kNear = 0.08;             // share above size from which lists bring prices home
 constexpr double kLost = 0.15;             // share off balance at which a larger eps has to help
-constexpr int kRounds = 8;                 // of lists and prices on them
+constexpr double kFirstPenalty = 0.02;     // of the simplex, in the scale of the lists
+constexpr double kLastPenalty = 100;
+constexpr double kOutside = 0.01;       // share of items with too short lists that ends it
+constexpr double kReach = 0.25;         // of the moves that the exact finish takes from lists
+constexpr int kRounds = 8;              // of lists and prices on them
 constexpr double kWorth = 0.9;          // share above size, of that before, that is worth a round
 constexpr int64_t kListTarget = 16;     // entries of an average candidate list
 constexpr int64_t kEntryBytes = 8;      // of a list's entry
@@ -38,19 +43,23 @@ constexpr double kCooling = 3;          // from one eps to the next
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
 
-// Costs for the exact finish that know the moves in candidate lists, at starting prices `now`.
+// Costs for the exact finish that know the moves in candidate lists that lose less than kReach of
+// the lists' scale at starting prices `now`; few paths need others.
 class ListCosts : public TileCosts {
  public:
   ListCosts(const FloatRows& x, const float* centers, const PackedCenters& packed,
             const KMeansKernels& kernels, const CandidateLists& lists, const double* now)
-      : TileCosts(x, centers, nullptr, packed, kernels), lists_(lists) {
+      : TileCosts(x, centers, nullptr, packed, kernels),
+        lists_(lists),
+        now_(now, now + lists.prices.size()) {
     drift_ = lists.Drift(now, moved_);
     fallen_ = lists.Fallen(moved_);
   }
 
   double Known(const int32_t* items, int64_t count, int32_t from,
                const MoveBody& body) const override {
-    double edge = std::numeric_limits<double>::infinity();
+    const double limit = now_[static_cast<size_t>(from)] + kReach * lists_.scale;
+    double edge = limit;
     for (int64_t i = 0; i < count; ++i) {
       const CandidateLists::Chunk& chunk =
           lists_.chunks[static_cast<size_t>(items[i] / lists_.chunk_rows)];
@@ -68,8 +77,8 @@ class ListCosts : public TileCosts {
       for (auto at = begin; at < end; ++at) {
         const double above =
             static_cast<double>(chunk.rel[static_cast<size_t>(at - chunk.code.begin())]);
-        if (*at != from && above < std::numeric_limits<double>::infinity())
-          body(i, *at, rel(at) - stay - 1.2e-7 * above);
+        const double delta = rel(at) - stay - 1.2e-7 * above;
+        if (*at != from && delta + now_[static_cast<size_t>(*at)] < limit) body(i, *at, delta);
       }
     }
     return edge;
@@ -82,6 +91,7 @@ class ListCosts : public TileCosts {
   }
 
   const CandidateLists& lists_;
+  std::vector<double> now_;
   std::vector<float> moved_, fallen_;
   double drift_;
 };
@@ -120,7 +130,7 @@ class Search {
     } else {
       HostLabels(prices_given, prices, labels);
     }
-    Finish(prices, labels);
+    Finish(certify, prices, labels);
     if (certify) Certify(prices, labels);
     report_.sweeps = annealer_.sweeps() + device_sweeps_;
   }
@@ -149,24 +159,33 @@ class Search {
       report_.finish_seconds += Seconds() - begin;
       matrix = {};
     } else {
-      BuildLists(prices);
-      double before = 1;
-      for (int round = 0; round < kRounds; ++round) {
-        if (round == 0 && annealer_.OverFull(lists_, prices) > kNear) {
-          AnnealMatrix(matrix, Strata(count, prices, matrix.weights), true, prices);
-          matrix = {};
-          BuildLists(prices);
-        }
-        if (ListPrices(prices)) break;
-        const double over = annealer_.OverFull(lists_, prices);
-        if (over > kWorth * before) break;
-        before = over;
-        if (!ExtendLists(prices)) BuildLists(prices);
-      }
-      const double begin = Seconds();
-      HardLabels(prices, labels);
-      report_.finish_seconds += Seconds() - begin;
+      ListLabels(count, prices, labels);
     }
+  }
+
+  // Prices from candidate lists, which are made again where prices leave their range.
+  void ListLabels(int64_t sample, double* prices, int32_t* labels) {
+    std::fill(labels, labels + x_.rows, -1);  // none is preferred yet
+    BuildLists(prices);
+    double before = 1;
+    for (int round = 0; round < kRounds; ++round) {
+      double over = annealer_.OverFull(lists_, prices);
+      if (round == 0 && over > kNear) {
+        CostMatrix matrix;
+        AnnealMatrix(matrix, Strata(sample, prices, matrix.weights), true, prices);
+        BuildLists(prices);
+        over = annealer_.OverFull(lists_, prices);
+      }
+      if (over > kWorth * before) break;
+      before = over;
+      const bool exact = options_.method == BalancedMethod::kPriced && lists_.scale > 0;
+      const bool inside = exact ? SolveLists(over, prices, labels) : ListPrices(prices);
+      if (inside) break;
+      if (exact || !ExtendLists(prices)) BuildLists(prices);
+    }
+    const double begin = Seconds();
+    HardLabels(prices, labels);
+    report_.finish_seconds += Seconds() - begin;
   }
 
   static std::vector<double> Shares(const Nodes& nodes, int64_t clusters) {
@@ -279,7 +298,7 @@ class Search {
         contenders.resize(static_cast<size_t>(columns));
         contenders.resize(
             static_cast<size_t>(kernels_.collect(row.data(), columns, limit, contenders.data())));
-        labels[i] = Best(i, contenders, prices);
+        labels[i] = Best(i, contenders, prices, -1);
       }
     });
   }
@@ -392,7 +411,13 @@ class Search {
   void CountEntries() {
     const Processes& processes = options_.processes;
     std::vector<int64_t> entries(static_cast<size_t>(processes.count));
-    entries[static_cast<size_t>(processes.rank)] = lists_.entries();
+    const std::vector<int64_t> bounds =
+        ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), processes);
+    int64_t& own = entries[static_cast<size_t>(processes.rank)];
+    for (int64_t c = bounds[static_cast<size_t>(processes.rank)];
+         c < bounds[static_cast<size_t>(processes.rank) + 1]; ++c) {
+      own += static_cast<int64_t>(lists_.chunks[static_cast<size_t>(c)].code.size());
+    }
     Share(processes, Bounds(processes.count, processes), 1, entries.data());
     lists_.total = std::accumulate(entries.begin(), entries.end(), int64_t{0});
   }
@@ -558,6 +583,53 @@ class Search {
     return true;
   }
 
+  // The cheapest assignment within the lists, or one with prices as far off as the lists say
+  // something about; false when prices have left the range of the lists.
+  bool SolveLists(double over, double* prices, int32_t* labels) {
+    if (over > kNear) ListPrices(prices);
+    const double begin = Seconds();
+    ShareLists();
+    ListSimplex simplex(capacity_, lists_, kernels_, prices);
+    bool inside = true;
+    for (double penalty = kFirstPenalty * lists_.scale;; penalty *= 4) {
+      const int64_t off = simplex.Solve(penalty);
+      if (options_.on_step) options_.on_step();
+      simplex.ExactPrices(
+          [&](int64_t item, int32_t node) {
+            return Cost(x_, item, nodes_.centers.data(), node, kernels_);
+          },
+          prices);
+      inside = Outside(prices) <= kOutside;
+      if (off == 0 || !inside || penalty > kLastPenalty * lists_.scale) break;
+    }
+    std::copy(simplex.labels().begin(), simplex.labels().end(), labels);
+    eps_ = lists_.scale / 100;
+    report_.price_seconds += Seconds() - begin;
+    return inside;
+  }
+
+  // Share of the rows whose best cluster may not be listed.
+  double Outside(const double* prices) const {
+    std::vector<float> moved;
+    const double drift = lists_.Drift(prices, moved);
+    const std::vector<float> fallen = lists_.Fallen(moved);
+    const auto chunks = static_cast<int64_t>(lists_.chunks.size());
+    std::vector<int64_t> outside(static_cast<size_t>(chunks));
+    ParallelFor(chunks, options_.num_threads, [&](int64_t c) {
+      const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
+      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
+        const int64_t first = chunk.offset[r];
+        float low;
+        kernels_.list_argmin(chunk.rel.data() + first, chunk.code.data() + first, moved.data(),
+                             chunk.offset[r + 1] - first, &low);
+        const bool known = static_cast<double>(low) <= lists_.Edge(chunk, r, drift, fallen);
+        outside[static_cast<size_t>(c)] += known ? 0 : 1;
+      }
+    });
+    return static_cast<double>(std::accumulate(outside.begin(), outside.end(), int64_t{0})) /
+           static_cast<double>(lists_.rows);
+  }
+
   // Annealing on the lists of all items; false when prices have left the range of the lists.
   bool ListPrices(double* prices) {
     const double begin = Seconds();
@@ -576,13 +648,17 @@ class Search {
     return inside;
   }
 
-  // The contender whose exact cost + price is smallest; of equals the first.
-  int32_t Best(int64_t item, const std::vector<int32_t>& contenders, const double* prices) const {
+  // The contender whose exact cost + price is smallest; of equals the one preferred, if it is one
+  // of them up to rounding, else the first.
+  int32_t Best(int64_t item, const std::vector<int32_t>& contenders, const double* prices,
+               int32_t preferred) const {
     if (contenders.size() == 1) return contenders.front();
     double least = std::numeric_limits<double>::infinity();
     int32_t best = 0;
     for (const int32_t k : contenders) {
-      const double exact = Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
+      const double cost = Cost(x_, item, nodes_.centers.data(), k, kernels_);
+      const double rounding = k == preferred ? 1e-15 * (cost + std::abs(prices[k])) : 0;
+      const double exact = cost + prices[k] - rounding;
       if (exact < least || (exact == least && nodes_.first[static_cast<size_t>(k)] <
                                                   nodes_.first[static_cast<size_t>(best)])) {
         least = exact;
@@ -625,7 +701,7 @@ class Search {
           if (static_cast<double>(value) <= static_cast<double>(low) + error)
             contenders.push_back(k);
         }
-        labels[item] = Best(item, contenders, prices);
+        labels[item] = Best(item, contenders, prices, labels[item]);
       }
     });
     std::vector<int64_t> lost;
@@ -646,7 +722,7 @@ class Search {
                 contenders.resize(
                     static_cast<size_t>(kernels_.collect(row, columns, limit, contenders.data())));
                 const int64_t item = items[static_cast<size_t>(i)];
-                labels[item] = Best(item, contenders, prices);
+                labels[item] = Best(item, contenders, prices, labels[item]);
               });
   }
 
@@ -751,7 +827,7 @@ class Search {
     }
   }
 
-  void Finish(double* prices, int32_t* labels) {
+  void Finish(bool certify, double* prices, int32_t* labels) {
     const double begin = Seconds();
     if (options_.method == BalancedMethod::kFast) {
       GreedyFinish(prices, labels);
@@ -770,7 +846,7 @@ class Search {
     ExactFinish finish(capacity_, *costs, x_.rows, labels, prices, options_.num_threads,
                        options_.on_step);
     finish.Run();
-    finish.CentrePrices(4 * eps_);
+    if (certify) finish.CentrePrices(4 * eps_);
     report_.moves += finish.moves();
     report_.finish_seconds += Seconds() - begin;
   }

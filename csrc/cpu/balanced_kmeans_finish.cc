@@ -522,11 +522,9 @@ void ExactFinish::CentrePrices(double reach) {
     int32_t to;
     double delta;
   };
-  // Items that came to a node when other prices had risen may leave it when those fall again.
   std::vector<int32_t> unknown;
   for (int32_t k = 0; k < count_; ++k) {
-    const Node& node = nodes_[static_cast<size_t>(k)];
-    if (!node.expanded && !node.arrived.empty()) unknown.push_back(k);
+    if (!nodes_[static_cast<size_t>(k)].expanded) unknown.push_back(k);
   }
   ParallelFor(static_cast<int64_t>(unknown.size()), num_threads_,
               [&](int64_t t) { Expand(unknown[static_cast<size_t>(t)]); });

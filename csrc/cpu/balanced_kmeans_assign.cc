@@ -24,6 +24,7 @@ constexpr int64_t kMatrixEntries = 1
 constexpr double kNear = 0.08;             // share above size from which lists bring prices home
 constexpr double kLost = 0.15;             // share off balance at which a larger eps has to help
 constexpr double kFirstPenalty = 0.02;     // of the simplex, in the scale of the lists
+constexpr double kNextPenalty = 0.32;      // at first, once lists have been made again
 constexpr double kLastPenalty = 100;
 constexpr double kOutside = 0.01;       // share of items with too short lists that ends it
 constexpr double kReach = 0.25;         // of the moves that the exact finish takes from lists
@@ -179,7 +180,7 @@ class Search {
       if (over > kWorth * before) break;
       before = over;
       const bool exact = options_.method == BalancedMethod::kPriced && lists_.scale > 0;
-      const bool inside = exact ? SolveLists(over, prices, labels) : ListPrices(prices);
+      const bool inside = exact ? SolveLists(round == 0, over, prices, labels) : ListPrices(prices);
       if (inside) break;
       if (exact || !ExtendLists(prices)) BuildLists(prices);
     }
@@ -585,13 +586,13 @@ class Search {
 
   // The cheapest assignment within the lists, or one with prices as far off as the lists say
   // something about; false when prices have left the range of the lists.
-  bool SolveLists(double over, double* prices, int32_t* labels) {
+  bool SolveLists(bool first, double over, double* prices, int32_t* labels) {
     if (over > kNear) ListPrices(prices);
     const double begin = Seconds();
     ShareLists();
-    ListSimplex simplex(capacity_, lists_, kernels_, prices);
+    ListSimplex simplex(capacity_, lists_, kernels_, options_.num_threads, prices);
     bool inside = true;
-    for (double penalty = kFirstPenalty * lists_.scale;; penalty *= 4) {
+    for (double penalty = (first ? kFirstPenalty : kNextPenalty) * lists_.scale;; penalty *= 4) {
       const int64_t off = simplex.Solve(penalty);
       if (options_.on_step) options_.on_step();
       simplex.ExactPrices(

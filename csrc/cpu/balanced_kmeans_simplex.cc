@@ -5,21 +5,26 @@
 #include <limits>
 #include <numeric>
 
+#include "cpu/thread_pool.h"
+
 namespace onerec {
 namespace {
 
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
-constexpr int64_t kBlock = 256;      // items that offer moves at a time
+constexpr int64_t kBlock = 512;  // items that offer moves at a time, at least
+constexpr int64_t kLargestBlock = 1 << 14;
+constexpr size_t kFewOffers = 32;    // of a block, below which the next is larger
 constexpr double kStale = 0.3;       // share of its gain that an offer may lose before its turn
 constexpr double kTolerance = 1e-6;  // gain worth a pivot, in the lists' scale
 
 }  // namespace
 
 ListSimplex::ListSimplex(const NodeCapacity& capacity, const CandidateLists& lists,
-                         const KMeansKernels& kernels, const double* prices)
+                         const KMeansKernels& kernels, int num_threads, const double* prices)
     : capacity_(capacity),
       lists_(lists),
       kernels_(kernels),
+      num_threads_(num_threads),
       root_(static_cast<int32_t>(capacity.units.size())),
       tree_(static_cast<size_t>(2 * root_) + 3),
       item_of_(static_cast<size_t>(root_) + 2, -1),
@@ -268,6 +273,23 @@ bool ListSimplex::RootPivots(double penalty) {
   return any;
 }
 
+// The items of a range that gain by a move, those first that gain most.
+void ListSimplex::FindOffers(int64_t begin, int64_t end) {
+  const int64_t parts = (end - begin + kBlock - 1) / kBlock;
+  std::vector<std::vector<std::pair<double, int64_t>>> found(static_cast<size_t>(parts));
+  ParallelFor(parts, parts < 4 ? 1 : num_threads_, [&](int64_t part) {
+    auto& own = found[static_cast<size_t>(part)];
+    const int64_t last = std::min(end, begin + (part + 1) * kBlock);
+    for (int64_t i = begin + part * kBlock; i < last; ++i) {
+      const double gain = Best(i).gain;
+      if (gain > tolerance_) own.emplace_back(-gain, i);
+    }
+  });
+  offers_.clear();
+  for (const auto& own : found) offers_.insert(offers_.end(), own.begin(), own.end());
+  std::sort(offers_.begin(), offers_.end());
+}
+
 int64_t ListSimplex::Solve(double penalty) {
   for (int32_t node = At(root_).child; node >= 0; node = At(node).next) {
     const auto k = static_cast<size_t>(node);
@@ -276,19 +298,16 @@ int64_t ListSimplex::Solve(double penalty) {
                                                          : hub_ - lists_.prices[k];
     Shift(node, to - moved_[k]);
   }
-  std::vector<std::pair<double, int64_t>> offers;
   int64_t idle = 0;  // items looked at since the last pivot
+  int64_t block = kBlock;
   for (int64_t begin = 0, end = 0; idle < lists_.rows; begin = end < lists_.rows ? end : 0) {
     const bool any = RootPivots(penalty);
-    end = std::min(begin + kBlock, lists_.rows);
-    offers.clear();
-    for (int64_t i = begin; i < end; ++i) {
-      const double gain = Best(i).gain;
-      if (gain > tolerance_) offers.emplace_back(-gain, i);
-    }
-    idle = any || !offers.empty() ? 0 : idle + end - begin;
-    std::sort(offers.begin(), offers.end());
-    for (const auto& [loss, item] : offers) {
+    end = std::min(begin + block, lists_.rows);
+    FindOffers(begin, end);
+    idle = any || !offers_.empty() ? 0 : idle + end - begin;
+    block = offers_.size() < kFewOffers ? std::min(kLargestBlock, 2 * block)
+                                        : std::max(kBlock, block / 2);
+    for (const auto& [loss, item] : offers_) {
       const Offer offer = Best(item);
       if (!(offer.gain > std::max(tolerance_, -kStale * loss))) continue;
       Pivot({NodeOf(item), offer.code, Link::kItem, offer.rel, offer.gain});

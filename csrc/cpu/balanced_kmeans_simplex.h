@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "cpu/balanced_kmeans_finish.h"
@@ -21,7 +22,7 @@ class ListSimplex {
  public:
   // Starts from the hard argmin over the lists at prices [nodes].
   ListSimplex(const NodeCapacity& capacity, const CandidateLists& lists,
-              const KMeansKernels& kernels, const double* prices);
+              const KMeansKernels& kernels, int num_threads, const double* prices);
 
   // Pivots until the assignment is the cheapest at this penalty. Returns the number of items that
   // are above their cluster's size.
@@ -77,10 +78,12 @@ class ListSimplex {
   void Push(int32_t node, bool down, int64_t units);
   void Pivot(const Entering& entering);
   bool RootPivots(double penalty);
+  void FindOffers(int64_t begin, int64_t end);
 
   const NodeCapacity& capacity_;
   const CandidateLists& lists_;
   const KMeansKernels& kernels_;
+  int num_threads_;
   int32_t root_;  // clusters come before, items after
   std::vector<Node> tree_;
   std::vector<int64_t> item_of_;  // of the nodes after the root
@@ -99,6 +102,7 @@ class ListSimplex {
   std::vector<int64_t> seen_;  // pivot in which a node was on the first side
   int64_t pivots_ = 0;
   std::vector<int32_t> stack_;
+  std::vector<std::pair<double, int64_t>> offers_;  // less the gain, item; ascending
 };
 
 }  // namespace onerec

@@ -15,6 +15,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kFirstWidth = 256;     // arcs kept of a node at first, at least
 constexpr int64_t kFirstArcs = 1 << 20;  // arcs kept of all nodes at first
 
+constexpr int kCentringSweeps = 64;
 constexpr int64_t kTogether = 8;  // paths of a search for which it starts from all sources
 
 }  // namespace
@@ -539,16 +540,22 @@ void ExactFinish::CentrePrices(double reach) {
     }
   }
   const std::vector<double> end(prices_, prices_ + count_);
+  // Moves that are not listed bear that all prices fall by this much.
+  double fall = reach;
+  for (int32_t k = 0; k < count_; ++k) {
+    fall = std::min(fall, nodes_[static_cast<size_t>(k)].frontier - prices_[k]);
+  }
+  fall = std::max(0.0, fall);
   std::vector<double> low(static_cast<size_t>(count_));
   std::vector<double> high(static_cast<size_t>(count_));
-  for (int sweep = 0; sweep < 32; ++sweep) {
+  for (int sweep = 0; sweep < kCentringSweeps; ++sweep) {
     for (int32_t k = 0; k < count_; ++k) {
       const Node& node = nodes_[static_cast<size_t>(k)];
       const auto at = static_cast<size_t>(k);
-      // A node that was never left may not rise; below its starting price nothing is proven, nor
-      // below the present one if some node's arcs are not all known.
-      high[at] = node.expanded ? std::min(end[at] + reach, node.frontier) : prices_[k];
-      low[at] = std::max(end[at] - reach, cut_ ? end[at] : start_prices_[at]);
+      // What is known of moves holds at starting prices, or at the present ones if some node's arcs
+      // are not all known.
+      high[at] = std::min(end[at] + reach, node.frontier - fall);
+      low[at] = std::max(end[at] - reach, (cut_ ? end[at] : start_prices_[at]) - fall);
     }
     for (const Near& arc : near) {
       high[static_cast<size_t>(arc.from)] =

@@ -156,8 +156,9 @@ ALL = ["priced", "fast", "sequential", "sinkhorn", "faiss", "scikit-learn", "k-m
     ("n", "clusters", "d", "steps", "names"),
     [
         (10_240, 64, 64, 2, ALL),
+        (200_000, 1024, 128, 10, ["priced", "faiss"]),
     ],
-    ids=["10k-64"],
+    ids=["10k-64", "200k-1024"],
 )
 def test_fit(compare: Any, n: int, clusters: int, d: int, steps: int, names: list[str]) -> None:
     calls: Mapping[str, Callable[[], dict[str, float]]] = {

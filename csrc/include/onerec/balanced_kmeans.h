@@ -71,7 +71,7 @@ struct BalancedAssignment {
   int64_t passes = 0;         // passes over all items and all centres
   int64_t sweeps = 0;         // dual sweeps over candidate lists
   double pass_seconds = 0;    // time in passes over all items and all centres
-  double price_seconds = 0;   // time in dual sweeps, the sample's included
+  double price_seconds = 0;   // time in dual sweeps, the sample's included, and in the simplex
   double finish_seconds = 0;  // time in the exact finish
 };
 

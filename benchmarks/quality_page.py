@@ -69,7 +69,7 @@ the ids of four tokenizers.
   p_dense (`Recommender.rank(dense_weight=a)`). It reads the items' vectors too, which SASRec does
   not: the difference between the two is that of the recipes, not of their decoders alone.
 - **OneRec, bidirectional**: the same recipe with the encoder of arXiv 2502.18965, which serves one
-  prefix an encoding and so costs several times the work an epoch.
+  prefix an encoding: several times the work an epoch, and several times the steps.
 - **TIGER** (arXiv 2305.05065): `RQVAE` ids, 3 codes of 256 and a collision digit, and next-item
   generation by an encoder-decoder over codes (`OneRecConfig.preset("tiger")`, smaller in preset
   cpu): bidirectional, dense, ReLU, without the items' own embeddings. It differs from the paper's

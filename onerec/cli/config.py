@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,10 +103,11 @@ SECTIONS: dict[str, tuple[str, str, frozenset[str]]] = {
     "recommend": ("onerec.cli.config", "RecommendConfig", frozenset()),
 }
 PRESETS = ("tiny", "0.1b", "1b")
-# What goes with a preset's size: tiny measures and serves what a CPU does in minutes; the others
-# have the learning rate that arXiv 2502.18965 gives for 1B, and a sixth of it in alignment.
-_LARGE = {"train.lr": 2e-4, "align.lr": 3e-5}
-_WITH_PRESET: dict[str, dict[str, float]] = {
+# What goes with a preset's size: tiny trains, measures and serves what a CPU does in minutes; the
+# others have the learning rate that arXiv 2502.18965 gives for 1B, and a sixth of it in alignment,
+# and as many steps as the epochs have.
+_LARGE = {"train.lr": 2e-4, "train.max_steps": None, "align.lr": 3e-5, "align.max_steps": None}
+_WITH_PRESET: dict[str, dict[str, float | None]] = {
     "tiny": {"evaluate.max_users": 2000, "recommend.users": 2000},
     "0.1b": _LARGE,
     "1b": _LARGE,
@@ -137,6 +138,7 @@ class Settings:
         evaluate: EvaluationConfig.
         recommend: RecommendConfig.
         engine: What runs the queries that build sessions.
+        columns: Columns of the schema that the log has under other names.
     """
 
     data: str | None
@@ -152,6 +154,7 @@ class Settings:
     evaluate: Any
     recommend: RecommendConfig
     engine: str = "duckdb"
+    columns: dict[str, str] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes the settings as YAML that `--config` reads."""
@@ -180,14 +183,29 @@ def add_sections(parser: Parser, sections: Sequence[str], preset: str) -> None:
         config = section_class("model").preset(preset)
         parser.set_defaults(
             {
-                f"model.{field.name}": getattr(config, field.name)
-                for field in fields(config)
-                if field.name not in SECTIONS["model"][2]
+                f"model.{one.name}": getattr(config, one.name)
+                for one in fields(config)
+                if one.name not in SECTIONS["model"][2]
             }
         )
 
 
-def _add_top(parser: Parser, data: bool) -> None:
+def add_columns(parser: Parser) -> None:
+    """Adds `--columns`."""
+    parser.add_argument(
+        "--columns",
+        type=dict[str, str],
+        default={},
+        help="names in a log of your own where they are not those of docs/data.md, e.g. "
+        "--columns.user_id uid --columns.items.text title",
+    )
+
+
+# Sections that a preset has defaults for.
+_PRESET_SECTIONS = {"model"} | {key.split(".")[0] for more in _WITH_PRESET.values() for key in more}
+
+
+def _add_top(parser: Parser, data: bool, preset: bool) -> None:
     parser.add_argument("--out", type=str, required=True, help="directory of the run")
     parser.add_argument(
         "--config",
@@ -209,6 +227,7 @@ def _add_top(parser: Parser, data: bool) -> None:
             default="auto",
             help="reader of the log",
         )
+        add_columns(parser)
         parser.add_argument(
             "--engine",
             type=Literal["duckdb", "spark"],
@@ -216,13 +235,14 @@ def _add_top(parser: Parser, data: bool) -> None:
             help="what builds the sessions: this machine, or Spark (extra spark): the session of "
             "spark-submit, or a local one",
         )
-    parser.add_argument(
-        "--preset",
-        type=Literal["tiny", "0.1b", "1b"],
-        default="tiny",
-        help="size of the model (--model.*); tiny also bounds the users measured and served, the "
-        "others have lower learning rates",
-    )
+    if preset:
+        parser.add_argument(
+            "--preset",
+            type=Literal["tiny", "0.1b", "1b"],
+            default="tiny",
+            help="size of the model (--model.*); tiny also bounds steps and the users measured and "
+            "served, the others have lower learning rates",
+        )
 
 
 @dataclass(frozen=True)
@@ -267,7 +287,7 @@ def parse_command(
         SystemExit: With code 2 on wrong usage.
     """
     parser = Parser(verb, description, "--out DIR [options]")
-    _add_top(parser, data)
+    _add_top(parser, data, not _PRESET_SECTIONS.isdisjoint(sections))
     add_sections(parser, sections, _flag(argv, "--preset", PRESETS) or "tiny")
     given = parser.given(argv).as_dict()
     for key in ("json", "debug"):
@@ -315,7 +335,7 @@ def _settings(parser: Parser, merged: dict[str, Any]) -> Settings:
             parser.error(f"{section}: {error}")
         if section != "model":
             made[section] = instance
-    plain = {name: values[name] for name in ("data", "kind", "engine", "preset")}
+    plain = {name: values[name] for name in ("data", "kind", "engine", "columns", "preset")}
     return Settings(**plain, **made)
 
 
@@ -324,7 +344,7 @@ def _full(parser: Parser, preset: Any) -> Parser:
     if preset not in PRESETS:
         parser.error(f"preset: wanted one of {', '.join(PRESETS)}, got {preset!r}")
     full = Parser(parser.prog.removeprefix("onerec "), "")
-    _add_top(full, data=True)
+    _add_top(full, data=True, preset=True)
     add_sections(full, list(SECTIONS), preset)
     return full
 
@@ -334,7 +354,7 @@ def _chosen(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str,
     return {
         key: _chosen(value, defaults[key]) if isinstance(value, Mapping) else value
         for key, value in values.items()
-        if value != defaults[key]
+        if key not in defaults or value != defaults[key]
     }
 
 

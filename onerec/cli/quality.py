@@ -18,7 +18,7 @@ import numpy as np
 
 from onerec.cli import console, sessions
 from onerec.cli.bench import published_environment
-from onerec.cli.config import SECTIONS, Settings, section_class
+from onerec.cli.config import SECTIONS, Settings, add_columns, section_class
 from onerec.cli.stage import data_digest, locked, run_stage, write_json
 from onerec.errors import OneRecError
 from onerec.evaluation.presets import PRESETS, REFERENCE, System
@@ -36,6 +36,7 @@ class Options:
     Attributes:
         data: Log to read.
         kind: Its reader.
+        columns: Columns of the schema that it has under other names.
         out: Folder of the runs.
         preset: Name in PRESETS.
         systems: Names to train and show; all when empty.
@@ -52,6 +53,7 @@ class Options:
 
     data: Path
     kind: str
+    columns: dict[str, str]
     out: Path
     preset: str
     systems: tuple[str, ...]
@@ -112,13 +114,14 @@ def _sessions(options: Options) -> SessionSet:
 
     if not options.data.exists():
         raise OneRecError(f"--data {options.data}: there is no such file or folder")
-    with open_log(options.data, kind=options.kind) as log:
+    with open_log(options.data, kind=options.kind, columns=options.columns) as log:
         names = [*log.vectors][:1]
     made = {name: section_class(name)() for name in SECTIONS if name != "model"}
     made["sessions"] = SessionConfig(
         rule="next", length=1, embeddings="+".join([*names, "cooccurrence"]), exposed_sessions=0
     )
-    settings = Settings(data=str(options.data), kind=options.kind, preset="tiny", model={}, **made)
+    made |= {"data": str(options.data), "kind": options.kind, "columns": options.columns}
+    settings = Settings(preset="tiny", model={}, **made)
     sessions.make(options.out, settings)
     return SessionSet.load(options.out / "sessions")
 
@@ -322,6 +325,7 @@ def main(argv: list[str]) -> None:
         default="auto",
         help="reader of the log",
     )
+    add_columns(parser)
     parser.add_argument(
         "--preset",
         type=Literal["cpu", "gpu", "tokenizers"],

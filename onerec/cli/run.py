@@ -57,13 +57,15 @@ def main(argv: list[str]) -> None:
     begin = time.monotonic()
     results: dict[str, StageResult] = {}
     with locked(command.out, "run"):
-        command.settings.save(command.out / "config.yaml")
         for name, make in STAGES:
             if name == "world" and command.settings.data is not None:
                 continue
             if name in ("reward", "align") and not _aligned(command.out, command.settings):
                 continue
-            results[name] = make(command.out, command.settings)
+            result = results[name] = make(command.out, command.settings)
+            # Once a stage was made with them, at the latest before the report, which shows them.
+            if not result.skipped or name == "recommend":
+                command.settings.save(command.out / "config.yaml")
     seconds = time.monotonic() - begin
     report_path = command.out / "report" / "report.html"
     if command.json:

@@ -18,6 +18,8 @@ SPLITS = ("train", "valid", "test")
 def make(directory: Path, settings: Settings) -> StageResult:
     """Makes `directory/sessions` from the log, or from `directory/world` when there is none."""
     if settings.data is None:
+        if settings.columns:
+            raise OneRecError("--columns names columns of --data, which was not given")
         source = directory / "world"
         inputs = {"world": require(directory, "world").fingerprint}
     else:
@@ -30,7 +32,9 @@ def make(directory: Path, settings: Settings) -> StageResult:
     def build(folder: Path) -> dict[str, Any]:
         from onerec.data import build_sessions, open_log
 
-        with open_log(source, kind=settings.kind, engine=settings.engine) as log:
+        with open_log(
+            source, kind=settings.kind, columns=settings.columns, engine=settings.engine
+        ) as log:
             console.say(f"sessions: {log.describe()}")
             with console.progress("sessions") as report:
                 found = build_sessions(log, settings.sessions, folder, progress=report)
@@ -44,7 +48,7 @@ def make(directory: Path, settings: Settings) -> StageResult:
     return run_stage(
         directory,
         "sessions",
-        config={"kind": settings.kind, **asdict(settings.sessions)},
+        config={"kind": settings.kind, "columns": settings.columns, **asdict(settings.sessions)},
         inputs=inputs,
         code=["data", "cli/sessions.py"],
         build=build,

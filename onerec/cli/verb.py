@@ -40,8 +40,8 @@ def stage_verb(
     """
     command = parse_command(verb, description, argv, sections, data=data)
     with locked(command.out, verb):
-        command.settings.save(command.out / "config.yaml")
         result = make(command.out, command.settings)
+        command.settings.save(command.out / "config.yaml")
     folder = command.out / result.record.stage
     if command.json:
         console.print_json(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ def open_log(
     path: str | Path,
     *,
     kind: str = "auto",
+    columns: Mapping[str, str] | None = None,
     engine: str = "duckdb",
     memory_limit: str = "2GB",
     threads: int | None = None,
@@ -44,7 +45,11 @@ def open_log(
         path: The folder.
         kind: "kuairand" (timestamp_ms, play_time_ms, is_like ...; with `train_history.parquet`),
             "amazon" (position and split, no times), "parquet" (the schema of docs/data.md), or
-            "auto", which goes by the columns of `interactions.parquet`.
+            "auto", which goes by the columns of `interactions.parquet`; with `columns`, "parquet".
+        columns: For "parquet": column of the schema -> its name in your files, where they have
+            another; `items.` stands before columns of `items.parquet`, e.g.
+            {"user_id": "uid", "item_id": "video", "items.item_id": "video"}. Units stay: times are
+            milliseconds under any name.
         engine: "duckdb" on this machine, or "spark" (extra `spark`): the active Spark session, or a
             local one.
         memory_limit: What DuckDB may hold in memory; the rest is spilled to a temporary folder.
@@ -55,10 +60,18 @@ def open_log(
 
     Raises:
         DataError: A file is missing, cut short, or breaks the schema.
-        ValueError: An unknown `kind`.
+        ValueError: An unknown `kind`, or `columns` that the schema or the kind does not have.
     """
     if kind not in LAYOUTS:
         raise ValueError(f"kind: wanted one of {', '.join(LAYOUTS)}, got {kind!r}")
+    columns = columns or {}
+    if columns:
+        if kind not in ("auto", "parquet"):
+            raise ValueError(f"columns: only kind 'parquet' takes other names, got kind {kind!r}")
+        kind = "parquet"
+        if unknown := [name for name in columns if name not in _SCHEMA]:
+            wanted = ", ".join(_SCHEMA)
+            raise ValueError(f"columns: the schema has {wanted}; got {', '.join(unknown)}")
     folder = Path(path)
     if not folder.is_dir():
         raise bad(folder, "there is no such folder")
@@ -82,13 +95,17 @@ def open_log(
             return _kuairand(folder, connection)
         if kind == "amazon":
             return _amazon(folder, connection)
-        return _parquet(folder, connection)
+        return _parquet(folder, connection, columns)
     except BaseException:
         connection.close()
         raise
 
 
 _SPLIT = Column("split", "text")
+_SCHEMA = (
+    *(column.name for column in (*INTERACTIONS, _SPLIT)),
+    *(f"items.{column.name}" for column in ITEMS),
+)
 _NAMES_KUAIRAND = {
     "user_id": "user_id",
     "item_id": "item_id",
@@ -236,7 +253,7 @@ def _amazon(folder: Path, connection: Connection) -> LogSource:
     )
     names = {"user_id": "user_id", "item_id": "item_id", "timestamp": "position", "split": "split"}
     interactions = _canonical(table, names, table.file_row_number)
-    _check_split(path, table)
+    _check_split(path, table, "split")
     items_path = folder / "items.parquet"
     items = _checked(
         connection,
@@ -275,33 +292,35 @@ def _amazon(folder: Path, connection: Connection) -> LogSource:
     )
 
 
-def _parquet(folder: Path, connection: Connection) -> LogSource:
-    """A folder in the schema of docs/data.md."""
+def _parquet(folder: Path, connection: Connection, given: Mapping[str, str]) -> LogSource:
+    """A folder in the schema of docs/data.md, with some columns under other names."""
     path = folder / "interactions.parquet"
-    table = _checked(connection, path, (*INTERACTIONS, _SPLIT))
-    names = {
-        column.name: column.name
-        for column in (*INTERACTIONS, _SPLIT)
-        if column.name in table.columns
-    }
+    columns = _named(path, (*INTERACTIONS, _SPLIT), given)
+    table = _checked(connection, path, tuple(columns.values()))
+    names = {ours: column.name for ours, column in columns.items() if column.name in table.columns}
     if "split" in names:
-        _check_split(path, table)
+        _check_split(path, table, names["split"])
     interactions = _canonical(table, names, table.file_row_number)
+    time = interactions.timestamp
+    counts = interactions.aggregate(rows=time.count(), first=time.min(), last=time.max())
+    (counted,) = counts.to_pyarrow().to_pylist()
     items_path = folder / "items.parquet"
     vectors: dict[str, VectorFile] = {}
     item_ids = None
-    if items_path.exists():
-        items = _checked(connection, items_path, ITEMS)
+    if items_path.exists() or any(key.startswith("items.") for key in given):
+        columns = _named(items_path, ITEMS, given, "items.")
+        items = _checked(connection, items_path, tuple(columns.values()))
+        vector = columns.pop("embedding", None)
         chosen = {
-            column.name: items[column.name] for column in ITEMS if column.name in items.columns
+            ours: items[column.name]
+            for ours, column in columns.items()
+            if column.name in items.columns
         }
         table_items = _items(items_path, items.select(**chosen, row=items.file_row_number))
         item_ids = table_items["item_id"].to_numpy()
-        schema, _ = read_footer(items_path)
-        if "embedding" in schema.names:
-            vectors["embedding"] = VectorFile(
-                items_path, item_ids, "the column embedding of items.parquet", column="embedding"
-            )
+        if vector is not None and vector.name in items.columns:
+            about = f"the column {vector.name} of items.parquet"
+            vectors["embedding"] = VectorFile(items_path, item_ids, about, column=vector.name)
     else:
         table_items = _items_of(interactions)
     for file in sorted([*folder.glob("*embeddings*.npy"), *folder.glob("*embeddings*.npz")]):
@@ -318,11 +337,44 @@ def _parquet(folder: Path, connection: Connection) -> LogSource:
         vectors=vectors,
         time="ms",
         found={
-            "interactions": int(table.count().to_pyarrow().as_py()),
+            "interactions": counted["rows"],
             "items": table_items.num_rows,
+            "times": f"{_day(counted['first'])} to {_day(counted['last'])}",
         },
         default_split="column" if "split" in names else "time",
     )
+
+
+def _named(
+    path: Path, columns: tuple[Column, ...], given: Mapping[str, str], prefix: str = ""
+) -> dict[str, Column]:
+    """The columns of the schema that a file has, each under its name in the file.
+
+    A column that was given to one name of the schema is not read under another.
+    """
+    found = read_footer(path)[0].names
+    named = {}
+    taken = [given[prefix + column.name] for column in columns if prefix + column.name in given]
+    if twice := [name for name in taken if taken.count(name) > 1]:
+        raise bad(path, "`columns` has it twice", column=twice[0])
+    for column in columns:
+        key = prefix + column.name
+        theirs = given.get(key, column.name)
+        if theirs in found and (key in given or theirs not in taken):
+            named[column.name] = replace(column, name=theirs)
+        elif column.required or key in given:
+            raise bad(
+                path,
+                f"the column is missing; the file has {', '.join(found)} (which is {column.name}? "
+                f"--columns.{key} NAME, or `columns` of open_log)",
+                column=theirs,
+            )
+    return named
+
+
+def _day(milliseconds: int) -> str:
+    """The UTC day of a time, also where the unit was another and the year has five digits."""
+    return str(np.datetime64(milliseconds, "ms").astype("datetime64[D]"))
 
 
 @contextmanager
@@ -370,12 +422,13 @@ def _canonical(table: Any, names: dict[str, str], row: Any) -> Any:
     return table.select(**chosen, row=row.cast("int64"))
 
 
-def _check_split(path: Path, table: Any) -> None:
-    wrong = table.filter(table.split.isnull() | ~table.split.isin(["train", "valid", "test"]))
+def _check_split(path: Path, table: Any, name: str) -> None:
+    split = table[name]
+    wrong = table.filter(split.isnull() | ~split.isin(["train", "valid", "test"]))
     at = wrong.file_row_number.min().to_pyarrow().as_py()
     if at is not None:
-        value = table.filter(table.file_row_number == at).split.to_pyarrow()[0].as_py()
-        raise bad(path, f"wanted train, valid or test, got {value!r}", column="split", row=at)
+        value = table.filter(table.file_row_number == at)[name].to_pyarrow()[0].as_py()
+        raise bad(path, f"wanted train, valid or test, got {value!r}", column=name, row=at)
 
 
 def _items(path: Path, expression: Any) -> pa.Table:

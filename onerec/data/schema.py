@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from onerec.errors import DataError
 
-Kind = Literal["id", "integer", "number", "flag", "text", "texts"]
+Kind = Literal["id", "integer", "number", "flag", "text", "texts", "vectors"]
 
 _WANTED: dict[Kind, str] = {
     "id": "integers or strings, never null",
@@ -24,6 +24,7 @@ _WANTED: dict[Kind, str] = {
     "flag": "booleans or 0/1 (null counts as 0)",
     "text": "strings",
     "texts": "lists of strings",
+    "vectors": "a fixed-size list of floats",
 }
 
 
@@ -60,6 +61,7 @@ ITEMS = (
     Column("text", "text"),
     Column("tags", "texts"),
     Column("duration_ms", "number"),
+    Column("embedding", "vectors"),
 )
 
 
@@ -102,6 +104,8 @@ def _fits(kind: Kind, type_: pa.DataType) -> bool:
         return number or bool(pa.types.is_boolean(type_))
     if kind == "text":
         return is_text(type_)
+    if kind == "vectors":
+        return bool(pa.types.is_fixed_size_list(type_) and pa.types.is_floating(type_.value_type))
     return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_)) and is_text(
         type_.value_type
     )
@@ -162,7 +166,7 @@ def check_values(path: Path, table: Any, columns: tuple[Column, ...], row: str) 
     """
     bad_rows = {}
     for column in columns:
-        if column.name not in table.columns or column.kind in ("text", "texts"):
+        if column.name not in table.columns or column.kind in ("text", "texts", "vectors"):
             continue
         values = table[column.name]
         if column.kind == "id":

@@ -207,7 +207,8 @@ class LogSource:
     def describe(self) -> str:
         """One line: the kind and what was found."""
         parts = [
-            f"{value:,} {name}" for name, value in self.found.items() if isinstance(value, int)
+            f"{value:,} {name}" if isinstance(value, int) else f"{name} {value}"
+            for name, value in self.found.items()
         ]
         vectors = ", ".join(self.vectors) or "none (co-occurrence will be used)"
         return f"{self.kind} log at {self.path}: {', '.join(parts)}; item vectors: {vectors}"

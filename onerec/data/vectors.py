@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -79,15 +78,12 @@ class VectorFile:
     def _load_column(self, name: str) -> tuple[npt.NDArray[Any], Floats]:
         assert self.item_ids is not None
         column = pq.read_table(self.path, columns=[name])[name]
-        type_ = column.type
-        if not (pa.types.is_fixed_size_list(type_) and pa.types.is_floating(type_.value_type)):
-            raise bad(self.path, f"wanted a fixed-size list of floats, got {type_}", column=name)
         given = column.is_valid().to_numpy()
         if not given.any():
             raise bad(self.path, "every vector is null", column=name)
         values = column.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False)
         ids = self.item_ids[given]
-        return ids, checked(self.path, ids, values.reshape(len(ids), type_.list_size))
+        return ids, checked(self.path, ids, values.reshape(len(ids), column.type.list_size))
 
 
 def checked(path: Path, ids: npt.NDArray[Any], vectors: npt.NDArray[Any]) -> Floats:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from onerec._native import core
+from onerec.errors import DataError
 from onerec.files import atomic_directory, atomic_write
 from onerec.inference.native import NativeModel
 from onerec.model.config import OneRecConfig
@@ -113,9 +114,21 @@ def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog]:
     """The network and the catalogue of a folder that `export` wrote.
 
     Raises:
-        FileNotFoundError: A file is missing.
-        DataError: A file is broken, or does not fit the others.
+        DataError: A file is missing or broken, or does not fit the others.
     """
     folder = Path(folder)
+    wanted = (CONFIG, ENGINE, "catalog.parquet", "trie.bin")
+    if missing := [name for name in wanted if not (folder / name).is_file()]:
+        here = ", ".join(sorted(path.name for path in folder.glob("[!.]*"))[:12]) or "nothing"
+        made = folder / "export"
+        raise DataError(
+            f"{folder}: wanted a folder of `onerec export` with {', '.join(wanted)}; "
+            f"{', '.join(missing)} missing, found {here}; "
+            + (
+                f"take {made}"
+                if (made / ENGINE).is_file()
+                else "make one from a run with `onerec export RUN`, which writes RUN/export"
+            )
+        )
     config: OneRecConfig = OneRec.read_config(folder / CONFIG)
     return NativeModel.load(folder / ENGINE, config), Catalog.load(folder)

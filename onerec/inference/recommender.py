@@ -225,8 +225,7 @@ class Recommender:
         """Loads a folder that `onerec export` wrote, for backend "native".
 
         Raises:
-            FileNotFoundError: A file is missing.
-            DataError: A file is broken, or does not fit the others.
+            DataError: A file is missing or broken, or does not fit the others.
         """
         model, catalog = load_exported(folder)
         return cls(model, catalog, backend="native", num_threads=num_threads, max_rows=max_rows)

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import onerec
@@ -106,20 +108,61 @@ def test_config_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert ended.value.code == 2
     assert "levls" in capsys.readouterr().err
     path.write_text("tokenize:\n  levels: 4\n  codebook_size: 16\n")
-    assert main([*base, "--tokenize.codebook_size", "32"]) == 1
-    assert "run `onerec sessions --out" in capsys.readouterr().err
-    stored = (tmp_path / "out" / "config.yaml").read_text()
-    assert "  levels: 4\n  codebook_size: 32\n" in stored
+    flags = [*base[1:], "--tokenize.codebook_size", "32"]
+    settings = parse_command("tokenize", "", flags, ["tokenize"]).settings
+    assert (settings.tokenize.levels, settings.tokenize.codebook_size) == (4, 32)
 
 
-@pytest.mark.parametrize(("preset", "lr", "width"), [("tiny", 3e-3, 64), ("1b", 2e-4, 1024)])
-def test_a_preset_brings_its_learning_rate(
-    preset: str, lr: float, width: int, tmp_path: Path
+def test_own_names_and_settings_are_kept_once_a_stage_stands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, out = tmp_path / "log", tmp_path / "out"
+    log.mkdir()
+    columns = {"uid": [n % 4 for n in range(40)], "video": [n % 5 for n in range(40)]}
+    table = {**columns, "ts": list(range(40)), "clock": list(range(40))}
+    pq.write_table(pa.table(table), log / "interactions.parquet")
+    sessions = ["sessions", "--out", str(out)]
+    names = ["--data", str(log), "--columns.user_id", "uid", "--columns.item_id", "video"]
+    rule = ["--sessions.rule", "next", "--sessions.split", "last", "--sessions.length", "2"]
+    assert main([*sessions, *names, *rule, "--columns.timestamp", "time"]) == 1
+    told = capsys.readouterr().err
+    assert "column 'time': the column is missing; the file has uid, video, ts, clock" in told
+    assert not (out / "config.yaml").exists()
+    assert main([*sessions, *names, *rule, "--columns.timestamp", "ts"]) == 0
+    kept = (out / "config.yaml").read_text()
+    assert "columns:\n  user_id: uid\n  item_id: video\n  timestamp: ts\n" in kept
+    assert main([*sessions, "--sessions.min_history", "90"]) == 1
+    assert "no train session is left" in capsys.readouterr().err
+    assert (out / "config.yaml").read_text() == kept
+    run = ["run", "--out", str(out), "--data", str(log), "--sessions.min_history", "90"]
+    assert main([*run, *names[2:], *rule, "--columns.timestamp", "ts"]) == 1
+    assert (out / "config.yaml").read_text() == kept
+    assert main(sessions) == 0
+    assert "unchanged, skipped" in capsys.readouterr().err
+    assert main([*sessions, "--columns.timestamp", "clock"]) == 0
+    assert '"timestamp": "clock"}) changed, making it again' in capsys.readouterr().err
+    assert main(["sessions", "--out", str(tmp_path / "new"), *names[2:]]) == 1
+    assert "--data, which was not given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("preset", "lr", "width", "steps"), [("tiny", 3e-3, 64, 1500), ("1b", 2e-4, 1024, None)]
+)
+def test_a_preset_brings_its_learning_rate_and_steps(
+    preset: str, lr: float, width: int, steps: int | None, tmp_path: Path
 ) -> None:
     argv = ["--out", str(tmp_path), "--preset", preset]
     settings = parse_command("pretrain", "", argv, ("model", "train")).settings
     assert (settings.train.lr, settings.model["d_model"]) == (lr, width)
+    assert settings.train.max_steps == steps
     assert settings.align.lr < settings.train.lr
+    assert (settings.align.max_steps is None) == (steps is None)
+
+
+def test_verbs_that_no_preset_changes_do_not_take_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["tokenize", "--out", "x", "--preset", "1b"])
+    assert "unrecognized arguments: --preset" in capsys.readouterr().err
 
 
 def test_another_preset_keeps_what_was_chosen(tmp_path: Path) -> None:

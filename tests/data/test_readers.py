@@ -341,6 +341,89 @@ def test_canonical_log(tmp_path: Path) -> None:
         ]
 
 
+OWN = {
+    "user_id": "uid",
+    "item_id": "video",
+    "timestamp": "shown_at",
+    "session_id": "request_id",
+    "like": "liked",
+    "split": "part",
+    "items.item_id": "video",
+    "items.text": "title",
+    "items.embedding": "clip",
+}
+
+
+def write_own(folder: Path, **columns: Any) -> Path:
+    """A log under the names of `OWN`; its request_id is a session's."""
+    log = interactions(
+        request_id=[n // 4 for n in range(N)], like=at(1, 3, 0), split=["train"] * N, **columns
+    )
+    names = {v: k for k, v in OWN.items() if not k.startswith("items.")}
+    ours = {v: k for k, v in names.items()} | {"request_id": "request_id"}
+    own = items(embedding=embedding_column([*VECTORS[:4].tolist(), None]))
+    return write(
+        folder,
+        log.rename_columns([ours.get(name, name) for name in log.column_names]),
+        own.rename_columns(["video", "title", "clip"]),
+    )
+
+
+def test_own_names(tmp_path: Path) -> None:
+    write_own(tmp_path)
+    with open_log(tmp_path, columns=OWN) as source:
+        assert rows_of(source)[3] == {
+            "user_id": 3,
+            "item_id": 3,
+            "timestamp": 3,
+            "session_id": 0,
+            "like": 1,
+            "split": "train",
+            "row": 3,
+        }, "a column that is the session_id is no request_id any more"
+        assert source.items["text"].to_pylist() == list("abcde")
+        assert list(source.vectors) == ["embedding"]
+        ids, vectors = source.vectors["embedding"].load()
+        assert ids.tolist() == [0, 1, 2, 3]
+        np.testing.assert_array_equal(vectors, VECTORS[:4])
+        assert source.default_split == "column"
+        assert "times 1970-01-01 to 1970-01-01" in source.describe()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"user_id": "usr"},
+            r"interactions\.parquet, column 'usr': the column is missing; the file has uid, "
+            r"video, .*\(which is user_id\? --columns\.user_id NAME",
+        ),
+        ({"hate": "hated"}, r"column 'hated': the column is missing; .* --columns\.hate NAME"),
+        ({"items.tags": "words"}, r"items\.parquet, column 'words': .* the file has video, title"),
+        ({"like": "shown_at"}, r"interactions\.parquet, column 'shown_at': `columns` has it twice"),
+        ({"like": "shown_at", "timestamp": "at"}, r"column 'at': the column is missing"),
+        ({"like": "video_s"}, r"column 'video_s', row 2: wanted booleans or 0/1 .* got 2"),
+        ({"split": "word"}, r"column 'word', row 0: wanted train, valid or test, got 'dev'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
+)
+def test_bad_own_names(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    write_own(tmp_path, video_s=list(range(N)), word=["dev"] * N)
+    with pytest.raises(DataError, match=message):
+        open_log(tmp_path, columns=OWN | change)
+
+
+def test_own_names_of_what_there_is_not(tmp_path: Path) -> None:
+    write_own(tmp_path)
+    with pytest.raises(ValueError, match=r"columns: the schema has user_id, .*; got usr_id$"):
+        open_log(tmp_path, columns={"usr_id": "uid"})
+    with pytest.raises(ValueError, match="only kind 'parquet' takes other names, got kind 'amaz"):
+        open_log(tmp_path, kind="amazon", columns=OWN)
+    (tmp_path / "items.parquet").unlink()
+    with pytest.raises(DataError, match=r"items\.parquet: there is no such file"):
+        open_log(tmp_path, columns=OWN)
+
+
 def test_items_come_from_the_log_where_there_is_no_table(tmp_path: Path) -> None:
     write(tmp_path, interactions(duration_ms=[1000 * (n % 5) + n for n in range(N)]))
     (tmp_path / "items.parquet").unlink()

@@ -202,8 +202,20 @@ def test_exported_folder_gives_the_same_and_refuses_damage(
     with pytest.raises(DataError, match="history_length must be 6 as in the config, got 7"):
         Recommender.from_exported(folder)
     (folder / "engine.bin").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(
+        DataError, match=r"wanted a folder of `onerec export` with .*; engine\.bin missing"
+    ):
         Recommender.from_exported(folder)
+    catalog.save(tmp_path / "tokenize")
+    wanted = (
+        r"/tokenize: .* config\.json, engine\.bin missing, found catalog\.parquet, trie\.bin; "
+        r"make one from a run with `onerec export RUN`"
+    )
+    with pytest.raises(DataError, match=wanted):
+        Recommender.from_exported(tmp_path / "tokenize")
+    export(model, catalog, tmp_path / "export")
+    with pytest.raises(DataError, match=r"found export, exported, tokenize; take .*/export$"):
+        Recommender.from_exported(tmp_path)
 
 
 def test_refuses_what_it_cannot_do_by_name(catalog: Catalog) -> None:

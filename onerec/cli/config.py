@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from onerec.cli.options import Parser
-from onerec.errors import OneRecError
+from onerec.errors import Interrupted, OneRecError
 from onerec.files import atomic_write
 
 
@@ -161,6 +162,28 @@ class Settings:
         text = yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
         with atomic_write(path) as temporary:
             temporary.write_text("# Settings of this run; `onerec run --config` reads it.\n" + text)
+
+    def saved(self, path: Path) -> ExitStack:
+        """Saves the settings, and puts back what was there where the `with` block ends in an error.
+
+        An interruption, after which the same command goes on, keeps them, and so does `pop_all()`
+        of what `with` gives.
+        """
+        before = path.read_bytes() if path.exists() else None
+
+        def undo(_: object, error: BaseException | None, __: object) -> None:
+            if not isinstance(error, Exception) or isinstance(error, Interrupted):
+                return
+            if before is None:
+                path.unlink()
+            else:
+                with atomic_write(path) as temporary:
+                    temporary.write_bytes(before)
+
+        self.save(path)
+        stack = ExitStack()
+        stack.push(undo)
+        return stack
 
 
 def _plain(value: Any) -> Any:

@@ -56,16 +56,16 @@ def main(argv: list[str]) -> None:
     )
     begin = time.monotonic()
     results: dict[str, StageResult] = {}
-    with locked(command.out, "run"):
+    config = command.out / "config.yaml"
+    with locked(command.out, "run"), command.settings.saved(config) as undo:
         for name, make in STAGES:
             if name == "world" and command.settings.data is not None:
                 continue
             if name in ("reward", "align") and not _aligned(command.out, command.settings):
                 continue
             result = results[name] = make(command.out, command.settings)
-            # Once a stage was made with them, at the latest before the report, which shows them.
-            if not result.skipped or name == "recommend":
-                command.settings.save(command.out / "config.yaml")
+            if not result.skipped:  # the settings that it was made with stay, whatever fails later
+                undo.pop_all()
     seconds = time.monotonic() - begin
     report_path = command.out / "report" / "report.html"
     if command.json:

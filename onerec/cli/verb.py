@@ -39,9 +39,8 @@ def stage_verb(
         show: Prints the stage's folder and summary; a plain table when not given.
     """
     command = parse_command(verb, description, argv, sections, data=data)
-    with locked(command.out, verb):
+    with locked(command.out, verb), command.settings.saved(command.out / "config.yaml"):
         result = make(command.out, command.settings)
-        command.settings.save(command.out / "config.yaml")
     folder = command.out / result.record.stage
     if command.json:
         console.print_json(

@@ -48,6 +48,7 @@ class Parser(ArgumentParser):
             r"\1: wanted \2, got ",
             message,
         )
+        message = re.sub(r"(\w+): wanted <class 'dict'>", r"\1: wanted --\1.NAME VALUE", message)
         if self.source:
             message = f"{self.source}: {message}"
         print(f"{self.prog}: {message}\nsee `{self.prog} --help`", file=sys.stderr)

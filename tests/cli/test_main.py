@@ -73,6 +73,10 @@ def test_every_verb_has_readable_help(verb: str, capsys: pytest.CaptureFixture[s
     [
         (["env", "--jsn"], "did you mean --json?"),
         (["tokenize"], "--out DIR is needed"),
+        (
+            ["sessions", "--out", "x", "--columns", "user_id=uid"],
+            "columns: wanted --columns.NAME VALUE, got user_id=uid",
+        ),
         (["tokenize", "--out", "x", "--tokenize.levels", "three"], "tokenize.levels"),
         (["tokenize", "--out", "x", "--tokenize.levels", "0"], "levels must be >= 1"),
         (["tokenize", "--out", "x", "--tokenize.level", "3"], "did you mean --tokenize.levels?"),

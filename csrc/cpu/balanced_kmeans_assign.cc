@@ -23,6 +23,7 @@ constexpr int64_t kMatrixEntries = 1
                                    << 22;  // costs up to which all are kept, and no lists are made
 constexpr double kNear = 0.08;             // share above size from which lists bring prices home
 constexpr double kLost = 0.15;             // share off balance at which a larger eps has to help
+constexpr int64_t kSimplexRows = 1024;     // rows for each centre up to which the simplex pays
 constexpr double kFirstPenalty = 0.02;     // of the simplex, in the scale of the lists
 constexpr double kNextPenalty = 0.32;      // at first, once lists have been made again
 constexpr double kLastPenalty = 100;
@@ -44,22 +45,24 @@ constexpr double kCooling = 3;          // from one eps to the next
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
 
-// Costs for the exact finish that know the moves in candidate lists that lose less than kReach of
-// the lists' scale at starting prices `now`; few paths need others.
+// Costs for the exact finish that know the moves in candidate lists that lose less than `reach` at
+// starting prices `now`.
 class ListCosts : public TileCosts {
  public:
   ListCosts(const FloatRows& x, const float* centers, const PackedCenters& packed,
-            const KMeansKernels& kernels, const CandidateLists& lists, const double* now)
+            const KMeansKernels& kernels, const CandidateLists& lists, const double* now,
+            double reach)
       : TileCosts(x, centers, nullptr, packed, kernels),
         lists_(lists),
-        now_(now, now + lists.prices.size()) {
+        now_(now, now + lists.prices.size()),
+        reach_(reach) {
     drift_ = lists.Drift(now, moved_);
     fallen_ = lists.Fallen(moved_);
   }
 
   double Known(const int32_t* items, int64_t count, int32_t from,
                const MoveBody& body) const override {
-    const double limit = now_[static_cast<size_t>(from)] + kReach * lists_.scale;
+    const double limit = now_[static_cast<size_t>(from)] + reach_;
     double edge = limit;
     for (int64_t i = 0; i < count; ++i) {
       const CandidateLists::Chunk& chunk =
@@ -93,6 +96,7 @@ class ListCosts : public TileCosts {
 
   const CandidateLists& lists_;
   std::vector<double> now_;
+  double reach_;
   std::vector<float> moved_, fallen_;
   double drift_;
 };
@@ -168,6 +172,8 @@ class Search {
   void ListLabels(int64_t sample, double* prices, int32_t* labels) {
     std::fill(labels, labels + x_.rows, -1);  // none is preferred yet
     BuildLists(prices);
+    simplex_ = options_.method == BalancedMethod::kPriced && lists_.scale > 0 &&
+               x_.rows <= kSimplexRows * nodes_.count;
     double before = 1;
     for (int round = 0; round < kRounds; ++round) {
       double over = annealer_.OverFull(lists_, prices);
@@ -179,10 +185,10 @@ class Search {
       }
       if (over > kWorth * before) break;
       before = over;
-      const bool exact = options_.method == BalancedMethod::kPriced && lists_.scale > 0;
-      const bool inside = exact ? SolveLists(round == 0, over, prices, labels) : ListPrices(prices);
+      const bool inside =
+          simplex_ ? SolveLists(round == 0, over, prices, labels) : ListPrices(prices);
       if (inside) break;
-      if (exact || !ExtendLists(prices)) BuildLists(prices);
+      if (simplex_ || !ExtendLists(prices)) BuildLists(prices);
     }
     const double begin = Seconds();
     HardLabels(prices, labels);
@@ -839,8 +845,9 @@ class Search {
     std::unique_ptr<TileCosts> costs;
     if (lists_.rows > 0 && lists_.total * kMoveBytes <= options_.memory_budget / 2) {
       ShareLists();
-      costs = std::make_unique<ListCosts>(x_, nodes_.centers.data(), centers_, kernels_, lists_,
-                                          prices);
+      costs = std::make_unique<ListCosts>(
+          x_, nodes_.centers.data(), centers_, kernels_, lists_, prices,
+          simplex_ ? kReach * lists_.scale : std::numeric_limits<double>::infinity());
     } else {
       costs = std::make_unique<TileCosts>(x_, nodes_.centers.data(), nullptr, centers_, kernels_);
     }
@@ -1012,7 +1019,8 @@ class Search {
   Annealer annealer_;
   NodeCapacity capacity_;
   CandidateLists lists_;
-  double eps_ = 0;  // of the last prices
+  bool simplex_ = false;  // what the lists say is solved before the finish
+  double eps_ = 0;        // of the last prices
   int64_t device_sweeps_ = 0;
 };
 

@@ -24,7 +24,7 @@ _WANTED: dict[Kind, str] = {
     "flag": "booleans or 0/1 (null counts as 0)",
     "text": "strings",
     "texts": "lists of strings",
-    "vectors": "a fixed-size list of floats",
+    "vectors": "lists of floats",
 }
 
 
@@ -104,11 +104,11 @@ def _fits(kind: Kind, type_: pa.DataType) -> bool:
         return number or bool(pa.types.is_boolean(type_))
     if kind == "text":
         return is_text(type_)
+    listed = bool(pa.types.is_list(type_) or pa.types.is_large_list(type_))
     if kind == "vectors":
-        return bool(pa.types.is_fixed_size_list(type_) and pa.types.is_floating(type_.value_type))
-    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_)) and is_text(
-        type_.value_type
-    )
+        listed = listed or bool(pa.types.is_fixed_size_list(type_))
+        return listed and bool(pa.types.is_floating(type_.value_type))
+    return listed and is_text(type_.value_type)
 
 
 def read_footer(path: Path) -> tuple[pa.Schema, int]:

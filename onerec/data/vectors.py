@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
@@ -26,7 +27,8 @@ class VectorFile:
             `vectors` [n, d]).
         item_ids: For `.npy` and a column, the item id of each row; None for `.npz`.
         about: Where the vectors come from, for reports.
-        column: For a Parquet file, the fixed-size-list column (null where an item has none).
+        column: For a Parquet file, the column of lists, all of one length (null where an item has
+            none).
     """
 
     path: Path
@@ -81,9 +83,21 @@ class VectorFile:
         given = column.is_valid().to_numpy()
         if not given.any():
             raise bad(self.path, "every vector is null", column=name)
-        values = column.drop_null().combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        lists = column.drop_null().combine_chunks()
+        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        wrong = (lengths != lengths[0]) | (lengths == 0)
+        if wrong.any():
+            first = int(wrong.argmax())
+            raise bad(
+                self.path,
+                f"wanted vectors of one length, {lengths[0]} as the first, got {lengths[first]} "
+                "numbers",
+                column=name,
+                row=int(np.flatnonzero(given)[first]),
+            )
+        values = lists.flatten().to_numpy(zero_copy_only=False)
         ids = self.item_ids[given]
-        return ids, checked(self.path, ids, values.reshape(len(ids), column.type.list_size))
+        return ids, checked(self.path, ids, values.reshape(len(ids), int(lengths[0])))
 
 
 def checked(path: Path, ids: npt.NDArray[Any], vectors: npt.NDArray[Any]) -> Floats:

@@ -258,9 +258,11 @@ def embedding_column(values: list[list[float] | None], size: int = 2) -> pa.Arra
     return pa.array(values, pa.list_(pa.float32(), size))
 
 
-def test_vectors_as_a_column(tmp_path: Path) -> None:
-    given = [*VECTORS[:4].tolist(), None]
-    write(tmp_path, catalogue=items(embedding=embedding_column(given)))
+@pytest.mark.parametrize("type_", [pa.list_(pa.float32(), 2), pa.list_(pa.float64())])
+def test_vectors_as_a_column(type_: pa.DataType, tmp_path: Path) -> None:
+    """Of a fixed size, and as pandas writes them."""
+    column = pa.array([*VECTORS[:4].tolist(), None], type_)
+    write(tmp_path, catalogue=items(embedding=column))
     found = build(tmp_path)
     assert found.funnel["embeddings"]["source"] == "embedding"
     assert found.funnel["embeddings"]["filled"] == 1
@@ -273,11 +275,16 @@ def test_vectors_as_a_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        (pa.array([[1.0]] * 5), "wanted a fixed-size list of floats, got list"),
+        (pa.array([[1]] * 5), "wanted lists of floats, got list"),
+        (
+            pa.array([None, [1.0, 2.0], [1.0, 2.0], [1.0], [1.0, 2.0]]),
+            "row 3: wanted vectors of one length, 2 as the first, got 1",
+        ),
+        (pa.array([[]] * 5, pa.list_(pa.float32())), "row 0: wanted vectors of one length"),
         (embedding_column([None] * 5), "every vector is null"),
         (embedding_column([[1.0, 2.0]] * 4 + [[1.0, None]]), "row 4: wanted finite numbers"),
     ],
-    ids=["ragged list", "all null", "null inside"],
+    ids=["integers", "ragged", "empty", "all null", "null inside"],
 )
 def test_bad_vector_column(tmp_path: Path, column: pa.Array, message: str) -> None:
     write(tmp_path, catalogue=items(embedding=column))

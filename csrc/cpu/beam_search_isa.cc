@@ -118,7 +118,7 @@ struct LogSumExp {
   }
 
   // Takes n values, a multiple of 32, in one pass, relative to `largest` as it is; false, and takes
-  // nothing, if one is so much larger that its exponential might not be finite.
+  // nothing, if one is so much larger that its exponent would lose digits.
   template <class Format>
   bool TakeNear(const typename Format::Type* p, int n) {
     const Lanes shift = Set(largest), factor = Set(scale);
@@ -133,7 +133,7 @@ struct LogSumExp {
       top = Max(b, top);
       part = Add(part, Exp2(Mul(Sub(b, shift), factor)));
     }
-    if (!((Largest(top) - largest) * scale < 60.0f)) return false;
+    if (!((Largest(top) - largest) * scale < 8.0f)) return false;
     Collect(part);
     return true;
   }

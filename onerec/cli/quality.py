@@ -9,7 +9,6 @@ again without it.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -146,11 +145,14 @@ def _side_by_side(
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
+    import torch
+
+    threads = max(1, torch.get_num_threads() // options.jobs)
     # Ctrl-C at a terminal reaches every process; what the others do is for this one to say.
     deaf = (signal.SIG_BLOCK, {signal.SIGINT})
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, spawn, signal.pthread_sigmask, deaf) as pool:
-        futures = [pool.submit(_made_beside_others, options, digest, *job) for job in jobs]
+        futures = [pool.submit(_made_beside_others, options, threads, digest, *job) for job in jobs]
         try:
             return [future.result() for future in futures]
         except BrokenProcessPool as problem:
@@ -166,23 +168,19 @@ def _side_by_side(
 
 
 def _made_beside_others(
-    options: Options, digest: str, system: System, seed: int, title: str
+    options: Options, threads: int, digest: str, system: System, seed: int, title: str
 ) -> list[Run]:
-    return _made(options, _own_experiment(options), digest, system, seed, title)
-
-
-@functools.cache
-def _own_experiment(options: Options) -> Experiment:
-    """Of a process among others: with its share of the threads, and no bars over each other."""
+    """`_made` in a process of its own: on its share of the threads, and without bars."""
     import os
 
     import torch
 
     from onerec.data import SessionSet
 
-    os.environ["TERM"] = "dumb"  # lines
-    torch.set_num_threads(max(1, torch.get_num_threads() // options.jobs))
-    return _experiment(options, SessionSet.load(options.out / "sessions"))
+    os.environ["TERM"] = "dumb"  # bars would be drawn over each other
+    torch.set_num_threads(threads)
+    experiment = _experiment(options, SessionSet.load(options.out / "sessions"))
+    return _made(options, experiment, digest, system, seed, title)
 
 
 def _made(

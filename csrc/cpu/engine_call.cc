@@ -5,20 +5,8 @@
 #include <stdexcept>
 
 #include "onerec/moe.h"
-#include "onerec/runtime.h"
 
 namespace onerec::engine {
-namespace {
-
-EngineKernels CurrentKernels() {
-#ifdef ONEREC_X86
-  if (CurrentIsa() == Isa::kAvx512) return avx512::EngineTable();
-  if (CurrentIsa() == Isa::kAvx2) return avx2::EngineTable();
-#endif
-  return baseline::EngineTable();
-}
-
-}  // namespace
 
 Call::Call(const EngineModel::Impl& model, const std::shared_ptr<const Trie>& trie, Workspace& w,
            const EngineRequest* requests, int64_t batch, const EngineOptions& options)
@@ -38,7 +26,7 @@ Call::Call(const EngineModel::Impl& model, const std::shared_ptr<const Trie>& tr
                                                          : Scoring::kFullSoftmax)),
       workers_(std::max(options.num_threads, 1)),
       gemm_(CurrentGemm()),
-      f_(CurrentKernels()) {}
+      f_(CurrentEngineKernels()) {}
 
 void Call::Run(const EngineResult& result) {
   PrepareHistories();

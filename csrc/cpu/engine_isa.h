@@ -32,4 +32,7 @@ ONEREC_DECLARE(avx2)
 ONEREC_DECLARE(avx512)
 #undef ONEREC_DECLARE
 
+// Those of the instruction set in use.
+EngineKernels CurrentEngineKernels();
+
 }  // namespace onerec

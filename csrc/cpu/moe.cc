@@ -11,20 +11,21 @@
 #include "onerec/runtime.h"
 
 namespace onerec {
-namespace {
 
-constexpr int64_t kRows = 96;   // rows of an expert that one task takes
-constexpr int64_t kPanels = 4;  // columns that it makes, over 16
-
-int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
-
-EngineKernels CurrentKernels() {
+EngineKernels CurrentEngineKernels() {
 #ifdef ONEREC_X86
   if (CurrentIsa() == Isa::kAvx512) return avx512::EngineTable();
   if (CurrentIsa() == Isa::kAvx2) return avx2::EngineTable();
 #endif
   return baseline::EngineTable();
 }
+
+namespace {
+
+constexpr int64_t kRows = 96;   // rows of an expert that one task takes
+constexpr int64_t kPanels = 4;  // columns that it makes, over 16
+
+int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 // The parts of the workspace.
 struct Workspace {
@@ -78,7 +79,7 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
                 const float* gates, int64_t slots, const PackedExperts& experts, void* workspace,
                 float* y, int64_t y_stride, bool add, int num_threads) {
   const GemmFunction gemm = CurrentGemm();
-  const EngineKernels kernels = CurrentKernels();
+  const EngineKernels kernels = CurrentEngineKernels();
   const int64_t pairs = tokens * slots, width = experts.width, hidden = experts.hidden;
   const Workspace w(static_cast<char*>(workspace), tokens, slots, experts);
 

@@ -217,11 +217,16 @@ def add_columns(parser: Parser) -> None:
     """Adds `--columns`."""
     parser.add_argument(
         "--columns",
-        type=dict[str, str],
+        type=dict[str, str | None],
         default={},
         help="names in a log of your own where they are not those of docs/data.md, e.g. "
-        "--columns.user_id uid --columns.items.text title",
+        "--columns.user_id uid --columns.items.text title; null forgets one that was stored",
     )
+
+
+def given_names(columns: Mapping[str, str | None]) -> dict[str, str]:
+    """`--columns` without the names that are null."""
+    return {ours: theirs for ours, theirs in columns.items() if theirs is not None}
 
 
 # Sections that a preset has defaults for.
@@ -358,7 +363,8 @@ def _settings(parser: Parser, merged: dict[str, Any]) -> Settings:
             parser.error(f"{section}: {error}")
         if section != "model":
             made[section] = instance
-    plain = {name: values[name] for name in ("data", "kind", "engine", "columns", "preset")}
+    plain = {name: values[name] for name in ("data", "kind", "engine", "preset")}
+    plain["columns"] = given_names(values["columns"])
     return Settings(**plain, **made)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 import re
 import sys
 from typing import Any, NoReturn
@@ -69,8 +70,27 @@ class Parser(ArgumentParser):
 
     def parse(self, argv: list[str]) -> Any:
         """Parses arguments; exits with code 2 on a wrong one."""
-        return self.parse_args(argv)
+        return self.parse_args(_mapped("--columns", argv))
 
     def given(self, argv: list[str]) -> Namespace:
         """Parses arguments and returns only those that are in `argv`."""
-        return self.parse_args(argv, defaults=False)
+        return self.parse_args(_mapped("--columns", argv), defaults=False)
+
+
+def _mapped(name: str, argv: list[str]) -> list[str]:
+    """`argv` with every `NAME.KEY VALUE` in one `NAME JSON`, null for None.
+
+    jsonargparse would make a tree of a key with a dot, and keep only the last one below a branch.
+    """
+    rest: list[str] = []
+    values: dict[str, str | None] = {}
+    words = iter(argv)
+    for word in words:
+        key, equals, value = word.removeprefix(f"{name}.").partition("=")
+        if not word.startswith(f"{name}."):
+            rest.append(word)
+        elif (value := value if equals else next(words, "--")).startswith("--"):
+            return argv  # no value: argparse says so
+        else:
+            values[key] = None if value == "null" else value
+    return [*rest, name, json.dumps(values)] if values else argv

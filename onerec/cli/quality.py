@@ -17,7 +17,7 @@ import numpy as np
 
 from onerec.cli import console, sessions
 from onerec.cli.bench import published_environment
-from onerec.cli.config import SECTIONS, Settings, add_columns, section_class
+from onerec.cli.config import SECTIONS, Settings, add_columns, given_names, section_class
 from onerec.cli.stage import data_digest, locked, run_stage, write_json
 from onerec.errors import OneRecError
 from onerec.evaluation.presets import PRESETS, REFERENCE, System
@@ -361,6 +361,7 @@ def main(argv: list[str]) -> None:
     )
     data = Path(given.data)
     chosen = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options)}
+    chosen["columns"] = given_names(given.columns)
     chosen["out"] = Path(given.out or f"runs/quality-{data.resolve().name}-{given.preset}")
     record = run(Options(**{**chosen, "data": data, "systems": tuple(given.systems)}))
     if given.json:

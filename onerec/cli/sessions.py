@@ -26,7 +26,9 @@ def make(directory: Path, settings: Settings) -> StageResult:
         source = Path(settings.data)
         if not source.is_dir():
             found = "a file" if source.exists() else "nothing"
-            raise OneRecError(f"--data {source}: wanted a folder of Parquet files, found {found}")
+            raise OneRecError(
+                f"--data {source}: wanted the folder of interactions.parquet, found {found}"
+            )
         inputs = {"data": data_digest(source)}
 
     def build(folder: Path) -> dict[str, Any]:

@@ -15,11 +15,13 @@ import pyarrow.compute as pc
 from onerec.data.schema import (
     INTERACTIONS,
     ITEMS,
+    REWRITE,
     Column,
     bad,
     check_columns,
     check_values,
     is_text,
+    is_time,
     read_footer,
 )
 from onerec.data.source import Connection, DuckDB, LogSource, Spark
@@ -48,8 +50,8 @@ def open_log(
             "auto", which goes by the columns of `interactions.parquet`; with `columns`, "parquet".
         columns: For "parquet": column of the schema -> its name in your files, where they have
             another; `items.` stands before columns of `items.parquet`, e.g.
-            {"user_id": "uid", "item_id": "video", "items.item_id": "video"}. Units stay: times are
-            milliseconds under any name.
+            {"user_id": "uid", "item_id": "video", "items.item_id": "video"}. Units stay:
+            integers are milliseconds under any name.
         engine: "duckdb" on this machine, or "spark" (extra `spark`): the active Spark session, or a
             local one.
         memory_limit: What DuckDB may hold in memory; the rest is spilled to a temporary folder.
@@ -76,6 +78,13 @@ def open_log(
     if not folder.is_dir():
         raise bad(folder, "there is no such folder")
     interactions = folder / "interactions.parquet"
+    if not interactions.is_file():
+        here = ", ".join(sorted(path.name for path in folder.glob("[!.]*"))[:8]) or "nothing"
+        raise bad(
+            interactions,
+            f"there is no such file; the folder has {here} ({REWRITE} makes one of CSV, JSON "
+            "lines, many files or other columns)",
+        )
     schema, rows = read_footer(interactions)
     if not rows:
         raise bad(interactions, "the file has no rows")
@@ -294,6 +303,8 @@ def _amazon(folder: Path, connection: Connection) -> LogSource:
 
 def _parquet(folder: Path, connection: Connection, given: Mapping[str, str]) -> LogSource:
     """A folder in the schema of docs/data.md, with some columns under other names."""
+    import ibis
+
     path = folder / "interactions.parquet"
     columns = _named(path, (*INTERACTIONS, _SPLIT), given)
     table = _checked(connection, path, tuple(columns.values()))
@@ -316,6 +327,8 @@ def _parquet(folder: Path, connection: Connection, given: Mapping[str, str]) -> 
             for ours, column in columns.items()
             if column.name in items.columns
         }
+        if "tags" in chosen and chosen["tags"].type().is_string():
+            chosen["tags"] = ibis.array([chosen["tags"]]).filter(lambda word: word.notnull())
         table_items = _items(items_path, items.select(**chosen, row=items.file_row_number))
         item_ids = table_items["item_id"].to_numpy()
         if vector is not None and vector.name in items.columns:
@@ -357,18 +370,24 @@ def _named(
     taken = [given[prefix + column.name] for column in columns if prefix + column.name in given]
     if twice := [name for name in taken if taken.count(name) > 1]:
         raise bad(path, "`columns` has it twice", column=twice[0])
+    missing = []
     for column in columns:
         key = prefix + column.name
         theirs = given.get(key, column.name)
         if theirs in found and (key in given or theirs not in taken):
             named[column.name] = replace(column, name=theirs)
         elif column.required or key in given:
-            raise bad(
-                path,
-                f"the column is missing; the file has {', '.join(found)} (which is {column.name}? "
-                f"--columns.{key} NAME, or `columns` of open_log)",
-                column=theirs,
-            )
+            missing.append((key, theirs))
+    if missing:
+        (_, first), *others = missing
+        more = "".join(f", and so is {theirs!r}" for _, theirs in others)
+        flags = " ".join(f"--columns.{key} NAME" for key, _ in missing)
+        raise bad(
+            path,
+            f"the column is missing{more}; the file has {', '.join(found)}. Under another name: "
+            f"{flags} (`columns` of open_log)",
+            column=first,
+        )
     return named
 
 
@@ -399,6 +418,11 @@ def _checked(connection: Connection, path: Path, columns: tuple[Column, ...]) ->
     with _reading(path):
         table = connection.read_parquet(path)
         table = table.drop([field.name for field in schema if pa.types.is_null(field.type)])
+        times = [column.name for column in columns if column.kind == "time"]
+        times = [
+            name for name in times if name in table.columns and is_time(schema.field(name).type)
+        ]
+        table = table.mutate(**{name: connection.milliseconds(table[name]) for name in times})
         check_values(path, table, columns, "file_row_number")
     return table
 
@@ -414,7 +438,7 @@ def _canonical(table: Any, names: dict[str, str], row: Any) -> Any:
             values = values.cast("string" if values.type().is_string() else "int64")
         elif kind == "number":
             values = (values.round() if values.type().is_floating() else values).cast("int64")
-        elif kind == "integer":
+        elif kind == "time":
             values = values.cast("int64")
         elif kind == "flag":
             values = values.cast("int8")

@@ -15,17 +15,21 @@ import pyarrow.parquet as pq
 
 from onerec.errors import DataError
 
-Kind = Literal["id", "integer", "number", "flag", "text", "texts", "vectors"]
+Kind = Literal["id", "time", "integer", "number", "flag", "text", "words", "texts", "vectors"]
 
 _WANTED: dict[Kind, str] = {
     "id": "integers or strings, never null",
+    "time": "integers of 0 or more (ms since 1970), timestamps or dates, never null",
     "integer": "integers of 0 or more, never null",
     "number": "numbers of 0 or more (null where unknown)",
     "flag": "booleans or 0/1 (null counts as 0)",
     "text": "strings",
+    "words": "strings or lists of strings",
     "texts": "lists of strings",
     "vectors": "lists of floats",
 }
+
+REWRITE = '"Other files and units" in docs/data.md'
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ FLAGS = ("click", "long_view", "like", "follow", "share", "comment", "hate")
 INTERACTIONS = (
     Column("user_id", "id", required=True),
     Column("item_id", "id", required=True),
-    Column("timestamp", "integer", required=True),
+    Column("timestamp", "time", required=True),
     Column("request_id", "id"),
     Column("session_id", "id"),
     Column("watch_time_ms", "number"),
@@ -59,7 +63,7 @@ INTERACTIONS = (
 ITEMS = (
     Column("item_id", "id", required=True),
     Column("text", "text"),
-    Column("tags", "texts"),
+    Column("tags", "words"),
     Column("duration_ms", "number"),
     Column("embedding", "vectors"),
 )
@@ -92,23 +96,30 @@ def is_text(type_: pa.DataType) -> bool:
     )
 
 
+def is_time(type_: pa.DataType) -> bool:
+    """Whether an Arrow type holds points in time: timestamps of any unit and zone, or dates."""
+    return bool(pa.types.is_timestamp(type_) or pa.types.is_date(type_))
+
+
 def _fits(kind: Kind, type_: pa.DataType) -> bool:
     number = bool(pa.types.is_integer(type_) or pa.types.is_floating(type_))
     if kind == "id":
         return bool(pa.types.is_integer(type_)) or is_text(type_)
-    if kind == "integer":
+    if kind == "time" and is_time(type_):
+        return True
+    if kind in ("integer", "time"):
         return bool(pa.types.is_integer(type_))
     if kind == "number":
         return number
     if kind == "flag":
         return number or bool(pa.types.is_boolean(type_))
-    if kind == "text":
-        return is_text(type_)
+    if kind in ("text", "words") and is_text(type_):
+        return True
     listed = bool(pa.types.is_list(type_) or pa.types.is_large_list(type_))
     if kind == "vectors":
         listed = listed or bool(pa.types.is_fixed_size_list(type_))
         return listed and bool(pa.types.is_floating(type_.value_type))
-    return listed and is_text(type_.value_type)
+    return kind != "text" and listed and is_text(type_.value_type)
 
 
 def read_footer(path: Path) -> tuple[pa.Schema, int]:
@@ -149,7 +160,11 @@ def check_columns(path: Path, schema: pa.Schema, columns: tuple[Column, ...]) ->
         if pa.types.is_null(type_) and not column.required:
             continue
         if not _fits(column.kind, type_):
-            raise bad(path, f"wanted {_WANTED[column.kind]}, got {type_}", column=column.name)
+            raise bad(
+                path,
+                f"wanted {_WANTED[column.kind]}, got {type_} ({REWRITE} shows how to rewrite it)",
+                column=column.name,
+            )
 
 
 def check_values(path: Path, table: Any, columns: tuple[Column, ...], row: str) -> None:
@@ -166,12 +181,12 @@ def check_values(path: Path, table: Any, columns: tuple[Column, ...], row: str) 
     """
     bad_rows = {}
     for column in columns:
-        if column.name not in table.columns or column.kind in ("text", "texts", "vectors"):
+        if column.name not in table.columns or column.kind in ("text", "words", "texts", "vectors"):
             continue
         values = table[column.name]
         if column.kind == "id":
             wrong = values.isnull()
-        elif column.kind == "integer":
+        elif column.kind in ("integer", "time"):
             wrong = values.isnull() | (values < 0)
         elif values.type().is_boolean():
             continue

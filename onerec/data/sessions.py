@@ -275,7 +275,7 @@ def _exposures(
             raise bad(
                 log.interactions_path,
                 f"item {first} is not in the items table ({stray['n']:,} such rows of {total:,}; "
-                "unknown_items='drop' drops them)",
+                "--sessions.unknown_items drop, or unknown_items='drop' in Python, drops them)",
                 column="item_id",
                 row=stray["row"],
             )

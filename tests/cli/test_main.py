@@ -145,6 +145,19 @@ def test_own_names_and_settings_are_kept_once_a_stage_stands(
     assert "unchanged, skipped" in capsys.readouterr().err
     assert main([*sessions, "--columns.timestamp", "clock"]) == 0
     assert '"timestamp": "clock"}) changed, making it again' in capsys.readouterr().err
+    items = {"video": list(range(5)), "title": list("abcde"), "genre": list("xyxyx")}
+    pq.write_table(pa.table(items), log / "items.parquet")
+    own = ["--columns.items.item_id", "video", "--columns.items.text=title", "--columns.items.tags"]
+    assert main([*sessions, *own, "genre"]) == 0
+    capsys.readouterr()
+    assert "  items.text: title\n  items.tags: genre\n" in (out / "config.yaml").read_text()
+    assert pq.read_table(out / "sessions/items.parquet")["tags"].to_pylist()[:2] == [["x"], ["y"]]
+    assert main([*sessions, "--columns.items.tags", "null"]) == 0
+    assert "items.tags" not in (out / "config.yaml").read_text()
+    assert pq.read_table(out / "sessions/items.parquet")["tags"].to_pylist()[:2] == [[], []]
+    with pytest.raises(SystemExit):
+        main([*sessions, "--columns.items.tags"])
+    assert "--columns: expected one argument" in capsys.readouterr().err
     assert main(["sessions", "--out", str(tmp_path / "new"), *names[2:]]) == 1
     assert "--data, which was not given" in capsys.readouterr().err
 

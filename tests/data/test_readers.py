@@ -55,7 +55,8 @@ BAD_INTERACTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "wrong type": (
         {"timestamp": [str(n) for n in range(N)]},
-        r"column 'timestamp': wanted integers of 0 or more, never null, got string",
+        r"column 'timestamp': wanted integers of 0 or more \(ms since 1970\), timestamps or "
+        r"dates, never null, got string",
     ),
     "times as floats": (
         {"timestamp": [float(n) for n in range(N)]},
@@ -63,7 +64,7 @@ BAD_INTERACTIONS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "negative timestamp": (
         {"timestamp": at(-7, 11, 5)},
-        r"column 'timestamp', row 11: wanted integers of 0 or more, never null, got -7",
+        r"column 'timestamp', row 11: wanted integers .* never null, got -7",
     ),
     "null timestamp": (
         {"timestamp": at(None, 3, 5)},
@@ -118,9 +119,9 @@ BAD_ITEMS: dict[str, tuple[pa.Table, str]] = {
     ),
     "null id": (items(item_id=[0, None, 2, 3, 4]), r"column 'item_id', row 1: .* got None"),
     "no ids": (items(item_id=None), r"column 'item_id': the column is missing"),
-    "tags as text": (
-        items(tags=list("abcde")),
-        r"column 'tags': wanted lists of strings, got string",
+    "tags as numbers": (
+        items(tags=list(range(5))),
+        r"column 'tags': wanted strings or lists of strings, got int64",
     ),
     "text as numbers": (items(text=list(range(5))), r"column 'text': wanted strings, got int64"),
     "no rows": (items().slice(0, 0), r"items\.parquet: the file has no rows"),
@@ -170,7 +171,9 @@ def test_damaged_parquet(
 def test_missing_folder_file_and_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere: there is no such folder"):
         open_log(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"interactions\.parquet: there is no such file"):
+    (tmp_path / "log.csv").write_text("user_id,item_id\n1,2\n")
+    told = r"interactions\.parquet: there is no such file; the folder has log\.csv \(.* CSV"
+    with pytest.raises(DataError, match=told):
         open_log(tmp_path)
     write(tmp_path, interactions().slice(0, 0))
     with pytest.raises(DataError, match=r"interactions\.parquet: the file has no rows"):
@@ -348,6 +351,43 @@ def test_canonical_log(tmp_path: Path) -> None:
         ]
 
 
+WHEN = np.array(["2026-03-29T01:30:00.123456789", "1970-01-01T00:00:00.000999"], "datetime64[ns]")
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Amsterdam"])
+def test_times_are_utc_milliseconds_of_any_unit_and_zone(
+    unit: str, zone: str | None, tmp_path: Path
+) -> None:
+    at = np.resize(WHEN, N).astype(f"datetime64[{unit}]")
+    write(tmp_path, interactions(timestamp=pa.array(at).cast(pa.timestamp(unit, tz=zone))))
+    whole = 1774747800000 if unit == "s" else 1774747800123
+    with open_log(tmp_path) as source:
+        assert [row["timestamp"] for row in rows_of(source)[:2]] == [whole, 0]
+        assert "times 1970-01-01 to 2026-03-29" in source.describe()
+
+
+@pytest.mark.parametrize("type_", [pa.date32(), pa.date64()])
+def test_a_date_is_its_midnight(type_: pa.DataType, tmp_path: Path) -> None:
+    write(tmp_path, interactions(timestamp=pa.array(np.resize(WHEN, N)).cast(type_, safe=False)))
+    with open_log(tmp_path) as source:
+        assert [row["timestamp"] for row in rows_of(source)[:2]] == [1774742400000, 0]
+
+
+def test_a_time_before_1970_or_null_is_refused(tmp_path: Path) -> None:
+    for value in (-1, None):
+        write(tmp_path, interactions(timestamp=pa.array(at(value, 4, 9), pa.timestamp("ms"))))
+        with pytest.raises(DataError, match=rf"'timestamp', row 4: wanted .*, got {value}"):
+            open_log(tmp_path)
+
+
+def test_a_tag_may_be_a_word(tmp_path: Path) -> None:
+    words = pa.array(["a", None, "b", "a", "c"]).dictionary_encode()
+    write(tmp_path, catalogue=items(tags=words))
+    with open_log(tmp_path) as source:
+        assert source.items["tags"].to_pylist() == [["a"], [], ["b"], ["a"], ["c"]]
+
+
 OWN = {
     "user_id": "uid",
     "item_id": "video",
@@ -403,7 +443,12 @@ def test_own_names(tmp_path: Path) -> None:
         (
             {"user_id": "usr"},
             r"interactions\.parquet, column 'usr': the column is missing; the file has uid, "
-            r"video, .*\(which is user_id\? --columns\.user_id NAME",
+            r"video, .*\. Under another name: --columns\.user_id NAME \(",
+        ),
+        (
+            {"user_id": "usr", "item_id": "id"},
+            r"column 'usr': the column is missing, and so is 'id'; .*: --columns\.user_id NAME "
+            r"--columns\.item_id NAME",
         ),
         ({"hate": "hated"}, r"column 'hated': the column is missing; .* --columns\.hate NAME"),
         ({"items.tags": "words"}, r"items\.parquet, column 'words': .* the file has video, title"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -68,6 +69,40 @@ def test_equals_duckdb(session: Any, world: Path, config: SessionConfig, tmp_pat
         (tmp_path / engine / "embeddings.npy").read_bytes() for engine in ("duckdb", "spark")
     ]
     assert vectors[0] == vectors[1]
+
+
+def test_own_names_times_and_tags_equal_duckdb(session: Any, world: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    shutil.copy(world / "embeddings.npy", folder)
+    log = pq.read_table(world / "interactions.parquet")
+    at = log.schema.get_field_index("timestamp")
+    # A time without a zone is UTC, whatever the zone of Spark's session.
+    shown = log["timestamp"].cast(pa.timestamp("ms")).cast(pa.timestamp("us"))
+    log = log.set_column(at, "shown_at", shown)
+    own = {"user_id": "uid", "item_id": "video"}
+    pq.write_table(log.rename_columns(own), folder / "interactions.parquet")
+    items = pq.read_table(world / "items.parquet").rename_columns({"item_id": "video"})
+    genre = pa.array([None if n % 7 == 0 else f"genre {n % 3}" for n in range(items.num_rows)])
+    pq.write_table(items.append_column("genre", genre), folder / "items.parquet")
+    columns = {**own, "timestamp": "shown_at", "items.item_id": "video", "items.tags": "genre"}
+    for name, path, given, engine in (
+        ("plain", world, {}, "duckdb"),
+        ("duckdb", folder, columns, "duckdb"),
+        ("spark", folder, columns, "spark"),
+    ):
+        with open_log(path, columns=given, engine=engine) as source:
+            build_sessions(source, SessionConfig(length=3, rule="next"), tmp_path / name)
+    plain, duckdb, spark = (
+        {
+            name: pq.read_table(tmp_path / engine / f"{name}.parquet").to_pylist()
+            for name in ("items", "sequences", "sessions", "exposed")
+        }
+        for engine in ("plain", "duckdb", "spark")
+    )
+    assert spark == duckdb
+    assert [row["tags"] for row in spark["items"][:3]] == [[], ["genre 1"], ["genre 2"]]
+    assert {**spark, "items": 0} == {**plain, "items": 0}
 
 
 def test_bad_values_are_told(session: Any, world: Path, tmp_path: Path) -> None:

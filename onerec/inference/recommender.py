@@ -17,10 +17,10 @@ from onerec.inference.graph import GraphDecoder, GraphModel
 from onerec.inference.native import NativeDecoder, NativeModel
 from onerec.model.onerec import OneRec
 from onerec.ops import BeamResult
-from onerec.ops.beam_step import allow_masks
 from onerec.tokenizer import Catalog
 
 ItemId = Any  # int or str, as in the catalogue
+Tags = Sequence[str | int]  # words, or numbers
 _Ints = npt.NDArray[np.int64]
 
 
@@ -255,7 +255,7 @@ class Recommender:
         num_sessions: int = 1,
         exclude: Sequence[Sequence[ItemId]] | None = None,
         exclude_history: bool = True,
-        allow_tags: Sequence[int | None] | None = None,
+        allow_tags: Sequence[Tags | None] | None = None,
         scoring: str | None = None,
         temperature: float = 1.0,
     ) -> list[Recommendation]:
@@ -269,8 +269,8 @@ class Recommender:
             exclude: For each request item ids never to show; ids unknown to the catalogue are
                 ignored.
             exclude_history: Show nothing from the history.
-            allow_tags: For each request a set of tags as bits, or None; an item must have one of
-                them. Needs a catalogue `with_tags`.
+            allow_tags: For each request a list of tags, by word or by number, or None; an item must
+                have one of them. Needs a catalogue `with_tags`.
             scoring: As for `onerec.ops.BeamSearch`; None is the softmax that the model was trained
                 with.
             temperature: As for `onerec.ops.BeamSearch`.
@@ -312,7 +312,7 @@ class Recommender:
         beam_width: int | None = None,
         exclude: Sequence[Sequence[ItemId]] | None = None,
         exclude_history: bool = True,
-        allow_tags: Sequence[int | None] | None = None,
+        allow_tags: Sequence[Tags | None] | None = None,
         scoring: str | None = None,
         temperature: float = 1.0,
         dense_weight: float = 0.0,
@@ -417,7 +417,7 @@ class Recommender:
         dense_top: int = 50,
         exclude: Sequence[Sequence[ItemId]] | None = None,
         exclude_history: bool = True,
-        allow_tags: Sequence[int | None] | None = None,
+        allow_tags: Sequence[Tags | None] | None = None,
         scoring: str | None = None,
         temperature: float = 1.0,
     ) -> list[NextItems]:
@@ -553,14 +553,18 @@ class Recommender:
         exclude: Sequence[Sequence[ItemId]] | None,
         exclude_history: bool,
         length: int,
-        allow_tags: Sequence[int | None] | None = None,
+        allow_tags: Sequence[Tags | None] | None = None,
     ) -> list[_Request]:
         if exclude is not None and len(exclude) != len(histories):
             raise ValueError(
                 f"exclude must have a list for each of {len(histories)} histories, "
                 f"got {len(exclude)}"
             )
-        allow_masks(allow_tags, len(histories), self.catalog.trie)
+        if allow_tags is not None and len(allow_tags) != len(histories):
+            raise ValueError(
+                f"allow_tags must have a list of tags, or None, for each of {len(histories)} "
+                f"histories, got {len(allow_tags)}"
+            )
         requests = []
         for place, history in enumerate(histories):
             known = self._known("histories", place, history)
@@ -568,7 +572,12 @@ class Recommender:
             if exclude is not None:
                 excluded = np.concatenate([excluded, self._known("exclude", place, exclude[place])])
             excluded = np.unique(excluded)
-            allow = None if allow_tags is None else allow_tags[place]
+            allow = None
+            if allow_tags is not None and (tags := allow_tags[place]) is not None:
+                try:
+                    allow = self.catalog.tag_bits(tags)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"allow_tags[{place}]: {error}") from None
             denied = self._exhausted(excluded, allow)
             window = known[-self.config.history_length :]
             codes = self.catalog.sids[window].astype(np.int64)

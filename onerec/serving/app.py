@@ -35,6 +35,7 @@ from onerec.serving.worker import (
     QueueFull,
     Worker,
 )
+from onerec.trie import MAX_TAGS
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -47,6 +48,7 @@ log = logging.getLogger("onerec.serving")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 _Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63, strict=True)]
 _Text = Annotated[str, Field(max_length=4096, strict=True)]
+_Tag = Annotated[int, Field(ge=0, lt=MAX_TAGS, strict=True)] | _Text
 _Ids = list[_Int64] | list[_Text]
 
 
@@ -60,8 +62,10 @@ class _Request(BaseModel):
     beam_width: int | None = Field(
         default=None, ge=1, description="Beams followed at once; null is the server's default."
     )
-    allow_tags: list[Annotated[int, Field(ge=0, le=62, strict=True)]] | None = Field(
-        default=None, max_length=63, description="Items with one of these tags alone; null: all."
+    allow_tags: list[_Tag] | None = Field(
+        default=None,
+        max_length=MAX_TAGS,
+        description="Items with one of these tags alone, by word or by number; null: all.",
     )
     scoring: Literal["full_softmax", "legal_softmax"] | None = Field(
         default=None, description="Null is the softmax that the model was trained with."
@@ -126,6 +130,7 @@ class VersionResponse(BaseModel):
     version: int
     source: str
     items: int
+    tags: list[str] = Field(description="Words of the catalogue's tags, by number.")
 
 
 class ErrorResponse(BaseModel):
@@ -190,8 +195,11 @@ def create_app(
         state, served = request.scope["onerec"], worker.version.recommender
         if options.beam_width > config.max_beam_width:
             raise _invalid("beam_width", f"at most {config.max_beam_width}", options.beam_width)
-        if body.allow_tags is not None and not served.catalog.trie.has_tags:
-            raise _invalid("allow_tags", "null, for the catalogue has none", body.allow_tags)
+        if body.allow_tags is not None:
+            try:
+                served.catalog.tag_bits(body.allow_tags)
+            except ValueError as error:
+                raise HTTPException(422, f"allow_tags: {error}") from None
         for name, ids in (("history", body.history), ("exclude", body.exclude)):
             _check_ids(name, ids, served, config.max_history)
         wanted = config.deadline_ms if body.deadline_ms is None else body.deadline_ms
@@ -220,7 +228,7 @@ def create_app(
 
     def options_of(body: _Request, **rest: Any) -> Options:
         width = config.beam_width if body.beam_width is None else body.beam_width
-        tags = None if body.allow_tags is None else sum({1 << tag for tag in body.allow_tags})
+        tags = None if body.allow_tags is None else frozenset(body.allow_tags)
         fields: dict[str, Any] = {"session_length": None, "num_sessions": 1, **rest}
         return Options(
             beam_width=width,
@@ -371,6 +379,7 @@ def _version(worker: Worker) -> dict[str, Any]:
         "version": now.number,
         "source": now.source,
         "items": len(now.recommender.catalog),
+        "tags": now.recommender.catalog.tag_words,
     }
 
 

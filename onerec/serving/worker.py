@@ -63,7 +63,7 @@ class Options:
     beam_width: int
     num_sessions: int
     exclude_history: bool
-    allow_tags: int | None
+    allow_tags: frozenset[str | int] | None
     scoring: str | None
     temperature: float
     k: int | None = None
@@ -297,7 +297,7 @@ def _decode(version: Version, batch: list[_Job]) -> list[Recommendation]:
         "beam_width": o.beam_width,
         "exclude": [job.exclude for job in batch],
         "exclude_history": o.exclude_history,
-        "allow_tags": None if o.allow_tags is None else [o.allow_tags] * len(batch),
+        "allow_tags": None if o.allow_tags is None else [list(o.allow_tags)] * len(batch),
         "scoring": o.scoring,
         "temperature": o.temperature,
     }

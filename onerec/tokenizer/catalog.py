@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,9 @@ import pyarrow.parquet as pq
 
 from onerec.errors import DataError
 from onerec.files import atomic_write
-from onerec.trie import ArrayLike, SidTrie, as_int_array
+from onerec.trie import MAX_TAGS, ArrayLike, SidTrie, as_int_array
+
+_WORDS = b"onerec.tag_words"  # in the metadata of catalog.parquet
 
 
 class Catalog:
@@ -33,6 +38,7 @@ class Catalog:
         leaf_item_indices: int64 [N].
         tags: int64 [N], a set of tags of each item as bits 0 to 62, or None; the trie then has
             them too, a leaf those of all its items.
+        tag_words: The word of tag t at place t; empty where tags have numbers alone.
     """
 
     def __init__(
@@ -41,8 +47,9 @@ class Catalog:
         sids: npt.NDArray[np.int32],
         trie: SidTrie,
         tags: npt.NDArray[np.int64] | None = None,
+        tag_words: tuple[str, ...] = (),
     ) -> None:
-        self.item_ids, self.sids, self.tags = item_ids, sids, tags
+        self.item_ids, self.sids, self.tags, self.tag_words = item_ids, sids, tags, tag_words
         self.codebook_size, self.levels = trie.codebook_size, trie.levels
         self.leaf_of_item = trie.lookup(sids)
         if tags is not None:
@@ -74,22 +81,71 @@ class Catalog:
         _refuse_duplicates(ids)
         return cls(ids, codes, SidTrie.build(codes, codebook_size))
 
-    def with_tags(self, tags: ArrayLike) -> Catalog:
+    def with_tags(
+        self,
+        tags: ArrayLike | Sequence[str | Sequence[str] | None],
+        words: Sequence[str] | None = None,
+    ) -> Catalog:
         """The same items with a set of tags each, for `allow_tags` of `Recommender`.
 
         Args:
-            tags: Integers [N], bit t (0 to 62) of which tells whether the item has tag t.
+            tags: For each item a word, a list of words, or None; or integers [N], bit t (0 to 62)
+                of which tells whether the item has tag t.
+            words: The word of each tag. None: the words of the items in alphabetical order, or none
+                for integers. Words of items that are not among them are left out.
 
         Raises:
-            TypeError: `tags` are not integers.
-            ValueError: Another number of them, or bits out of range.
+            TypeError: `tags` are neither integers nor words.
+            ValueError: Another number of them, bits out of range, over 63 words, or one twice.
         """
-        bits = as_int_array("tags", tags, np.int64, 1)
-        if len(bits) != len(self):
-            raise ValueError(f"tags: wanted one for each of {len(self)} items, got {len(bits)}")
-        if len(bits) and bits.min() < 0:
-            raise ValueError(f"tags: wanted bits 0 to 62, got {bits.min()}")
-        return type(self)(self.item_ids, self.sids, self.trie, bits)
+        if len(tags) != len(self):
+            raise ValueError(f"tags: wanted one for each of {len(self)} items, got {len(tags)}")
+        first = next((one for one in tags if one is not None), "")
+        if not isinstance(first, str | list | tuple | np.ndarray):
+            bits = as_int_array("tags", tags, np.int64, 1)
+            named = _tag_words(() if words is None else words)
+            most = (1 << (len(named) or MAX_TAGS)) - 1
+            for wrong in bits[(bits < 0) | (bits > most)][:1]:
+                raise ValueError(f"tags: wanted bits 0 to {most.bit_length() - 1}, got {wrong}")
+            return type(self)(self.item_ids, self.sids, self.trie, bits, named)
+        sets = [_tags_of(one) for one in tags]
+        if not all(isinstance(word, str) for one in sets for word in one):
+            raise TypeError("tags: wanted for each item a word, a list of words, or None")
+        named = _tag_words(
+            sorted({word for one in sets for word in one}) if words is None else words
+        )
+        bit = {word: 1 << t for t, word in enumerate(named)}
+        found = [sum({bit.get(word, 0) for word in one}) for one in sets]
+        bits = np.array(found, dtype=np.int64)
+        return type(self)(self.item_ids, self.sids, self.trie, bits, named)
+
+    def tag_bits(self, tags: Sequence[str | int]) -> int:
+        """A set of tags, each by its word or its number, as bits.
+
+        Raises:
+            TypeError: `tags` is no list of words and numbers.
+            ValueError: The catalogue has no tags, or not one of these.
+        """
+        if self.tags is None and not self.trie.has_tags:
+            raise ValueError(
+                "the catalogue has no tags; see Catalog.with_tags, onerec export --tags"
+            )
+        if isinstance(tags, str) or not isinstance(tags, Sequence):
+            raise TypeError(f"wanted a list of tags, got {tags!r}")
+        bits = 0
+        for tag in tags:
+            if isinstance(tag, str):
+                if tag not in self.tag_words:
+                    has = ", ".join(self.tag_words) or "no words, numbers alone"
+                    raise ValueError(f"the catalogue has no tag {tag!r}; it has {has}")
+                tag = self.tag_words.index(tag)
+            elif not isinstance(tag, Integral):
+                raise TypeError(f"wanted words or numbers of tags, got {tag!r}")
+            most = len(self.tag_words) or MAX_TAGS
+            if not 0 <= tag < most:
+                raise ValueError(f"wanted tags 0 to {most - 1}, got {tag}")
+            bits |= 1 << int(tag)
+        return bits
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -160,7 +216,11 @@ class Catalog:
         }
 
     def save(self, path: str | Path) -> None:
-        """Writes `catalog.parquet` (item_id, codes, leaf, tags) and `trie.bin` into `path`."""
+        """Writes `catalog.parquet` and `trie.bin` into `path`.
+
+        The columns are item_id, codes, leaf and, with tags, tags; the words of tags are a JSON list
+        in the file's metadata, `onerec.tag_words`.
+        """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
         codes = pa.ListArray.from_arrays(
@@ -176,6 +236,8 @@ class Catalog:
                 **({} if self.tags is None else {"tags": pa.array(self.tags)}),
             }
         )
+        if self.tag_words:
+            table = table.replace_schema_metadata({_WORDS: json.dumps(self.tag_words)})
         self.trie.save(folder / "trie.bin")
         with atomic_write(folder / "catalog.parquet") as temporary:
             pq.write_table(table, temporary)
@@ -238,7 +300,11 @@ class Catalog:
             raise DataError(
                 f"{file}, column tags, row {tags.argmin()}: wanted bits 0 to 62, got {tags.min()}"
             )
-        catalog = cls(ids, sids, trie, tags)
+        try:
+            words = _tag_words(json.loads((table.schema.metadata or {}).get(_WORDS, b"[]")))
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{file}, metadata {_WORDS.decode()}: {error}") from None
+        catalog = cls(ids, sids, trie, tags, words)
         wrong = np.flatnonzero(catalog.leaf_of_item != table["leaf"].to_numpy())
         if len(wrong):
             raise DataError(
@@ -270,6 +336,25 @@ def _item_ids(ids: ArrayLike, expected: np.dtype[Any] | None = None) -> npt.NDAr
         )
         raise TypeError(f"ids: wanted {wanted} as in the catalogue, got {got}")
     return array
+
+
+def _tags_of(item: object) -> list[Any]:
+    """An item's tags: none, one, or a list of them."""
+    if item is None:
+        return []
+    return list(item) if isinstance(item, list | tuple | np.ndarray) else [item]
+
+
+def _tag_words(words: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+        raise TypeError(f"words: wanted a list of words, got {words!r}")
+    if len(words) > MAX_TAGS:
+        raise ValueError(
+            f"words: wanted at most {MAX_TAGS} tags, got {len(words):,} different ones; choose some"
+        )
+    if twice := [word for word in words if words.count(word) > 1]:
+        raise ValueError(f"words: wanted each once, got {twice[0]!r} twice")
+    return tuple(words)
 
 
 def _refuse_duplicates(ids: npt.NDArray[Any]) -> None:

@@ -385,7 +385,8 @@ class _Alignment(Run):
             raise OneRecError(
                 f"no sample of iteration {iteration + 1} got a preference ({len(rows)} were drawn; "
                 "rewards of all others were within min_gap): raise --align.rate, --align.steps or "
-                "--align.candidates, or lower --align.min_gap"
+                "--align.candidates, or lower --align.min_gap; --align.iterations 0 leaves "
+                "alignment out"
             )
         groups = Groups.of(found, shape.session_length, shape.levels)
         self.candidates.refer(self.reference, groups)

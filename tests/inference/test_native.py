@@ -324,20 +324,26 @@ def test_allowed_tags_are_a_filter_of_items(catalog: Catalog, backend: str, tmp_
     (everything,) = plain.rank([["v12"]], 300, **options)
     for allow in (1, 6, 16, 32):
         wanted = [item for item in everything if bits[item] & allow]
-        assert recommender.rank([["v12"]], 300, **options, allow_tags=[allow]) == [wanted]
-        (found,) = recommender.recommend([["v12"]], **options, allow_tags=[allow])
+        names = [t for t in range(6) if allow >> t & 1]
+        assert recommender.rank([["v12"]], 300, **options, allow_tags=[names]) == [wanted]
+        (found,) = recommender.recommend([["v12"]], **options, allow_tags=[names])
         assert all(bits[item] & allow for session in found.item_ids for item in session)
         # A session is as long as the tags allow: 16 has two items, 32 none.
         assert [len(s) for s in found.item_ids] == {16: [2], 32: []}.get(allow, [3])
-    (fused,) = recommender.next_items([["v12"]], beam_width=9, dense_top=300, allow_tags=[6])
+    (fused,) = recommender.next_items([["v12"]], beam_width=9, dense_top=300, allow_tags=[[1, 2]])
     assert all(bits[item] & 6 for item in catalog.item_ids[fused.items])
-    both = recommender.rank([["v12"]] * 2, 9, exclude=[["v9"]] * 2, allow_tags=[None, 1])
+    both = recommender.rank([["v12"]] * 2, 9, exclude=[["v9"]] * 2, allow_tags=[None, [0]])
     assert both[0] == plain.rank([["v12"]], 9, exclude=[["v9"]])[0]
     assert both[1] == [item for item in everything if bits[item] & 1][:9]
     export(model, tagged, tmp_path / "exported")  # files keep the tags
-    (kept,) = Recommender.from_exported(tmp_path / "exported").rank([["v12"]], 9, allow_tags=[6])
-    assert kept == recommender.rank([["v12"]], 9, allow_tags=[6])[0]
-    with pytest.raises(ValueError, match="has no tags"):
-        plain.recommend([[]], allow_tags=[1])
-    with pytest.raises(ValueError, match="allow_tags"):
-        recommender.recommend([[]], allow_tags=[1, 1])
+    (kept,) = Recommender.from_exported(tmp_path / "exported").rank(
+        [["v12"]], 9, allow_tags=[[2, 1]]
+    )
+    assert kept == recommender.rank([["v12"]], 9, allow_tags=[[1, 2]])[0]
+    with pytest.raises(ValueError, match=r"allow_tags\[0\]: the catalogue has no tags"):
+        plain.recommend([[]], allow_tags=[[1]])
+    with pytest.raises(ValueError, match=r"allow_tags must have .* each of 1 histories, got 2"):
+        recommender.recommend([[]], allow_tags=[[1], [1]])
+    for wrong in (6, "film"):  # bits, and a word without its list
+        with pytest.raises(TypeError, match=rf"allow_tags\[0\]: wanted a list .* got '?{wrong}"):
+            recommender.recommend([[]], allow_tags=[wrong])

@@ -133,7 +133,8 @@ def test_answers_what_the_recommender_says(server: Server, folders: list[Path]) 
         ({"history": [1, "a"]}, 422, "history"),
         ({"history": ["\ud800"]}, 400, "not JSON"),
         ({"history": [], "allow_tags": [63]}, 422, "allow_tags"),
-        ({"history": [], "allow_tags": [1]}, 422, "the catalogue has none"),
+        ({"history": [], "allow_tags": "film"}, 422, "allow_tags"),
+        ({"history": [], "allow_tags": [1]}, 422, "the catalogue has no tags"),
         ({"history": ["näé"]}, 422, "integers as in the catalogue"),
         ({"history": [2**63]}, 422, "history"),
         ({"history": [1.5]}, 422, "history"),
@@ -235,22 +236,28 @@ def test_tags_and_the_softmax_of_training_reach_the_engine(folders: list[Path]) 
     fields: dict[str, Any] = {"encoder": "causal", "n_items": 60, "legal_softmax": True}
     fields["item_loss"] = 1.0
     config = OneRecConfig.preset("tiny", codebook_size=K, session_length=3, **fields)
-    catalog = make_catalog(0, 0).with_tags([1 << i % 3 for i in range(60)])
+    words = ["de", "nl", "fr"]
+    catalog = make_catalog(0, 0).with_tags([words[i % 3] for i in range(60)], words)
     model = OneRec(config).eval()
     model.set_catalog(catalog.sids)
     recommender = Recommender(model, catalog, backend="native", num_threads=1)
     running = Server(recommender, CONFIG, TOKEN)
     try:
-        body = {"history": [3], "allow_tags": [0, 2], "num_sessions": 4}
+        body = {"history": [3], "allow_tags": ["de", 2], "num_sessions": 4}
         _, got, _ = running.send("POST", "/v1/recommend", body)
+        _, now, _ = running.send("GET", "/v1/version")
+        refused = running.send("POST", "/v1/rank", {"history": [3], "allow_tags": ["be"]})
         body = {"history": [3], "k": 5, "dense_weight": 0.4, "exclude": [7]}
         _, ranked, _ = running.send("POST", "/v1/rank", body)
     finally:
         running.stop()
     (wanted,) = Recommender(model, catalog).recommend(
-        [[3]], beam_width=8, num_sessions=4, allow_tags=[5], scoring="legal_softmax"
+        [[3]], beam_width=8, num_sessions=4, allow_tags=[["fr", "de"]], scoring="legal_softmax"
     )
     assert [s["items"] for s in got["sessions"]] == wanted.item_ids
+    assert now["tags"] == words
+    assert refused[0] == 422
+    assert refused[1]["error"] == "allow_tags: the catalogue has no tag 'be'; it has de, nl, fr"
     assert all(item % 3 != 1 for s in wanted.item_ids for item in s)
     assert [ranked["items"]] == Recommender(model, catalog).rank(
         [[3]], 5, beam_width=8, dense_weight=0.4, exclude=[[7]]

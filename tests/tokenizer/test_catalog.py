@@ -78,6 +78,67 @@ def test_save_and_load(tmp_path: Path, strings: bool) -> None:
     assert table["codes"].to_pylist() == SIDS
 
 
+def test_words_become_tags_that_files_keep(tmp_path: Path) -> None:
+    words = ["film", None, ["news", "film"], [], np.array(["sport"], dtype=object)]
+    tagged = catalog().with_tags(words)
+    assert tagged.tag_words == ("film", "news", "sport")
+    assert tagged.tags is not None
+    assert tagged.tags.tolist() == [1, 0, 3, 0, 4]
+    assert tagged.trie.tags.tolist() == [0, 0, 7]  # a leaf has those of all its items
+    tagged.save(tmp_path)
+    loaded = Catalog.load(tmp_path)
+    assert loaded.tag_words == tagged.tag_words
+    np.testing.assert_array_equal(loaded.tags, tagged.tags)
+    assert loaded.tag_bits(["sport", 0]) == loaded.tag_bits(("film", "sport", "film")) == 0b101
+    assert loaded.tag_bits([]) == 0
+    chosen = catalog().with_tags(words, ["sport", "film"])
+    assert chosen.tags is not None
+    assert chosen.tags.tolist() == [2, 0, 2, 0, 1]
+    named = catalog().with_tags([1, 0, 2, 3, 0], ["a", "b"])
+    assert (named.tag_bits(["b"]), named.tag_words) == (2, ("a", "b"))
+    assert catalog().with_tags(np.array([1, 0, 2**62, 3, 0])).tag_bits([62]) == 2**62
+
+
+def test_wrong_tags_are_told(tmp_path: Path) -> None:
+    words = [[f"word {n}" for n in range(15 * i, 15 * i + 15)] for i in range(5)]
+    with pytest.raises(ValueError, match="wanted at most 63 tags, got 75 different ones; choose"):
+        catalog().with_tags(words)
+    assert len(catalog().with_tags(words, ["word 7", "word 70"]).tag_words) == 2
+    with pytest.raises(ValueError, match="wanted one for each of 5 items, got 1"):
+        catalog().with_tags(["film"])
+    with pytest.raises(ValueError, match="words: wanted each once, got 'a' twice"):
+        catalog().with_tags(["a"] * 5, ["a", "b", "a"])
+    with pytest.raises(ValueError, match="tags: wanted bits 0 to 1, got 4"):
+        catalog().with_tags([1, 0, 4, 3, 0], ["a", "b"])
+    with pytest.raises(ValueError, match="tags: wanted bits 0 to 62, got -1"):
+        catalog().with_tags([1, 0, -1, 3, 0])
+    with pytest.raises(TypeError, match="a word, a list of words, or None"):
+        catalog().with_tags(["a", 1, None, "b", "c"])
+    with pytest.raises(TypeError, match="words: wanted a list of words, got 'film'"):
+        catalog().with_tags(["a"] * 5, "film")
+    with pytest.raises(ValueError, match=r"the catalogue has no tags; see .* export --tags"):
+        catalog().tag_bits([0])
+    named = catalog().with_tags(["a", "b", "a", "b", None])
+    for tags, kind, message in (
+        (["c"], ValueError, "the catalogue has no tag 'c'; it has a, b"),
+        ([2], ValueError, "wanted tags 0 to 1, got 2"),
+        ([0.5], TypeError, "wanted words or numbers of tags, got 0.5"),
+        ("a", TypeError, "wanted a list of tags, got 'a'"),
+        (1, TypeError, "wanted a list of tags, got 1"),
+    ):
+        with pytest.raises(kind, match=message):
+            named.tag_bits(tags)
+    with pytest.raises(ValueError, match="it has no words, numbers alone"):
+        catalog().with_tags([0] * 5).tag_bits(["a"])
+    named.save(tmp_path)
+    table = pq.read_table(tmp_path / "catalog.parquet")
+    for value in ("[1]", "nothing", '["a", "a"]', '"film"'):
+        changed = table.replace_schema_metadata({"onerec.tag_words": value})
+        pq.write_table(changed, tmp_path / "catalog.parquet")
+        with pytest.raises(DataError, match=r"catalog\.parquet, metadata onerec\.tag_words: "):
+            Catalog.load(tmp_path)
+
+
 def test_no_items(tmp_path: Path) -> None:
     empty = Catalog.build([], np.zeros((0, 2), np.int32), 3)
     empty.save(tmp_path)

@@ -63,15 +63,16 @@ format: $(VENV)/.extra-dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; `make cpp-test SANITIZE=thread`
-# for data races (the sanitizer cannot follow the threads of a forked child).
+# The C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer, the CUDA kernels among them, run on
+# the host; `make cpp-test SANITIZE=thread` for data races (the sanitizer can follow neither the threads of a
+# forked child nor the fibers that CUDA threads are).
 SANITIZE ?= address,undefined
 comma := ,
 CXX_BUILD = build/$(firstword $(subst $(comma), ,$(SANITIZE)))
 cpp-test: $(VENV)/.extra-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B $(CXX_BUILD) -G Ninja \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_CXX_FLAGS_RELWITHDEBINFO="-O1 -g1" \
-	  -DONEREC_CUDA=OFF -DONEREC_TESTS=ON -DONEREC_WERROR=ON \
+	  -DONEREC_CUDA=$(if $(filter thread,$(SANITIZE)),OFF,HOST) -DONEREC_TESTS=ON -DONEREC_WERROR=ON \
 	  -DONEREC_SANITIZE=$(SANITIZE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build $(CXX_BUILD)
 	TSAN_OPTIONS=die_after_fork=0 \

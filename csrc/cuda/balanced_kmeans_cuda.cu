@@ -1,5 +1,4 @@
 // Balanced k-means on a CUDA device: launches of the kernels of balanced_kmeans_tiles.h.
-#include <cuda_pipeline.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -11,39 +10,9 @@
 
 #include "cpu/balanced_kmeans_device.h"
 #include "cpu/balanced_kmeans_solver.h"
-#include "cuda/check.h"
-
-namespace onerec::tiles {
-namespace {
-
-__device__ inline uint32_t ToTf32(float value) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-  return bits;
-}
-__device__ inline float AsFloat(uint32_t bits) { return __uint_as_float(bits); }
-
-// c += a b for a 16 x 8 and an 8 x 8 tile; the layouts are those of mma.m16n8k8 in the PTX manual.
-__device__ inline void Mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-__device__ inline void CopyAsync(float* target, const float* source) {
-  __pipeline_memcpy_async(target, source, 16);
-}
-__device__ inline void WaitCopies() {
-  __pipeline_commit();
-  __pipeline_wait_prior(0);
-}
-
-}  // namespace
-}  // namespace onerec::tiles
-
 #include "cuda/balanced_kmeans_tiles.h"
+#include "cuda/check.h"
+#include "cuda/device.h"
 
 namespace onerec {
 namespace {
@@ -52,20 +21,18 @@ constexpr int64_t kUploadRows = 65536;
 constexpr int64_t kSlices = 64;  // parts of the items that blocks of column sums walk over
 
 __global__ void __launch_bounds__(tiles::kThreads) ArgminKernel(tiles::Argmin body) {
-  extern __shared__ float shared[];
-  body(blockIdx.x, shared);
+  body(blockIdx.x, DynamicShared<float>());
 }
 
 __global__ void __launch_bounds__(tiles::kThreads) RowPotentialsKernel(tiles::RowPotentials body) {
-  extern __shared__ float shared[];
-  body(blockIdx.x, shared);
+  body(blockIdx.x, DynamicShared<float>());
 }
 
 __global__ void __launch_bounds__(tiles::kThreads)
     ColumnSumsKernel(tiles::ColumnSums body, int64_t item_tiles) {
-  extern __shared__ float shared[];
   const int64_t slice = blockIdx.y, slices = gridDim.y;
-  body(blockIdx.x, slice * item_tiles / slices, (slice + 1) * item_tiles / slices, shared);
+  body(blockIdx.x, slice * item_tiles / slices, (slice + 1) * item_tiles / slices,
+       DynamicShared<float>());
 }
 
 // Device memory; grows, never shrinks.
@@ -168,13 +135,9 @@ KMeansDevice::KMeansDevice(const FloatRows& x, const std::vector<double>& mean, 
     s.x.Upload(part, first * s.padded);
     s.squares.Upload(squares, first);
   }
-  for (const void* kernel : {reinterpret_cast<const void*>(ArgminKernel),
-                             reinterpret_cast<const void*>(RowPotentialsKernel),
-                             reinterpret_cast<const void*>(ColumnSumsKernel)}) {
-    CheckCuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   tiles::kSharedBytes),
-              "balanced k-means, shared memory");
-  }
+  AllowShared("balanced k-means, argmin", ArgminKernel, tiles::kSharedBytes);
+  AllowShared("balanced k-means, row potentials", RowPotentialsKernel, tiles::kSharedBytes);
+  AllowShared("balanced k-means, column sums", ColumnSumsKernel, tiles::kSharedBytes);
 }
 
 KMeansDevice::~KMeansDevice() = default;
@@ -217,9 +180,8 @@ void KMeansDevice::Argmin(const double* prices, int32_t* labels) {
                            s.rows,
                            Tiles(s.centre_count),
                            s.labels.data()};
-  ArgminKernel<<<static_cast<unsigned>(Tiles(s.rows)), tiles::kThreads, tiles::kSharedBytes>>>(
-      body);
-  CheckCuda(cudaGetLastError(), "balanced k-means, argmin");
+  Launch("balanced k-means, argmin", ArgminKernel, static_cast<unsigned>(Tiles(s.rows)),
+         tiles::kThreads, tiles::kSharedBytes, nullptr, body);
   std::vector<int32_t> found(static_cast<size_t>(s.rows));
   s.labels.Download(found);
   for (int64_t r = 0; r < s.rows; ++r) {
@@ -237,24 +199,23 @@ void KMeansDevice::ColumnSums(int64_t rows, double eps, const double* prices, do
   CheckCuda(cudaMemset(s.sums.data(), 0,
                        static_cast<size_t>(centre_tiles * tiles::kTile) * sizeof(uint64_t)),
             "balanced k-means, column sums");
-  RowPotentialsKernel<<<static_cast<unsigned>(item_tiles), tiles::kThreads, tiles::kSharedBytes>>>(
-      {{s.x.data(), s.centers.data(), s.padded},
-       s.bias.data(),
-       scale,
-       rows,
-       centre_tiles,
-       s.potentials.data()});
-  CheckCuda(cudaGetLastError(), "balanced k-means, row potentials");
+  const tiles::RowPotentials row_potentials{{s.x.data(), s.centers.data(), s.padded},
+                                            s.bias.data(),
+                                            scale,
+                                            rows,
+                                            centre_tiles,
+                                            s.potentials.data()};
+  Launch("balanced k-means, row potentials", RowPotentialsKernel, static_cast<unsigned>(item_tiles),
+         tiles::kThreads, tiles::kSharedBytes, nullptr, row_potentials);
+  const tiles::ColumnSums column_sums{{s.centers.data(), s.x.data(), s.padded},
+                                      s.bias.data(),
+                                      s.potentials.data(),
+                                      scale,
+                                      s.sums.data()};
   const dim3 grid(static_cast<unsigned>(centre_tiles),
                   static_cast<unsigned>(std::min(kSlices, item_tiles)));
-  ColumnSumsKernel<<<grid, tiles::kThreads, tiles::kSharedBytes>>>(
-      {{s.centers.data(), s.x.data(), s.padded},
-       s.bias.data(),
-       s.potentials.data(),
-       scale,
-       s.sums.data()},
-      item_tiles);
-  CheckCuda(cudaGetLastError(), "balanced k-means, column sums");
+  Launch("balanced k-means, column sums", ColumnSumsKernel, grid, tiles::kThreads,
+         tiles::kSharedBytes, nullptr, column_sums, item_tiles);
   std::vector<unsigned long long> units(static_cast<size_t>(s.centre_count));
   s.sums.Download(units);
   for (int64_t k = 0; k < s.centre_count; ++k) {

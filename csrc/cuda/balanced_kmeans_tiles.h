@@ -3,17 +3,13 @@
 //
 // A block has a fixed tile of 128 rows of one operand and walks over tiles of 128 rows of the
 // other; each reduction runs along the walk. Both operands are padded with zeros to whole tiles.
-// The bodies are plain functions of threadIdx and shared memory, so that a test runs them on the
-// host with stand-ins for what only a device has: Mma, ToTf32, CopyAsync, WaitCopies.
 #pragma once
+
+#include <cuda_runtime.h>
 
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define ONEREC_UNROLL _Pragma("unroll")
-#else
-#define ONEREC_UNROLL
-#endif
+#include "cuda/device.h"
 
 namespace onerec::tiles {
 
@@ -85,7 +81,7 @@ __device__ void Walk(const Operands& in, int64_t fixed_tile, int64_t first, int6
         for (int e = 0; e < 4; ++e) {
           const float value = a[(16 * m + 8 * (e % 2)) * kLead + kk + 4 * (e / 2)];
           left[m][e] = ToTf32(value);
-          if (kSplit) left_low[m][e] = ToTf32(value - AsFloat(left[m][e]));
+          if (kSplit) left_low[m][e] = ToTf32(value - __uint_as_float(left[m][e]));
         }
       }
       ONEREC_UNROLL
@@ -95,7 +91,7 @@ __device__ void Walk(const Operands& in, int64_t fixed_tile, int64_t first, int6
         for (int e = 0; e < 2; ++e) {
           const float value = b[8 * n * kLead + kk + 4 * e];
           right[e] = ToTf32(value);
-          if (kSplit) right_low[e] = ToTf32(value - AsFloat(right[e]));
+          if (kSplit) right_low[e] = ToTf32(value - __uint_as_float(right[e]));
         }
         ONEREC_UNROLL
         for (int m = 0; m < 2; ++m) {

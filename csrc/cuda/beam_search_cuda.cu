@@ -12,7 +12,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/check.h"
+#include "cuda/device.h"
 #include "onerec/beam_search.h"
 
 namespace onerec {
@@ -23,6 +23,7 @@ constexpr int kSelectThreads = 1024;
 constexpr int kMaxRows = 4096;
 constexpr int kDigitBits = 11;
 constexpr int kBins = 1 << kDigitBits;
+constexpr unsigned kAll = 0xFFFFFFFFu;  // lanes of a warp
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLargest = 0x1.fffffep127f;
 
@@ -60,6 +61,7 @@ struct Step {
   Row* row_info;  // [batch, rows]
   BeamStepOutput out;
   int capacity;  // candidates that the select sorts, a power of two
+  int cached;    // candidates whose keys it has room to keep
 };
 
 // One level of the trie whose bytes begin at `data`; the offsets are those of onerec/trie.h.
@@ -148,51 +150,42 @@ __device__ bool UsedUp(const Step& s, int levels, const int64_t* path, int64_t b
   return left <= 0;
 }
 
-// sum exp(x / T), relative to the largest x so far.
+// sum exp(x / T) of the logits that a thread has seen, relative to the largest of them.
 struct Exponentials {
-  __device__ void Take(float x, float scale) {
-    if (x > largest) {
-      part *= exp2f((largest - x) * scale);
-      largest = x;
-    }
-    if (largest != -kInfinity) part += exp2f((x - largest) * scale);
-  }
-  __device__ void Join(float other_largest, double other_sum, float scale) {
-    const float top = fmaxf(largest, other_largest);
+  template <int kCount>
+  __device__ void Take(const float (&x)[kCount], float scale) {
+    float top = largest;
+    ONEREC_UNROLL
+    for (int i = 0; i < kCount; ++i) top = fmaxf(top, x[i]);
     if (top == -kInfinity) return;
-    const double d = scale;
-    sum = (largest == -kInfinity ? 0.0 : sum * exp2((static_cast<double>(largest) - top) * d)) +
-          (other_largest == -kInfinity
-               ? 0.0
-               : other_sum * exp2((static_cast<double>(other_largest) - top) * d));
+    sum *= exp2f((largest - top) * scale);
+    ONEREC_UNROLL
+    for (int i = 0; i < kCount; ++i) sum += exp2f((x[i] - top) * scale);
     largest = top;
   }
   float largest = -kInfinity;
-  float part = 0;  // of a thread, before it joins
-  double sum = 0;
+  float sum = 0;
 };
 
 // Log sum exp over a block; all threads must call it, thread 0 gets the result.
-__device__ double LogSum(Exponentials mine, const Step& s) {
-  __shared__ float largest[kRowThreads / 32];
-  __shared__ double sums[kRowThreads / 32];
-  mine.sum += mine.part;
-  for (int step = 16; step > 0; step /= 2) {
-    const float other = __shfl_down_sync(~0u, mine.largest, step);
-    const double sum = __shfl_down_sync(~0u, mine.sum, step);
-    mine.Join(other, sum, s.scale);
-  }
-  if (threadIdx.x % 32 == 0) {
-    largest[threadIdx.x / 32] = mine.largest;
-    sums[threadIdx.x / 32] = mine.sum;
-  }
+__device__ double LogSum(const Exponentials& mine, const Step& s) {
+  constexpr int kWarps = kRowThreads / 32;
+  __shared__ float tops[kWarps];
+  __shared__ double sums[kWarps];
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  float top = mine.largest;
+  for (int step = 16; step > 0; step /= 2) top = fmaxf(top, __shfl_xor_sync(kAll, top, step));
+  if (threadIdx.x % 32 == 0) tops[warp] = top;
+  __syncthreads();
+  for (int other = 0; other < kWarps; ++other) top = fmaxf(top, tops[other]);
+  if (top == -kInfinity) return -static_cast<double>(kInfinity);
+  double sum = mine.sum * exp2f((mine.largest - top) * s.scale);
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kAll, sum, step);
+  if (threadIdx.x % 32 == 0) sums[warp] = sum;
   __syncthreads();
   if (threadIdx.x != 0) return 0;
-  for (int warp = 1; warp < kRowThreads / 32; ++warp) {
-    mine.Join(largest[warp], sums[warp], s.scale);
-  }
-  if (mine.largest == -kInfinity) return -static_cast<double>(kInfinity);
-  return static_cast<double>(mine.largest) / s.temperature + log(mine.sum);
+  for (int other = 1; other < kWarps; ++other) sum += sums[other];
+  return static_cast<double>(top) / s.temperature + log(sum);
 }
 
 // One block a row: the children that it has, and the logarithm that normalises it.
@@ -239,12 +232,16 @@ __global__ void __launch_bounds__(kRowThreads) RowPass(Step s) {
             group[j] = i + j < s.vocab ? logits[i + j] : T(-kInfinity);
           }
         }
-        for (int j = 0; j < kGroup; ++j) mine.Take(Readable(ToFloat(group[j])), s.scale);
+        float values[kGroup];
+        ONEREC_UNROLL
+        for (int j = 0; j < kGroup; ++j) values[j] = Readable(ToFloat(group[j]));
+        mine.Take(values, s.scale);
       }
     } else {
       for (int i = static_cast<int>(threadIdx.x); i < row.degree; i += kRowThreads) {
         if (!Legal(s, row, b, row.first + i)) continue;
-        mine.Take(Readable(ToFloat(logits[level.Token(row.first + i)])), s.scale);
+        const float value[] = {Readable(ToFloat(logits[level.Token(row.first + i)]))};
+        mine.Take(value, s.scale);
       }
     }
     row.norm = LogSum(mine, s);
@@ -276,7 +273,8 @@ __device__ double Score(uint64_t key) {
 // The candidates of a request: the children of its rows, one row after the other.
 template <class T>
 struct Candidates {
-  __device__ Candidate Get(int i) const {
+  // Candidate i, without its key.
+  __device__ Candidate Find(int i) const {
     int low = 0, high = static_cast<int>(s.rows);  // offsets[low] <= i < offsets[high]
     while (high - low > 1) {
       const int middle = (low + high) / 2;
@@ -286,20 +284,23 @@ struct Candidates {
         high = middle;
       }
     }
-    const Row& row = rows[low];
-    Candidate made{0, static_cast<uint32_t>(low), static_cast<uint32_t>(i - offsets[low])};
-    const int64_t edge = row.first + made.slot;
-    if (!Legal(s, row, b, edge)) return made;
-    const float x = Readable(ToFloat(RowOf<T>(s, b, low)[level.Token(edge)]));
-    if (x == -kInfinity) return made;
-    made.key = Key(row.score + (static_cast<double>(x) / s.temperature - row.norm));
-    return made;
+    return {0, static_cast<uint32_t>(low), static_cast<uint32_t>(i - offsets[low])};
   }
+  __device__ uint64_t KeyOf(const Candidate& candidate) const {
+    const Row& row = rows[candidate.parent];
+    const int64_t edge = row.first + candidate.slot;
+    if (!Legal(s, row, b, edge)) return 0;
+    const float x = Readable(ToFloat(RowOf<T>(s, b, candidate.parent)[level.Token(edge)]));
+    if (x == -kInfinity) return 0;
+    return Key(row.score + (static_cast<double>(x) / s.temperature - row.norm));
+  }
+  __device__ uint64_t KeyAt(int i) const { return i < s.cached ? keys[i] : KeyOf(Find(i)); }
 
   const Step& s;
   const Level& level;
   const Row* rows;
-  const int* offsets;  // [rows + 1]
+  const int* offsets;    // [rows + 1]
+  const uint64_t* keys;  // [cached], of the first candidates
   int64_t b;
 };
 
@@ -313,10 +314,10 @@ __device__ void FindBin(const int* counts, int wanted, int* bin, int* above) {
   for (int i = 1; i <= kEach; ++i) own += counts[top - i];
   int before = own;  // inclusive sum over the lanes
   for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(~0u, before, step);
+    const int other = __shfl_up_sync(kAll, before, step);
     if (lane >= step) before += other;
   }
-  const unsigned reached = __ballot_sync(~0u, before >= wanted);
+  const unsigned reached = __ballot_sync(kAll, before >= wanted);
   const int chosen = reached == 0 ? 31 : __ffs(static_cast<int>(reached)) - 1;
   if (lane != chosen) return;
   int sum = before - own, at = top - 1;
@@ -328,12 +329,13 @@ __device__ void FindBin(const int* counts, int wanted, int* bin, int* above) {
 // One block a request: the best candidates in order.
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads) Select(Step s) {
-  extern __shared__ char shared[];
-  auto* const best = reinterpret_cast<Candidate*>(shared);          // [capacity]
-  auto* const offsets = reinterpret_cast<int*>(best + s.capacity);  // [rows + 1]
+  auto* const best = DynamicShared<Candidate>();                      // [capacity]
+  auto* const keys = reinterpret_cast<uint64_t*>(best + s.capacity);  // [cached]
+  auto* const offsets = reinterpret_cast<int*>(keys + s.cached);      // [rows + 1]
   __shared__ int counts[kBins];
   __shared__ int bin, above, found;
   __shared__ int warps[kSelectThreads / 32];
+  __shared__ uint64_t ones[kSelectThreads / 32], all_ones[kSelectThreads / 32];
   const int64_t b = blockIdx.x;
   const int thread = static_cast<int>(threadIdx.x);
   const Row* const rows = s.row_info + b * s.rows;
@@ -346,11 +348,11 @@ __global__ void __launch_bounds__(kSelectThreads) Select(Step s) {
       const int degree = r + thread < s.rows ? rows[r + thread].degree : 0;
       int inclusive = degree;
       for (int step = 1; step < 32; step *= 2) {
-        const int other = __shfl_up_sync(~0u, inclusive, step);
+        const int other = __shfl_up_sync(kAll, inclusive, step);
         if (thread >= step) inclusive += other;
       }
       if (r + thread < s.rows) offsets[r + thread] = sum + inclusive - degree;
-      sum += __shfl_sync(~0u, inclusive, 31);
+      sum += __shfl_sync(kAll, inclusive, 31);
     }
     if (thread == 0) {
       offsets[s.rows] = sum;
@@ -359,18 +361,48 @@ __global__ void __launch_bounds__(kSelectThreads) Select(Step s) {
   }
   __syncthreads();
   const int total = offsets[s.rows];
-  const Candidates<T> candidates{s, level, rows, offsets, b};
+  const Candidates<T> candidates{s, level, rows, offsets, keys, b};
 
-  // Digit by digit from the top, until what is as good as the threshold can be sorted.
+  // Every key once; the bits that some have and those that all have.
+  uint64_t some = 0, all = ~uint64_t{0};
+  ONEREC_UNROLL_BY(4)
+  for (int i = thread; i < total; i += kSelectThreads) {
+    const uint64_t key = candidates.KeyOf(candidates.Find(i));
+    if (i < s.cached) keys[i] = key;
+    if (key == 0) continue;
+    some |= key;
+    all &= key;
+  }
+  for (int step = 16; step > 0; step /= 2) {
+    some |= __shfl_xor_sync(kAll, some, step);
+    all &= __shfl_xor_sync(kAll, all, step);
+  }
+  if (thread % 32 == 0) {
+    ones[thread / 32] = some;
+    all_ones[thread / 32] = all;
+  }
+  __syncthreads();
+  for (int warp = 0; warp < kSelectThreads / 32; ++warp) {
+    some |= ones[warp];
+    all &= all_ones[warp];
+  }
+
+  // Digit by digit below the bits that all keys share, until what is as good as the threshold can
+  // be sorted.
   uint64_t threshold = 0, decided = 0;
-  int missing = wanted, better = 0;
-  for (int shift = 64; shift > 0 && wanted > 0 && total > s.capacity;) {
+  int missing = wanted, better = 0, shift = 0;
+  if (wanted > 0 && total > s.capacity) {
+    while (shift < 64 && (some ^ all) >> shift != 0) ++shift;
+    decided = shift == 64 ? 0 : ~uint64_t{0} << shift;
+    threshold = all & decided;
+  }
+  while (shift > 0) {
     const int bits = min(kDigitBits, shift);
     shift -= bits;
     for (int i = thread; i < kBins; i += kSelectThreads) counts[i] = 0;
     __syncthreads();
     for (int i = thread; i < total; i += kSelectThreads) {
-      const uint64_t key = candidates.Get(i).key;
+      const uint64_t key = candidates.KeyAt(i);
       if (key != 0 && (key & decided) == threshold) {
         atomicAdd(&counts[(key >> shift) & ((uint64_t{1} << bits) - 1)], 1);
       }
@@ -393,19 +425,19 @@ __global__ void __launch_bounds__(kSelectThreads) Select(Step s) {
   // the first `missing` of them are taken in their order.
   const bool tied = decided == ~uint64_t{0};
   for (int i = thread; i < total && wanted > 0; i += kSelectThreads) {
-    const Candidate candidate = candidates.Get(i);
-    if (candidate.key != 0 && (tied ? candidate.key > threshold : candidate.key >= threshold)) {
-      best[atomicAdd(&found, 1)] = candidate;
-    }
+    const uint64_t key = candidates.KeyAt(i);
+    if (key == 0 || (tied ? key <= threshold : key < threshold)) continue;
+    Candidate& candidate = best[atomicAdd(&found, 1)];
+    candidate = candidates.Find(i);
+    candidate.key = key;
   }
   __syncthreads();
   if (tied) {
     int taken = 0;
     for (int begin = 0; begin < total && taken < missing; begin += kSelectThreads) {
       const int i = begin + thread;
-      const Candidate candidate = i < total ? candidates.Get(i) : Candidate{};
-      const bool equal = candidate.key == threshold;
-      const unsigned mask = __ballot_sync(~0u, equal);
+      const bool equal = i < total && candidates.KeyAt(i) == threshold;
+      const unsigned mask = __ballot_sync(kAll, equal);
       if (thread % 32 == 0) warps[thread / 32] = __popc(mask);
       __syncthreads();
       int place = taken + __popc(mask & ((1u << (thread % 32)) - 1)), all = 0;
@@ -413,7 +445,10 @@ __global__ void __launch_bounds__(kSelectThreads) Select(Step s) {
         if (warp < thread / 32) place += warps[warp];
         all += warps[warp];
       }
-      if (equal && place < missing) best[better + place] = candidate;
+      if (equal && place < missing) {
+        best[better + place] = candidates.Find(i);
+        best[better + place].key = threshold;
+      }
       taken += all;
       __syncthreads();
     }
@@ -459,16 +494,25 @@ __global__ void __launch_bounds__(kSelectThreads) Select(Step s) {
 }
 
 template <class T>
-void Launch(const Step& s, int64_t batch, cudaStream_t stream) {
+void Run(Step s, int64_t batch, cudaStream_t stream) {
   if (s.rows > 0) {
-    RowPass<T><<<static_cast<unsigned>(batch * s.rows), kRowThreads, 0, stream>>>(s);
-    CheckCuda(cudaGetLastError(), "beam step, rows");
+    Launch("beam step, rows", RowPass<T>, static_cast<unsigned>(batch * s.rows), kRowThreads, 0,
+           stream, s);
   }
-  const auto bytes = static_cast<int>(s.capacity * sizeof(Candidate) + (s.rows + 1) * sizeof(int));
-  CheckCuda(cudaFuncSetAttribute(Select<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-            "beam step, shared memory");
-  Select<T><<<static_cast<unsigned>(batch), kSelectThreads, bytes, stream>>>(s);
-  CheckCuda(cudaGetLastError(), "beam step, select");
+  const size_t room = SharedRoom("beam step, select", Select<T>);
+  const size_t fixed = static_cast<size_t>(s.capacity) * sizeof(Candidate) +
+                       static_cast<size_t>(s.rows + 1) * sizeof(int);
+  if (room < fixed) {
+    throw std::invalid_argument("rows and width: wanted few enough for " + std::to_string(room) +
+                                " bytes of shared memory, got " + std::to_string(s.rows) + " and " +
+                                std::to_string(s.width));
+  }
+  s.cached =
+      static_cast<int>(std::min<int64_t>(s.rows * s.vocab, (room - fixed) / sizeof(uint64_t)));
+  const size_t bytes = fixed + static_cast<size_t>(s.cached) * sizeof(uint64_t);
+  AllowShared("beam step, select", Select<T>, bytes);
+  Launch("beam step, select", Select<T>, static_cast<unsigned>(batch), kSelectThreads, bytes,
+         stream, s);
 }
 
 }  // namespace
@@ -521,11 +565,11 @@ void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& 
   const auto on = static_cast<cudaStream_t>(stream);
   switch (input.logits.type) {
     case LogitType::kFloat32:
-      return Launch<float>(s, input.batch, on);
+      return Run<float>(s, input.batch, on);
     case LogitType::kFloat16:
-      return Launch<__half>(s, input.batch, on);
+      return Run<__half>(s, input.batch, on);
     case LogitType::kBFloat16:
-      return Launch<__nv_bfloat16>(s, input.batch, on);
+      return Run<__nv_bfloat16>(s, input.batch, on);
   }
 }
 

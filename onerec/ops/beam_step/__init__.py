@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from numbers import Integral
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -301,18 +301,23 @@ def _native_step(
     items: int = 0,
     leaf_offsets: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
+    """The step on the device of the logits.
+
+    Args:
+        logits: As the others, as for `beam_step`.
+        trie: uint8, the trie's bytes; on CUDA int64 [1], where they lie.
+    """
     scores, nodes = scores.contiguous(), nodes.contiguous()
     out = _outputs(logits, beam_width)
-    core().beam_step(
-        trie.data_ptr(),
-        trie.numel(),
+    batch, rows, codebook_size = logits.shape
+    given: tuple[Any, ...] = (
         level,
         logits.data_ptr(),
         LOGIT_TYPES[logits.dtype],
         logits.stride(0),
         logits.stride(1),
-        logits.shape[0],
-        logits.shape[1],
+        batch,
+        rows,
         scores.data_ptr(),
         nodes.data_ptr(),
         *(0 if t is None else t.data_ptr() for t in (widths, dead, dead_offsets, tags, allow)),
@@ -321,62 +326,20 @@ def _native_step(
         temperature,
         beam_width,
         *(tensor.data_ptr() for tensor in out),
-        num_threads,
     )
-    return tuple(out)
-
-
-def _cuda_step(
-    logits: torch.Tensor,
-    scores: torch.Tensor,
-    nodes: torch.Tensor,
-    trie: torch.Tensor,
-    level: int,
-    beam_width: int,
-    scoring: int,
-    temperature: float,
-    num_threads: int,
-    widths: torch.Tensor | None = None,
-    dead: torch.Tensor | None = None,
-    dead_offsets: torch.Tensor | None = None,
-    tags: torch.Tensor | None = None,
-    allow: torch.Tensor | None = None,
-    paths: torch.Tensor | None = None,
-    items: int = 0,
-    leaf_offsets: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, ...]:
-    scores, nodes = scores.contiguous(), nodes.contiguous()
-    out = _outputs(logits, beam_width)
-    batch, rows, codebook_size = logits.shape
+    if not logits.is_cuda:
+        core().beam_step(trie.data_ptr(), trie.numel(), *given, num_threads)
+        return tuple(out)
     size = core().cuda_beam_step_bytes(batch, rows, items)
     workspace = logits.new_empty(size, dtype=torch.uint8)
     with torch.cuda.device(logits.device):
-        core().cuda_beam_step(
-            trie.data_ptr(),
-            codebook_size,
-            level,
-            logits.data_ptr(),
-            LOGIT_TYPES[logits.dtype],
-            logits.stride(0),
-            logits.stride(1),
-            batch,
-            rows,
-            scores.data_ptr(),
-            nodes.data_ptr(),
-            *(0 if t is None else t.data_ptr() for t in (widths, dead, dead_offsets, tags, allow)),
-            *_own_items(paths, items, leaf_offsets),
-            scoring,
-            temperature,
-            beam_width,
-            *(tensor.data_ptr() for tensor in out),
-            workspace.data_ptr(),
-            torch.cuda.current_stream().cuda_stream,
-        )
+        stream = torch.cuda.current_stream().cuda_stream
+        core().cuda_beam_step(trie.data_ptr(), codebook_size, *given, workspace.data_ptr(), stream)
     return tuple(out)
 
 
-_library.impl("beam_step", _cuda_step, "CUDA")  # type: ignore[no-untyped-call]
-_library.impl("beam_step", _native_step, "CPU")  # type: ignore[no-untyped-call]
+for _device in ("CPU", "CUDA"):
+    _library.impl("beam_step", _native_step, _device)  # type: ignore[no-untyped-call]
 
 
 @torch.library.register_fake("onerec::beam_step", lib=_library)  # type: ignore[untyped-decorator]

@@ -110,6 +110,23 @@ void CheckCenters(const float* centers, int64_t clusters, int64_t d, const doubl
   }
 }
 
+// Labels of a step that another goes on from.
+void CheckSizes(int64_t rows, int64_t clusters, const int32_t* labels) {
+  std::vector<int64_t> sizes(static_cast<size_t>(clusters));
+  for (int64_t i = 0; i < rows; ++i) {
+    if (labels[i] < 0 || labels[i] >= clusters) {
+      throw std::invalid_argument("labels: wanted 0.." + Text(clusters - 1) + ", got " +
+                                  Text(labels[i]) + " at " + Text(i));
+    }
+    ++sizes[static_cast<size_t>(labels[i])];
+  }
+  const auto [low, high] = std::minmax_element(sizes.begin(), sizes.end());
+  if (*low < rows / clusters || *high > (rows + clusters - 1) / clusters) {
+    throw std::invalid_argument("labels: wanted clusters of equal size, got sizes from " +
+                                Text(*low) + " to " + Text(*high));
+  }
+}
+
 // The device that the options name, with x on it; null if they name none.
 std::unique_ptr<KMeansDevice> OpenDevice(const FloatRows& x, const std::vector<double>& mean,
                                          const BalancedKMeansOptions& options) {
@@ -535,8 +552,8 @@ BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers, int6
   CheckFinite(x, options.num_threads);
   const std::vector<double> mean = ColumnMeans(x, options.num_threads);
   const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
-  return SolveAssignment(x, mean, centers, clusters, options, device.get(), prices_given, true,
-                         prices, labels);
+  return SolveAssignment(x, mean, centers, clusters, options, device.get(), prices_given, false,
+                         true, prices, labels);
 }
 
 BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
@@ -551,7 +568,11 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
   }
   const std::vector<double> mean = ColumnMeans(x, options.num_threads);
   const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
-  if (options.steps_done == 0) std::fill(prices, prices + clusters, 0.0);
+  if (options.steps_done == 0) {
+    std::fill(prices, prices + clusters, 0.0);
+  } else {
+    CheckSizes(x.rows, clusters, labels);
+  }
   BalancedKMeansResult result;
   result.iterations = options.steps_done;
   std::vector<int32_t> previous(static_cast<size_t>(x.rows), -1);
@@ -573,8 +594,8 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
     return result;
   }
   const auto assign = [&](bool warm, bool certify) {
-    const BalancedAssignment step = SolveAssignment(x, mean, centers, clusters, options,
-                                                    device.get(), warm, certify, prices, labels);
+    const BalancedAssignment step = SolveAssignment(
+        x, mean, centers, clusters, options, device.get(), warm, warm, certify, prices, labels);
     result.inertia = step.cost;
     result.gap = step.gap;
     BalancedAssignment& work = result.work;

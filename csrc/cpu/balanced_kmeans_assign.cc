@@ -21,16 +21,18 @@ constexpr int64_t kSampleRows = 16;          // rows for each centre in the sear
 constexpr int64_t kSampleEntries = 1 << 22;  // but at least so many costs
 constexpr int64_t kMatrixEntries = 1
                                    << 22;  // costs up to which all are kept, and no lists are made
-constexpr double kNear = 0.08;             // share above size from which lists bring prices home
-constexpr double kLost = 0.15;             // share off balance at which a larger eps has to help
-constexpr int64_t kSimplexRows = 1024;     // rows for each centre up to which the simplex pays
-constexpr double kFirstPenalty = 0.02;     // of the simplex, in the scale of the lists
-constexpr double kNextPenalty = 0.32;      // at first, once lists have been made again
-constexpr double kLastPenalty = 100;
-constexpr double kOutside = 0.01;       // share of items with too short lists that ends it
+constexpr double kNear = 0.08;          // share above size from which a sample brings prices home
+constexpr double kNearLabels = 0.16;    // the same from given labels
+constexpr int64_t kChangedRows = 4096;  // of the sample that says if prices are far off
+constexpr double kChanged = 0.23;       // share that prefers another cluster, from which they are
+constexpr double kLost = 0.15;          // share off balance at which a larger eps has to help
+constexpr int64_t kSimplexRows = 1024;  // rows for each centre up to which the simplex pays
+constexpr double kFirstPenalty = 0.02;  // of the first simplex, in the scale of the lists
+constexpr double kLastPenalty = 0.32;
 constexpr double kReach = 0.25;         // of the moves that the exact finish takes from lists
-constexpr int kRounds = 8;              // of lists and prices on them
-constexpr double kWorth = 0.9;          // share above size, of that before, that is worth a round
+constexpr int kRounds = 16;             // of lists and simplex
+constexpr double kWorth = 0.9;          // share above size, of that before, that is worth new lists
+constexpr size_t kAges = 250;           // times that rows are listed again
 constexpr int64_t kListTarget = 16;     // entries of an average candidate list
 constexpr int64_t kEntryBytes = 8;      // of a list's entry
 constexpr int64_t kMoveBytes = 24;      // of an entry as a move of the exact finish
@@ -55,10 +57,8 @@ class ListCosts : public TileCosts {
       : TileCosts(x, centers, nullptr, packed, kernels),
         lists_(lists),
         now_(now, now + lists.prices.size()),
-        reach_(reach) {
-    drift_ = lists.Drift(now, moved_);
-    fallen_ = lists.Fallen(moved_);
-  }
+        reach_(reach),
+        moved_(lists, now) {}
 
   double Known(const int32_t* items, int64_t count, int32_t from,
                const MoveBody& body) const override {
@@ -77,7 +77,7 @@ class ListCosts : public TileCosts {
                lists_.prices[static_cast<size_t>(*at)];
       };
       const double stay = rel(own) + Rounding(chunk, row);
-      edge = std::min(edge, lists_.Edge(chunk, row, drift_, fallen_) - stay);
+      edge = std::min(edge, moved_.Edge(chunk, row) - stay);
       for (auto at = begin; at < end; ++at) {
         const double above =
             static_cast<double>(chunk.rel[static_cast<size_t>(at - chunk.code.begin())]);
@@ -97,8 +97,7 @@ class ListCosts : public TileCosts {
   const CandidateLists& lists_;
   std::vector<double> now_;
   double reach_;
-  std::vector<float> moved_, fallen_;
-  double drift_;
+  MovedLists moved_;
 };
 
 class Search {
@@ -124,7 +123,7 @@ class Search {
     capacity_.dummies = rest > 0 ? clusters - rest : 0;
   }
 
-  void Run(bool prices_given, bool certify, double* prices, int32_t* labels) {
+  void Run(bool prices_given, bool labels_given, bool certify, double* prices, int32_t* labels) {
     if (device_ != nullptr) {
       device_->SetCenters(nodes_.centers.data(), nodes_.count);
       DevicePrices(prices_given, prices);
@@ -133,7 +132,7 @@ class Search {
       ++report_.passes;
       report_.pass_seconds += Seconds() - begin;
     } else {
-      HostLabels(prices_given, prices, labels);
+      HostLabels(prices_given, labels_given, prices, labels);
     }
     Finish(certify, prices, labels);
     if (certify) Certify(prices, labels);
@@ -142,7 +141,7 @@ class Search {
 
  private:
   // Prices, and the hard argmin at them.
-  void HostLabels(bool prices_given, double* prices, int32_t* labels) {
+  void HostLabels(bool prices_given, bool labels_given, double* prices, int32_t* labels) {
     CostMatrix matrix;
     const int64_t columns = centers_.columns();
     const int64_t affordable =
@@ -164,35 +163,59 @@ class Search {
       report_.finish_seconds += Seconds() - begin;
       matrix = {};
     } else {
-      ListLabels(count, prices, labels);
+      ListLabels(count, labels_given, prices, labels);
     }
   }
 
   // Prices from candidate lists, which are made again where prices leave their range.
-  void ListLabels(int64_t sample, double* prices, int32_t* labels) {
-    std::fill(labels, labels + x_.rows, -1);  // none is preferred yet
-    BuildLists(prices);
-    simplex_ = options_.method == BalancedMethod::kPriced && lists_.scale > 0 &&
-               x_.rows <= kSimplexRows * nodes_.count;
-    double before = 1;
-    for (int round = 0; round < kRounds; ++round) {
-      double over = annealer_.OverFull(lists_, prices);
-      if (round == 0 && over > kNear) {
-        CostMatrix matrix;
-        AnnealMatrix(matrix, Strata(sample, prices, matrix.weights), true, prices);
-        BuildLists(prices);
+  void ListLabels(int64_t sample, bool labels_given, double* prices, int32_t* labels) {
+    double over = 1;
+    bool near = !labels_given || Changed(prices, labels) < kChanged;
+    if (near) {
+      BuildLists(prices, nullptr);
+      over = annealer_.OverFull(lists_, prices);
+      near = over <= (labels_given ? kNearLabels : kNear);
+    }
+    if (!near) {
+      CostMatrix matrix;
+      const std::vector<int64_t> rows =
+          Strata(sample, prices, labels_given ? labels : nullptr, matrix.weights);
+      AnnealMatrix(matrix, rows, true, prices);
+      BuildLists(prices, nullptr);
+      over = annealer_.OverFull(lists_, prices);
+    }
+    if (options_.method == BalancedMethod::kPriced && lists_.scale > 0 &&
+        x_.rows <= kSimplexRows * nodes_.count) {
+      if (!labels_given) Feasible(prices, labels);
+      if (SolveLists(prices, labels)) return;
+    } else {
+      std::fill(labels, labels + x_.rows, -1);  // none is preferred yet
+      for (double before = 1; over <= kWorth * before;) {
+        before = over;
+        if (ListPrices(prices)) break;
+        if (!ExtendLists(prices)) BuildLists(prices, nullptr);
         over = annealer_.OverFull(lists_, prices);
       }
-      if (over > kWorth * before) break;
-      before = over;
-      const bool inside =
-          simplex_ ? SolveLists(round == 0, over, prices, labels) : ListPrices(prices);
-      if (inside) break;
-      if (simplex_ || !ExtendLists(prices)) BuildLists(prices);
     }
     const double begin = Seconds();
     HardLabels(prices, labels);
     report_.finish_seconds += Seconds() - begin;
+  }
+
+  // Share of a sample's rows that no longer prefer their cluster.
+  double Changed(const double* prices, const int32_t* labels) {
+    const int64_t count = std::min<int64_t>(x_.rows, kChangedRows);
+    const std::vector<int64_t> rows = SampleRows(x_.rows, count, options_.seed ^ 0xC4A9);
+    std::vector<uint8_t> changed(static_cast<size_t>(count));
+    centers_.SetPrices(prices);
+    DensePass(x_, rows.data(), count, centers_, kernels_, options_,
+              [&](int64_t, int64_t i, const float* row, double square) {
+                const auto at = static_cast<size_t>(i);
+                changed[at] = row[labels[rows[at]]] - centers_.Error(square) >
+                              kernels_.row_min(row, centers_.columns());
+              });
+    const auto sum = std::accumulate(changed.begin(), changed.end(), int64_t{0});
+    return static_cast<double>(sum) / static_cast<double>(count);
   }
 
   static std::vector<double> Shares(const Nodes& nodes, int64_t clusters) {
@@ -203,11 +226,17 @@ class Search {
     return shares;
   }
 
-  // A sample with as many rows of each cluster of the hard argmin over the lists: each stands for
-  // its share of them, so that no cluster's number of items is left to chance.
-  std::vector<int64_t> Strata(int64_t count, const double* prices, std::vector<float>& weights) {
+  // A sample with as many rows of each cluster, as labels or, if they are null, the hard argmin
+  // over the lists say: each stands for its share of them, so that no cluster's number of items is
+  // left to chance.
+  std::vector<int64_t> Strata(int64_t count, const double* prices, const int32_t* given,
+                              std::vector<float>& weights) {
     std::vector<int32_t> labels(static_cast<size_t>(x_.rows));
-    annealer_.ListLabels(lists_, prices, labels.data());
+    if (given != nullptr) {
+      std::copy(given, given + x_.rows, labels.begin());
+    } else {
+      annealer_.ListLabels(lists_, prices, labels.data());
+    }
     std::vector<int64_t> sizes(static_cast<size_t>(nodes_.count));
     for (const int32_t k : labels) ++sizes[static_cast<size_t>(k)];
     // Every cluster gives what it has, or the same as the other large ones.
@@ -364,15 +393,18 @@ class Search {
 
   // One pass over everything: candidate lists of about kListTarget entries on average, and as many
   // leaders of groups, or what half of the budget has room for.
-  void BuildLists(const double* prices) {
+  // Lists also what `basis` needs, if it is not null, and returns the number of rows that some
+  // cluster suits better than what the basis says.
+  int64_t BuildLists(const double* prices, const ListSimplex* basis) {
     const double begin = Seconds();
     const int64_t columns = centers_.columns();
     const int64_t entries = (options_.memory_budget / 2 / x_.rows - kRowBytes) / kEntryBytes;
     const int64_t target = std::clamp<int64_t>((entries - kListPad / 2) / 2, 1, kListTarget);
     centers_.SetPrices(prices);
     lists_.prices.assign(prices, prices + nodes_.count);
+    lists_.again.clear();
     lists_.group_offset = nodes_.group_offset;
-    {
+    if (basis == nullptr) {
       const int64_t count = std::min(x_.rows, std::max<int64_t>(256, (1 << 21) / columns));
       const std::vector<int64_t> rows = SampleRows(x_.rows, count, options_.seed ^ 0x1175);
       const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
@@ -403,16 +435,20 @@ class Search {
     lists_.rows = x_.rows;
     lists_.chunk_rows = plan.chunk_rows;
     lists_.chunks.assign(static_cast<size_t>(plan.chunks), {});
+    std::vector<int64_t> open(static_cast<size_t>(plan.chunks));
     DensePass(
         x_, nullptr, x_.rows, centers_, kernels_, options_,
         [&](int64_t c, int64_t i, const float* row, double square) {
-          ListRow(lists_.chunks[static_cast<size_t>(c)], i, row, square);
+          open[static_cast<size_t>(c)] +=
+              ListRow(lists_.chunks[static_cast<size_t>(c)], i, row, square, prices, basis) ? 1 : 0;
         },
         true);
     lists_.shared = true;
     CountEntries();
+    Share(options_.processes, ChunkBounds(plan.chunks, options_.processes), 1, open.data());
     ++report_.passes;
     report_.pass_seconds += Seconds() - begin;
+    return std::accumulate(open.begin(), open.end(), int64_t{0});
   }
 
   void CountEntries() {
@@ -437,7 +473,8 @@ class Search {
     return bounds;
   }
 
-  void ListRow(CandidateLists::Chunk& chunk, int64_t item, const float* row, double square) {
+  bool ListRow(CandidateLists::Chunk& chunk, int64_t item, const float* row, double square,
+               const double* prices, const ListSimplex* basis) {
     const int64_t columns = centers_.columns();
     thread_local std::vector<int32_t> where;
     if (static_cast<int64_t>(where.size()) < columns) where.resize(static_cast<size_t>(columns));
@@ -448,19 +485,31 @@ class Search {
                  static_cast<double>(kLargest) / 2));
     int64_t found = kernels_.collect(row, columns, std::nextafter(limit, kInfinity), where.data());
     if (lists_.reach > lists_.threshold) found = AddLeaders(row, low, limit, found, where);
+    bool open = false;
+    if (basis != nullptr) {
+      basis->Basic(item, [&](int32_t k) {
+        const auto end = where.begin() + found;
+        const auto at = std::lower_bound(where.begin(), end, k);
+        if (at != end && *at == k) return;
+        std::move_backward(at, end, end + 1);
+        *at = k;
+        ++found;
+      });
+      open = Open(item, row, error, where, found, prices, *basis);
+    }
     if (static_cast<double>(error) > lists_.scale / 16) {
       // The tile is too coarse here: costs again, in float64.
       double least = std::numeric_limits<double>::infinity();
       std::vector<double> exact(static_cast<size_t>(found));
       for (int64_t t = 0; t < found; ++t) {
         const int32_t k = where[static_cast<size_t>(t)];
-        exact[static_cast<size_t>(t)] = Cost(x_, item, nodes_.centers.data(), k, kernels_) +
-                                        lists_.prices[static_cast<size_t>(k)];
+        exact[static_cast<size_t>(t)] =
+            Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
         least = std::min(least, exact[static_cast<size_t>(t)]);
       }
       for (int64_t t = 0; t < found; ++t) {
         const double above = exact[static_cast<size_t>(t)] - least;
-        if (above > lists_.threshold &&
+        if (basis == nullptr && above > lists_.threshold &&
             static_cast<double>(row[where[static_cast<size_t>(t)]]) <= static_cast<double>(limit)) {
           continue;
         }
@@ -476,6 +525,22 @@ class Search {
       }
     }
     EndRow(chunk, error, static_cast<double>(low));
+    return open;
+  }
+
+  // Says if one of the listed clusters suits the item better than its own.
+  bool Open(int64_t item, const float* row, float error, const std::vector<int32_t>& where,
+            int64_t found, const double* prices, const ListSimplex& basis) const {
+    const int32_t own = basis.labels()[static_cast<size_t>(item)];
+    const auto value = [&](int32_t k) {
+      return Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
+    };
+    for (int64_t t = 0; t < found; ++t) {
+      const int32_t k = where[static_cast<size_t>(t)];
+      if (k == own || row[k] > row[own] + error) continue;
+      if (row[k] < row[own] - error || value(k) < value(own) - basis.rounding()) return true;
+    }
+    return false;
   }
 
   // Adds the best of each group that has none below `limit` yet, if it is within reach.
@@ -501,8 +566,8 @@ class Search {
   // and adds them where they belong. False if they are not few.
   bool ExtendLists(const double* prices) {
     const double begin = Seconds();
-    std::vector<float> moved;
-    lists_.Drift(prices, moved);
+    const MovedLists lists_now(lists_, prices);
+    const std::vector<float>& moved = lists_now.moved();
     // What all prices have in common moves nobody.
     std::vector<float> sorted(moved);
     std::nth_element(sorted.begin(), sorted.begin() + sorted.size() / 2, sorted.end());
@@ -590,51 +655,208 @@ class Search {
     return true;
   }
 
-  // The cheapest assignment within the lists, or one with prices as far off as the lists say
-  // something about; false when prices have left the range of the lists.
-  bool SolveLists(bool first, double over, double* prices, int32_t* labels) {
-    if (over > kNear) ListPrices(prices);
+  // Labels of the right sizes, and prices near those that they are best at: a simplex for which
+  // wrong sizes cost little, and a greedy fill for what it leaves.
+  void Feasible(double* prices, int32_t* labels) {
     const double begin = Seconds();
     ShareLists();
-    ListSimplex simplex(capacity_, lists_, kernels_, options_.num_threads, prices);
-    bool inside = true;
-    for (double penalty = (first ? kFirstPenalty : kNextPenalty) * lists_.scale;; penalty *= 4) {
-      const int64_t off = simplex.Solve(penalty);
+    ListSimplex simplex(capacity_, lists_, options_.num_threads, ExactCosts(), prices, nullptr);
+    for (double penalty = kFirstPenalty; penalty <= kLastPenalty; penalty *= 4) {
+      const int64_t off = simplex.Solve(penalty * lists_.scale);
       if (options_.on_step) options_.on_step();
-      simplex.ExactPrices(
-          [&](int64_t item, int32_t node) {
-            return Cost(x_, item, nodes_.centers.data(), node, kernels_);
-          },
-          prices);
-      inside = Outside(prices) <= kOutside;
-      if (off == 0 || !inside || penalty > kLastPenalty * lists_.scale) break;
+      if (off == 0) break;
+    }
+    std::copy(simplex.prices().begin(), simplex.prices().end(), prices);
+    std::copy(simplex.labels().begin(), simplex.labels().end(), labels);
+    GreedyFinish(prices, labels);
+    report_.price_seconds += Seconds() - begin;
+  }
+
+  ListSimplex::Exact ExactCosts() const {
+    return [this](int64_t item, int32_t node) {
+      return Cost(x_, item, nodes_.centers.data(), node, kernels_);
+    };
+  }
+
+  // From labels of the right sizes, listed or not, to the cheapest: what a pass finds cheaper than
+  // the best within the lists is listed too, until there is nothing. False if that takes too long.
+  bool SolveLists(double* prices, int32_t* labels) {
+    const auto begin = Seconds();
+    const double passes = report_.pass_seconds;
+    ListRows(labels);
+    ShareLists();
+    ListSimplex simplex(capacity_, lists_, options_.num_threads, ExactCosts(), prices, labels);
+    bool best = false;
+    for (int round = 0; round < kRounds && !best; ++round) {
+      simplex.Solve();
+      if (options_.on_step) options_.on_step();
+      std::copy(simplex.prices().begin(), simplex.prices().end(), prices);
+      const int64_t open = ListAgain(prices, simplex);
+      best = open == 0;
+      if (best) break;
+      ShareLists();
+      simplex.TakeLists();
     }
     std::copy(simplex.labels().begin(), simplex.labels().end(), labels);
     eps_ = lists_.scale / 100;
-    report_.price_seconds += Seconds() - begin;
-    return inside;
+    report_.price_seconds += Seconds() - begin - (report_.pass_seconds - passes);
+    solved_ = best;
+    return best;
   }
 
-  // Share of the rows whose best cluster may not be listed.
-  double Outside(const double* prices) const {
-    std::vector<float> moved;
-    const double drift = lists_.Drift(prices, moved);
-    const std::vector<float> fallen = lists_.Fallen(moved);
-    const auto chunks = static_cast<int64_t>(lists_.chunks.size());
-    std::vector<int64_t> outside(static_cast<size_t>(chunks));
-    ParallelFor(chunks, options_.num_threads, [&](int64_t c) {
-      const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
+  // Looks at the rows whose lists are too short to tell that the basis is the best, and lists them
+  // again. Returns the number of rows that some cluster suits better than what the basis says.
+  int64_t ListAgain(const double* prices, const ListSimplex& basis) {
+    const double begin = Seconds();
+    const MovedLists now(lists_, prices);
+    const std::vector<int64_t> bounds =
+        ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
+    const auto rank = static_cast<size_t>(options_.processes.rank);
+    const int64_t first = bounds[rank];
+    const int64_t count = bounds[rank + 1] - first;
+    std::vector<std::vector<int64_t>> found(static_cast<size_t>(count));
+    ParallelFor(count, options_.num_threads, [&](int64_t c) {
+      const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(first + c)];
       for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-        const int64_t first = chunk.offset[r];
-        float low;
-        kernels_.list_argmin(chunk.rel.data() + first, chunk.code.data() + first, moved.data(),
-                             chunk.offset[r + 1] - first, &low);
-        const bool known = static_cast<double>(low) <= lists_.Edge(chunk, r, drift, fallen);
-        outside[static_cast<size_t>(c)] += known ? 0 : 1;
+        const int64_t item = (first + c) * lists_.chunk_rows + static_cast<int64_t>(r);
+        const size_t own = Place(chunk, r, basis.labels()[static_cast<size_t>(item)]);
+        const auto value =
+            static_cast<double>(chunk.rel[own] + now.moved()[static_cast<size_t>(chunk.code[own])]);
+        const double error =
+            static_cast<double>(chunk.error[r]) +
+            4e-7 * (std::abs(static_cast<double>(chunk.rel[own])) + std::abs(value) + lists_.scale);
+        if (value + error > now.Edge(chunk, r) - error) {
+          found[static_cast<size_t>(c)].push_back(item);
+        }
       }
     });
-    return static_cast<double>(std::accumulate(outside.begin(), outside.end(), int64_t{0})) /
-           static_cast<double>(lists_.rows);
+    std::vector<int64_t> rows;
+    for (const auto& part : found) rows.insert(rows.end(), part.begin(), part.end());
+    std::vector<int64_t> counts(static_cast<size_t>(options_.processes.count));
+    counts[rank] = static_cast<int64_t>(rows.size());
+    Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1,
+          counts.data());
+    const auto all = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+    if (5 * all > 4 * x_.rows || lists_.again.size() == kAges) return BuildLists(prices, &basis);
+
+    lists_.again.emplace_back(prices, prices + nodes_.count);
+    const auto age = static_cast<uint8_t>(lists_.again.size());
+    centers_.SetPrices(prices);
+    const auto number = static_cast<int64_t>(rows.size());
+    const PassPlan plan = PlanPass(number, centers_.columns(), kernels_);
+    std::vector<CandidateLists::Chunk> listed(static_cast<size_t>(plan.chunks));
+    std::vector<int64_t> open(static_cast<size_t>(plan.chunks));
+    DensePass(x_, rows.data(), number, centers_, kernels_, options_,
+              [&](int64_t c, int64_t position, const float* row, double square) {
+                open[static_cast<size_t>(c)] +=
+                    ListRow(listed[static_cast<size_t>(c)], rows[static_cast<size_t>(position)],
+                            row, square, prices, &basis)
+                        ? 1
+                        : 0;
+              });
+    counts[rank] = std::accumulate(open.begin(), open.end(), int64_t{0});
+    Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1,
+          counts.data());
+    const auto total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+    if (total > 0) {
+      ParallelFor(count, options_.num_threads, [&](int64_t c) {
+        if (found[static_cast<size_t>(c)].empty()) return;
+        Replace(lists_.chunks[static_cast<size_t>(first + c)], (first + c) * lists_.chunk_rows,
+                rows, listed, plan.chunk_rows, age, basis);
+      });
+      CountEntries();
+    }
+    report_.pass_seconds += Seconds() - begin;
+    return total;
+  }
+
+  // Where the row lists the cluster, which it does.
+  static size_t Place(const CandidateLists::Chunk& chunk, size_t row, int32_t cluster) {
+    auto t = static_cast<size_t>(chunk.offset[row]);
+    while (chunk.code[t] != cluster) ++t;
+    return t;
+  }
+
+  // Puts the rows that were listed again in their places.
+  void Replace(CandidateLists::Chunk& chunk, int64_t first, const std::vector<int64_t>& rows,
+               const std::vector<CandidateLists::Chunk>& listed, int64_t listed_rows, uint8_t age,
+               const ListSimplex& basis) {
+    const std::vector<double>& prices = lists_.again.back();
+    CandidateLists::Chunk next;
+    auto position = std::lower_bound(rows.begin(), rows.end(), first);
+    for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
+      const int64_t item = first + static_cast<int64_t>(r);
+      if (position == rows.end() || *position != item) {
+        next.code.insert(next.code.end(), chunk.code.begin() + chunk.offset[r],
+                         chunk.code.begin() + chunk.offset[r + 1]);
+        next.rel.insert(next.rel.end(), chunk.rel.begin() + chunk.offset[r],
+                        chunk.rel.begin() + chunk.offset[r + 1]);
+        EndRow(next, chunk.error[r], chunk.low[r], chunk.age[r]);
+        continue;
+      }
+      const int64_t at = position++ - rows.begin();
+      const CandidateLists::Chunk& source = listed[static_cast<size_t>(at / listed_rows)];
+      const auto row = static_cast<size_t>(at % listed_rows);
+      // As if from the prices of the other rows, and counted from what the row was before.
+      const auto then = [&](size_t t) {
+        const auto k = static_cast<size_t>(source.code[t]);
+        return static_cast<double>(source.rel[t]) - (prices[k] - lists_.prices[k]);
+      };
+      const int32_t label = basis.labels()[static_cast<size_t>(item)];
+      const double base =
+          static_cast<double>(chunk.rel[Place(chunk, r, label)]) - then(Place(source, row, label));
+      double widest = 0;
+      for (auto t = static_cast<size_t>(source.offset[row]);
+           t < static_cast<size_t>(source.offset[row + 1]); ++t) {
+        if (source.rel[t] == kInfinity) continue;
+        next.code.push_back(source.code[t]);
+        next.rel.push_back(static_cast<float>(base + then(t)));
+        widest = std::max(widest, std::abs(base + then(t)));
+      }
+      EndRow(next, source.error[row] + 4e-7f * static_cast<float>(widest), chunk.low[r], age);
+    }
+    chunk = std::move(next);
+  }
+
+  // Lists each row's label.
+  void ListRows(const int32_t* labels) {
+    const std::vector<int64_t> bounds =
+        ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
+    const auto rank = static_cast<size_t>(options_.processes.rank);
+    ParallelFor(bounds[rank + 1] - bounds[rank], options_.num_threads, [&](int64_t own) {
+      const int64_t c = bounds[rank] + own;
+      CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
+      CandidateLists::Chunk next;
+      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
+        const int64_t item = c * lists_.chunk_rows + static_cast<int64_t>(r);
+        const int32_t label = labels[item];
+        bool listed = false;
+        double least = std::numeric_limits<double>::infinity();
+        int32_t nearest = 0;
+        for (int64_t t = chunk.offset[r]; t < chunk.offset[r + 1]; ++t) {
+          const auto entry = static_cast<size_t>(t);
+          if (chunk.rel[entry] == kInfinity) continue;
+          listed = listed || chunk.code[entry] == label;
+          if (static_cast<double>(chunk.rel[entry]) < least) {
+            least = static_cast<double>(chunk.rel[entry]);
+            nearest = chunk.code[entry];
+          }
+          next.code.push_back(chunk.code[entry]);
+          next.rel.push_back(chunk.rel[entry]);
+        }
+        if (!listed) {
+          const auto at = [&](int32_t k) {
+            return Cost(x_, item, nodes_.centers.data(), k, kernels_) +
+                   lists_.prices[static_cast<size_t>(k)];
+          };
+          next.code.push_back(label);
+          next.rel.push_back(static_cast<float>(at(label) - at(nearest) + least));
+        }
+        EndRow(next, chunk.error[r], chunk.low[r]);
+      }
+      chunk = std::move(next);
+    });
+    CountEntries();
   }
 
   // Annealing on the lists of all items; false when prices have left the range of the lists.
@@ -678,9 +900,8 @@ class Search {
   // Exact argmin of cost + price for every item: from the lists where they are long enough to know,
   // by a pass over all centres for the rest.
   void HardLabels(const double* prices, int32_t* labels) {
-    std::vector<float> moved;
-    const double drift = lists_.Drift(prices, moved);
-    const std::vector<float> fallen = lists_.Fallen(moved);
+    const MovedLists lists_now(lists_, prices);
+    const std::vector<float>& moved = lists_now.moved();
     const auto chunks = static_cast<int64_t>(lists_.chunks.size());
     std::vector<std::vector<int64_t>> outside(static_cast<size_t>(chunks));
     ParallelFor(chunks, options_.num_threads, [&](int64_t c) {
@@ -696,7 +917,7 @@ class Search {
         // float32 rounding of the sums in `low` and below is part of the error.
         const double error = static_cast<double>(chunk.error[r]) +
                              4e-7 * (std::abs(static_cast<double>(low)) + lists_.scale);
-        const double edge = lists_.Edge(chunk, r, drift, fallen);
+        const double edge = lists_now.Edge(chunk, r);
         if (static_cast<double>(low) + error > edge - error) {
           outside[static_cast<size_t>(c)].push_back(item);
           continue;
@@ -792,6 +1013,7 @@ class Search {
     std::vector<int64_t> ends(all + 1);
     std::vector<float> error(all);
     std::vector<double> low(all);
+    std::vector<uint8_t> age(all);
     const auto place = [&](auto&& body) {
       for (size_t c = 0; c < lists_.chunks.size(); ++c) {
         body(lists_.chunks[c], c * static_cast<size_t>(lists_.chunk_rows));
@@ -802,11 +1024,13 @@ class Search {
         ends[first + r + 1] = chunk.offset[r + 1] - chunk.offset[r];
         error[first + r] = chunk.error[r];
         low[first + r] = chunk.low[r];
+        age[first + r] = chunk.age[r];
       }
     });
     Share(processes, rows, 1, ends.data() + 1);
     Share(processes, rows, 1, error.data());
     Share(processes, rows, 1, low.data());
+    Share(processes, rows, 1, age.data());
     std::partial_sum(ends.begin(), ends.end(), ends.begin());
     std::vector<int32_t> code(static_cast<size_t>(ends.back()));
     std::vector<float> rel(code.size());
@@ -827,6 +1051,7 @@ class Search {
       chunk.rel.assign(rel.begin() + begin, rel.begin() + ends[static_cast<size_t>(last)]);
       chunk.error.assign(error.begin() + first, error.begin() + last);
       chunk.low.assign(low.begin() + first, low.begin() + last);
+      chunk.age.assign(age.begin() + first, age.begin() + last);
       chunk.offset.clear();
       for (int64_t r = first; r <= last; ++r) {
         chunk.offset.push_back(ends[static_cast<size_t>(r)] - begin);
@@ -836,6 +1061,7 @@ class Search {
 
   void Finish(bool certify, double* prices, int32_t* labels) {
     const double begin = Seconds();
+    if (solved_ && !certify) return;
     if (options_.method == BalancedMethod::kFast) {
       GreedyFinish(prices, labels);
       report_.finish_seconds += Seconds() - begin;
@@ -847,7 +1073,7 @@ class Search {
       ShareLists();
       costs = std::make_unique<ListCosts>(
           x_, nodes_.centers.data(), centers_, kernels_, lists_, prices,
-          simplex_ ? kReach * lists_.scale : std::numeric_limits<double>::infinity());
+          solved_ ? kReach * lists_.scale : std::numeric_limits<double>::infinity());
     } else {
       costs = std::make_unique<TileCosts>(x_, nodes_.centers.data(), nullptr, centers_, kernels_);
     }
@@ -1019,8 +1245,8 @@ class Search {
   Annealer annealer_;
   NodeCapacity capacity_;
   CandidateLists lists_;
-  bool simplex_ = false;  // what the lists say is solved before the finish
-  double eps_ = 0;        // of the last prices
+  bool solved_ = false;  // labels are the cheapest of the right sizes, prices show it
+  double eps_ = 0;       // of the last prices
   int64_t device_sweeps_ = 0;
 };
 
@@ -1029,8 +1255,8 @@ class Search {
 BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>& mean,
                                    const float* centers, int64_t clusters,
                                    const BalancedKMeansOptions& options, KMeansDevice* device,
-                                   bool prices_given, bool certify, double* prices,
-                                   int32_t* labels) {
+                                   bool prices_given, bool labels_given, bool certify,
+                                   double* prices, int32_t* labels) {
   BalancedAssignment report;
   const Nodes nodes = MakeNodes(centers, clusters, x.columns, options);
   std::vector<double> node_prices(static_cast<size_t>(nodes.count), 0.0);
@@ -1039,8 +1265,11 @@ BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>
       node_prices[static_cast<size_t>(nodes.node_of[static_cast<size_t>(k)])] = prices[k];
     }
   }
+  for (int64_t i = 0; labels_given && i < x.rows; ++i) {
+    labels[i] = nodes.node_of[static_cast<size_t>(labels[i])];
+  }
   Search search(x, mean, nodes, clusters, options, device, report);
-  search.Run(prices_given, certify, node_prices.data(), labels);
+  search.Run(prices_given, labels_given, certify, node_prices.data(), labels);
   // Equal centres share their node's items in item order.
   std::vector<int32_t> member(static_cast<size_t>(nodes.count), -1);
   std::vector<int32_t> next(static_cast<size_t>(clusters), -1);

@@ -278,6 +278,51 @@ int64_t ListArgmin(const float* rel, const int32_t* code, const float* p, int64_
   return best;
 }
 
+int64_t ListOther(const float* rel, const int32_t* code, const float* p, int64_t n, int32_t own,
+                  float* smallest) {
+#if defined(ONEREC_ISA_avx2) || defined(ONEREC_ISA_avx512)
+  const __m256 infinite = _mm256_set1_ps(__builtin_inff());
+  const __m256i mine = _mm256_set1_epi32(own);
+  __m256 low = infinite;
+  __m256i where = _mm256_set1_epi32(-1);
+  __m256i at = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  for (int64_t i = 0; i < n; i += 8) {
+    const __m256i k = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(code + i));
+    const __m256 price = _mm256_i32gather_ps(p, k, 4);
+    const __m256 x = _mm256_blendv_ps(_mm256_add_ps(_mm256_loadu_ps(rel + i), price), infinite,
+                                      _mm256_castsi256_ps(_mm256_cmpeq_epi32(k, mine)));
+    const __m256 less = _mm256_cmp_ps(x, low, _CMP_LT_OQ);
+    low = _mm256_blendv_ps(low, x, less);
+    where = _mm256_castps_si256(
+        _mm256_blendv_ps(_mm256_castsi256_ps(where), _mm256_castsi256_ps(at), less));
+    at = _mm256_add_epi32(at, _mm256_set1_epi32(8));
+  }
+  __m256 least = _mm256_min_ps(low, _mm256_permute2f128_ps(low, low, 1));
+  least = _mm256_min_ps(least, _mm256_permute_ps(least, 0x4E));
+  least = _mm256_min_ps(least, _mm256_permute_ps(least, 0xB1));
+  *smallest = _mm256_cvtss_f32(least);
+  // Of equals the first; lanes without any have -1, the largest unsigned.
+  __m256i first = _mm256_blendv_epi8(_mm256_set1_epi32(-1), where,
+                                     _mm256_castps_si256(_mm256_cmp_ps(low, least, _CMP_EQ_OQ)));
+  first = _mm256_min_epu32(first, _mm256_permute2x128_si256(first, first, 1));
+  first = _mm256_min_epu32(first, _mm256_shuffle_epi32(first, 0x4E));
+  first = _mm256_min_epu32(first, _mm256_shuffle_epi32(first, 0xB1));
+  return _mm256_cvtsi256_si32(first);
+#else
+  int64_t best = -1;
+  float least = __builtin_inff();
+  for (int64_t i = 0; i < n; ++i) {
+    const float x = rel[i] + p[code[i]];
+    if (x < least && code[i] != own) {
+      least = x;
+      best = i;
+    }
+  }
+  *smallest = least;
+  return best;
+#endif
+}
+
 double ExactCost(const float* x, const float* c, int64_t d) {
   Double8 sums = {};
   int64_t j = 0;
@@ -296,8 +341,9 @@ double ExactCost(const float* x, const float* c, int64_t d) {
 }  // namespace
 
 extern const KMeansKernels kKMeansKernels;
-const KMeansKernels kKMeansKernels = {kRows,       kWidth,  CostTile, RowMin,     GroupMin, Collect,
-                                      CollectEach, SoftRow, SoftList, ListArgmin, ExactCost};
+const KMeansKernels kKMeansKernels = {kRows,    kWidth,     CostTile,    RowMin,
+                                      GroupMin, Collect,    CollectEach, SoftRow,
+                                      SoftList, ListArgmin, ListOther,   ExactCost};
 
 }  // namespace ONEREC_ISA
 }  // namespace onerec

@@ -46,6 +46,10 @@ struct KMeansKernels {
   int64_t (*list_argmin)(const float* rel, const int32_t* code, const float* p, int64_t n,
                          float* smallest);
 
+  // The same of those whose code is not `own`, -1 if there is none.
+  int64_t (*list_other)(const float* rel, const int32_t* code, const float* p, int64_t n,
+                        int32_t own, float* smallest);
+
   // Squared distance in float64, summed over eight lanes and then pairwise: the same bits on every
   // instruction set.
   double (*exact_cost)(const float* x, const float* c, int64_t d);

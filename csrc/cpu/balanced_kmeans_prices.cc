@@ -61,41 +61,52 @@ int64_t CandidateLists::entries() const {
   return count;
 }
 
-double CandidateLists::Drift(const double* now, std::vector<float>& moved) const {
-  moved.resize(prices.size());
-  double least = std::numeric_limits<double>::infinity();
-  for (size_t k = 0; k < prices.size(); ++k) {
-    const double by = now[k] - prices[k];
-    moved[k] = static_cast<float>(by);
-    least = std::min(least, by);
-  }
-  return least;
+MovedLists::MovedLists(const CandidateLists& lists, const double* now) : lists_(lists) {
+  const auto since = [&](const std::vector<double>& prices) {
+    Since found;
+    std::vector<float> moved;
+    for (size_t k = 0; k < prices.size(); ++k) {
+      moved.push_back(static_cast<float>(now[k] - prices[k]));
+      found.between.push_back(static_cast<float>(prices[k] - lists.prices[k]));
+    }
+    found.fallen.resize(moved.size());
+    for (size_t g = 0; g + 1 < lists.group_offset.size(); ++g) {
+      const int32_t begin = lists.group_offset[g];
+      const int32_t end = lists.group_offset[g + 1];
+      std::fill(found.fallen.begin() + begin, found.fallen.begin() + end,
+                *std::min_element(moved.begin() + begin, moved.begin() + end));
+    }
+    found.drift = static_cast<double>(*std::min_element(moved.begin(), moved.end()));
+    if (since_.empty()) moved_ = std::move(moved);
+    since_.push_back(std::move(found));
+  };
+  since(lists.prices);
+  for (const std::vector<double>& prices : lists.again) since(prices);
 }
 
-std::vector<float> CandidateLists::Fallen(const std::vector<float>& moved) const {
-  std::vector<float> fallen(moved.size());
-  for (size_t g = 0; g + 1 < group_offset.size(); ++g) {
-    const auto begin = moved.begin() + group_offset[g];
-    const auto end = moved.begin() + group_offset[g + 1];
-    std::fill(fallen.begin() + group_offset[g], fallen.begin() + group_offset[g + 1],
-              *std::min_element(begin, end));
+// What was not listed was no better than the threshold, nor than the best of its group.
+double MovedLists::Edge(const CandidateLists::Chunk& chunk, size_t row) const {
+  const Since& since = since_[chunk.age[row]];
+  const auto begin = static_cast<size_t>(chunk.offset[row]);
+  const auto end = static_cast<size_t>(chunk.offset[row + 1]);
+  const auto then = [&](size_t t) {
+    return static_cast<double>(chunk.rel[t] + since.between[static_cast<size_t>(chunk.code[t])]);
+  };
+  double low = 0;  // what rel was counted from, when the row was listed
+  if (chunk.age[row] > 0) {
+    low = std::numeric_limits<double>::infinity();
+    for (size_t t = begin; t < end; ++t) low = std::min(low, then(t));
   }
-  return fallen;
+  double edge = lists_.reach + since.drift;
+  for (size_t t = begin; t < end; ++t) {
+    edge =
+        std::min(edge, std::max(lists_.threshold, then(t) - low) +
+                           static_cast<double>(since.fallen[static_cast<size_t>(chunk.code[t])]));
+  }
+  return low + edge;
 }
 
-// What is not listed was no better than the threshold, nor than the best of its group.
-double CandidateLists::Edge(const Chunk& chunk, size_t row, double drift,
-                            const std::vector<float>& fallen) const {
-  double edge = reach + drift;
-  for (int64_t t = chunk.offset[row]; t < chunk.offset[row + 1]; ++t) {
-    const auto entry = static_cast<size_t>(t);
-    edge = std::min(edge, std::max(threshold, static_cast<double>(chunk.rel[entry])) +
-                              static_cast<double>(fallen[static_cast<size_t>(chunk.code[entry])]));
-  }
-  return edge;
-}
-
-void EndRow(CandidateLists::Chunk& chunk, float error, double low) {
+void EndRow(CandidateLists::Chunk& chunk, float error, double low, uint8_t age) {
   const auto first = static_cast<size_t>(chunk.offset.back());
   while ((chunk.code.size() - first) % kListPad != 0) {
     chunk.code.push_back(chunk.code[first]);
@@ -104,6 +115,7 @@ void EndRow(CandidateLists::Chunk& chunk, float error, double low) {
   chunk.offset.push_back(static_cast<int64_t>(chunk.code.size()));
   chunk.error.push_back(error);
   chunk.low.push_back(low);
+  chunk.age.push_back(age);
 }
 
 Annealer::Annealer(std::vector<double> share, const BalancedKMeansOptions& options,
@@ -248,9 +260,7 @@ Annealer::Sums Annealer::Sum(double mass, int64_t chunks, int64_t columns, doubl
 }
 
 Annealer::Sums Annealer::Evaluate(const CandidateLists& lists, double eps, const double* prices) {
-  std::vector<float> moved;
-  const double drift = lists.Drift(prices, moved);
-  const std::vector<float> fallen = lists.Fallen(moved);
+  const MovedLists moved(lists, prices);
   // A part of the rows is enough to tell how clusters hang together, and how far lists reach.
   const double width = static_cast<double>(lists.total) / static_cast<double>(lists.rows);
   const auto stride = std::max<int64_t>(
@@ -270,12 +280,12 @@ Annealer::Sums Annealer::Evaluate(const CandidateLists& lists, double eps, const
                  const float weight = WeightOf(lists, row);
                  float sum;
                  const float least = kernels_.soft_list(
-                     chunk.rel.data() + first, chunk.code.data() + first, moved.data(), n,
+                     chunk.rel.data() + first, chunk.code.data() + first, moved.moved().data(), n,
                      static_cast<float>(1 / eps), weight, shares.data(), part.columns, &sum);
                  part.Add(least, sum, weight);
                  if (row % stride != 0) continue;
                  ++part.looked;
-                 const double edge = lists.Edge(chunk, r, drift, fallen);
+                 const double edge = moved.Edge(chunk, r);
                  part.outside += static_cast<double>(least) > edge - 4 * eps ? 1 : 0;
                  visible.clear();
                  for (int64_t t = 0; t < n; ++t) {
@@ -437,8 +447,8 @@ double Annealer::Sweep(const CostMatrix& matrix, double eps, double* prices) {
 
 void Annealer::ListLabels(const CandidateLists& lists, const double* prices,
                           int32_t* labels) const {
-  std::vector<float> moved;
-  lists.Drift(prices, moved);
+  const MovedLists lists_now(lists, prices);
+  const std::vector<float>& moved = lists_now.moved();
   const auto chunks = static_cast<int64_t>(lists.chunks.size());
   ParallelFor(chunks, options_.num_threads, [&](int64_t c) {
     const CandidateLists::Chunk& chunk = lists.chunks[static_cast<size_t>(c)];

@@ -23,31 +23,50 @@ struct CandidateLists {
     std::vector<float> rel;    // cost + price above the row's smallest
     std::vector<float> error;  // bound on the error of rel, a row
     std::vector<double> low;   // the smallest value itself, less |x|^2
+    std::vector<uint8_t> age;  // which of `again` the row was listed at, from 1; 0: at `prices`
   };
 
   int64_t rows = 0;
   int64_t chunk_rows = 0;
   std::vector<Chunk> chunks;
   std::vector<double> prices;
-  std::vector<int32_t> group_offset;  // [groups + 1] centres of each group of neighbours
-  double threshold = 0;               // infinite: every centre
-  double reach = 0;                   // at least threshold
-  double scale = 0;                   // a finite measure of the width of the lists
-  std::vector<float> weights;         // items that a row stands for; empty: one
-  bool shared = false;                // each process has the chunks of its ChunkBounds
-  int64_t total = 0;                  // entries of all processes
+  std::vector<std::vector<double>> again;  // prices at which some rows were listed again
+  std::vector<int32_t> group_offset;       // [groups + 1] centres of each group of neighbours
+  double threshold = 0;                    // infinite: every centre
+  double reach = 0;                        // at least threshold
+  double scale = 0;                        // a finite measure of the width of the lists
+  std::vector<float> weights;              // items that a row stands for; empty: one
+  bool shared = false;                     // each process has the chunks of its ChunkBounds
+  int64_t total = 0;                       // entries of all processes
 
   int64_t entries() const;
-  // Price changes since the lists were made; returns the smallest.
-  double Drift(const double* now, std::vector<float>& moved) const;
-  // For each centre the smallest of `moved` in its group.
-  std::vector<float> Fallen(const std::vector<float>& moved) const;
-  // No centre that is not listed in the row is below this, now that prices have moved.
-  double Edge(const Chunk& chunk, size_t row, double drift, const std::vector<float>& fallen) const;
+};
+
+// What lists say at other prices than those that they were made at.
+class MovedLists {
+ public:
+  MovedLists(const CandidateLists& lists, const double* now);
+
+  // Change of each price: the value of an entry is rel + moved[code].
+  const std::vector<float>& moved() const { return moved_; }
+
+  // No centre that is not listed in the row has a value below this.
+  double Edge(const CandidateLists::Chunk& chunk, size_t row) const;
+
+ private:
+  struct Since {
+    std::vector<float> fallen;   // for each centre the smallest price change in its group
+    double drift;                // the smallest of all
+    std::vector<float> between;  // change from `prices` to these prices
+  };
+
+  const CandidateLists& lists_;
+  std::vector<float> moved_;
+  std::vector<Since> since_;  // `prices`, then those of `again`
 };
 
 // Ends the row that was begun at chunk.code[first]: pads it.
-void EndRow(CandidateLists::Chunk& chunk, float error, double low);
+void EndRow(CandidateLists::Chunk& chunk, float error, double low, uint8_t age = 0);
 
 // Costs of every centre for each row of a set of items.
 struct CostMatrix {

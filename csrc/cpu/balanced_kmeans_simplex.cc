@@ -13,79 +13,178 @@ namespace {
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 constexpr int64_t kBlock = 512;  // items that offer moves at a time, at least
 constexpr int64_t kLargestBlock = 1 << 14;
-constexpr size_t kFewOffers = 32;    // of a block, below which the next is larger
+constexpr size_t kFewOffers = 32;  // of a block, below which the next is larger
+constexpr int kAgain = 3;
 constexpr double kStale = 0.3;       // share of its gain that an offer may lose before its turn
 constexpr double kTolerance = 1e-6;  // gain worth a pivot, in the lists' scale
 
 }  // namespace
 
-ListSimplex::ListSimplex(const NodeCapacity& capacity, const CandidateLists& lists,
-                         const KMeansKernels& kernels, int num_threads, const double* prices)
+ListSimplex::ListSimplex(const NodeCapacity& capacity, const CandidateLists& lists, int num_threads,
+                         Exact exact, const double* prices, const int32_t* labels)
     : capacity_(capacity),
       lists_(lists),
-      kernels_(kernels),
+      kernels_(CurrentKMeansKernels()),
       num_threads_(num_threads),
+      exact_(std::move(exact)),
+      sizes_hold_(labels != nullptr),
       root_(static_cast<int32_t>(capacity.units.size())),
       tree_(static_cast<size_t>(2 * root_) + 3),
       item_of_(static_cast<size_t>(root_) + 2, -1),
       node_of_(static_cast<size_t>(lists.rows), -1),
       labels_(static_cast<size_t>(lists.rows)),
       own_(static_cast<size_t>(lists.rows)),
+      start_(prices, prices + root_),
+      prices_(start_),
       excess_(static_cast<size_t>(root_), 0),
       shortage_(static_cast<size_t>(root_), 0),
       dummies_(static_cast<size_t>(root_), 0),
-      tolerance_(kTolerance * lists.scale),
       seen_(tree_.size(), 0) {
   for (auto node = static_cast<int32_t>(tree_.size()) - 1; node > root_; --node) {
     free_.push_back(node);
   }
-  for (size_t k = 0; k < lists.prices.size(); ++k) start_.push_back(prices[k] - lists.prices[k]);
-  moved_ = start_;
-  moved_float_.assign(start_.begin(), start_.end());
-  std::vector<int64_t> sizes(static_cast<size_t>(root_), 0);
-  for (int64_t i = 0; i < lists.rows; ++i) {
+  if (sizes_hold_) {
+    labels_.assign(labels, labels + lists.rows);
+  } else {
+    for (size_t i = 0; i < labels_.size(); ++i) {  // Best looks for what is better than this
+      labels_[i] = -1;
+      own_[i] = std::numeric_limits<float>::infinity();
+    }
+  }
+  TakeLists();
+  for (int64_t i = 0; !sizes_hold_ && i < lists.rows; ++i) {
     const Offer best = Best(i);
     Put(static_cast<size_t>(i), best.code, best.rel);
-    ++sizes[static_cast<size_t>(best.code)];
   }
-  // Dummies are worth most where prices are lowest.
-  std::vector<int32_t> order(static_cast<size_t>(root_));
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    return prices[a] != prices[b] ? prices[a] < prices[b] : a < b;
-  });
-  int64_t left = capacity.dummies;
-  for (const int32_t node : order) {
-    const auto k = static_cast<size_t>(node);
-    if (left > 0) {
-      hub_ = prices[k];
-      dummies_[k] = capacity.extra[k];
-      left -= dummies_[k];
-    }
-    const int64_t missing = capacity.units[k] - sizes[k] - dummies_[k];
-    excess_[k] = std::max<int64_t>(0, -missing);
-    shortage_[k] = std::max<int64_t>(0, missing);
-  }
+  Count();
   for (int32_t k = 0; k < root_; ++k) {
-    At(k).link = shortage_[static_cast<size_t>(k)] > 0 ? Link::kShortage : Link::kExcess;
+    const auto node = static_cast<size_t>(k);
+    At(k).link = shortage_[node] > 0 ? Link::kShortage : Link::kExcess;
+    if (dummies_[node] > 0 && dummies_[node] < capacity_.extra[node]) {  // some of equal centres
+      At(k).link = Link::kDummies;
+      Shift(k, hub_ - prices_[node]);
+    }
     Attach(k, root_);
   }
 }
 
-// The cheapest of the item's list, and what going there gains.
+// Places the dummies, and counts what clusters have too many or too few.
+void ListSimplex::Count() {
+  std::vector<int64_t> sizes(static_cast<size_t>(root_), 0);
+  for (const int32_t k : labels_) ++sizes[static_cast<size_t>(k)];
+  // Dummies are worth most where prices are lowest.
+  std::vector<int32_t> order(static_cast<size_t>(root_));
+  std::iota(order.begin(), order.end(), 0);
+  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
+    const double left = prices_[static_cast<size_t>(a)];
+    const double right = prices_[static_cast<size_t>(b)];
+    return left != right ? left < right : a < b;
+  });
+  int64_t left = capacity_.dummies;
+  for (const int32_t node : order) {
+    const auto k = static_cast<size_t>(node);
+    if (left > 0) {
+      hub_ = prices_[k];
+      dummies_[k] = std::min(left, capacity_.extra[k]);
+      left -= dummies_[k];
+    }
+    if (sizes_hold_) {
+      dummies_[k] = capacity_.units[k] - sizes[k];
+      continue;
+    }
+    const int64_t missing = capacity_.units[k] - sizes[k] - dummies_[k];
+    excess_[k] = std::max<int64_t>(0, -missing);
+    shortage_[k] = std::max<int64_t>(0, missing);
+  }
+}
+
+void ListSimplex::TakeLists() {
+  moved_.resize(prices_.size());
+  for (size_t k = 0; k < moved_.size(); ++k) {
+    moved_[k] = static_cast<float>(prices_[k] - lists_.prices[k]);
+  }
+  const auto listed = [&](int64_t item, int32_t cluster) {
+    const CandidateLists::Chunk& chunk =
+        lists_.chunks[static_cast<size_t>(item / lists_.chunk_rows)];
+    auto t = static_cast<size_t>(chunk.offset[static_cast<size_t>(item % lists_.chunk_rows)]);
+    while (chunk.code[t] != cluster) ++t;
+    return chunk.rel[t];
+  };
+  constexpr int64_t kRows = 1 << 12;
+  ParallelFor((lists_.rows + kRows - 1) / kRows, num_threads_, [&](int64_t part) {
+    for (int64_t i = part * kRows; i < std::min(lists_.rows, (part + 1) * kRows); ++i) {
+      const auto item = static_cast<size_t>(i);
+      if (labels_[item] >= 0) own_[item] = listed(i, labels_[item]);
+      const int32_t node = node_of_[item];
+      if (node < 0) continue;
+      At(node).rel = listed(i, At(node).parent);
+      for (int32_t c = At(node).child; c >= 0; c = At(c).next) At(c).rel = listed(i, c);
+    }
+  });
+}
+
+double ListSimplex::CostOf(int64_t item, int32_t node, float rel) const {
+  return exact_costs_ ? exact_(item, node)
+                      : static_cast<double>(rel) - lists_.prices[static_cast<size_t>(node)];
+}
+
+// Takes the costs of the tree exactly or from the lists.
+void ListSimplex::CostTree(bool exactly) {
+  exact_costs_ = exactly;
+  const auto nodes = static_cast<int32_t>(tree_.size());
+  for (int32_t node = root_ + 1; node < nodes; ++node) {
+    const int64_t item = item_of_[static_cast<size_t>(node - root_ - 1)];
+    if (item < 0 || node_of_[static_cast<size_t>(item)] != node) continue;
+    At(node).cost = CostOf(item, At(node).parent, At(node).rel);
+    for (int32_t c = At(node).child; c >= 0; c = At(c).next) {
+      At(c).cost = CostOf(item, c, At(c).rel);
+    }
+  }
+  Reprice();
+}
+
+// What going to another cluster gains, exactly.
+double ListSimplex::ExactGain(int64_t item, int32_t to) const {
+  const int32_t own = labels_[static_cast<size_t>(item)];
+  return exact_(item, own) + prices_[static_cast<size_t>(own)] - exact_(item, to) -
+         prices_[static_cast<size_t>(to)];
+}
+
+// The cheapest other cluster of the item's list, and what going there gains.
 ListSimplex::Offer ListSimplex::Best(int64_t item) const {
   const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(item / lists_.chunk_rows)];
   const auto row = static_cast<size_t>(item % lists_.chunk_rows);
-  const int64_t first = chunk.offset[row];
-  const float* rel = chunk.rel.data() + first;
-  const int32_t* code = chunk.code.data() + first;
+  const auto i = static_cast<size_t>(item);
+  const int32_t label = labels_[i];
+  const auto end = static_cast<size_t>(chunk.offset[row + 1]);
+  const auto begin = static_cast<size_t>(chunk.offset[row]);
   float least;
   const int64_t t =
-      kernels_.list_argmin(rel, code, moved_float_.data(), chunk.offset[row + 1] - first, &least);
-  const auto i = static_cast<size_t>(item);
-  const double own = static_cast<double>(own_[i]) + moved_[static_cast<size_t>(labels_[i])];
-  return {code[t], rel[t],
-          own - (static_cast<double>(rel[t]) + moved_[static_cast<size_t>(code[t])])};
+      kernels_.list_other(chunk.rel.data() + begin, chunk.code.data() + begin, moved_.data(),
+                          static_cast<int64_t>(end - begin), label, &least);
+  if (t < 0) return {-1, 0, -std::numeric_limits<double>::infinity()};
+  const size_t place = begin + static_cast<size_t>(t);
+  Offer best{chunk.code[place], chunk.rel[place], 0};
+  if (label < 0) return best;
+  const float own = own_[i] + moved_[static_cast<size_t>(label)];
+  best.gain = static_cast<double>(own) - static_cast<double>(least);
+  const double error =
+      static_cast<double>(chunk.error[row]) +
+      4e-7 * (std::abs(static_cast<double>(own)) + lists_.scale +
+              std::abs(static_cast<double>(moved_[static_cast<size_t>(label)])) +
+              std::abs(static_cast<double>(moved_[static_cast<size_t>(best.code)])));
+  if (!exact_costs_ || std::abs(best.gain) > error) return best;
+  // Too close to say: all that may be the cheapest, exactly.
+  best.gain = -std::numeric_limits<double>::infinity();
+  for (auto t = static_cast<size_t>(chunk.offset[row]); t < end; ++t) {
+    const float value = chunk.rel[t] + moved_[static_cast<size_t>(chunk.code[t])];
+    if (static_cast<double>(value) > static_cast<double>(own) + error || chunk.code[t] == label) {
+      continue;
+    }
+    const double gain = ExactGain(item, chunk.code[t]);
+    if (gain > best.gain) best = {chunk.code[t], chunk.rel[t], gain};
+  }
+  return best;
 }
 
 void ListSimplex::Put(size_t item, int32_t cluster, float rel) {
@@ -119,6 +218,7 @@ int32_t ListSimplex::NodeOf(int64_t item) {
   At(node) = {};
   At(node).link = Link::kItem;
   At(node).rel = own_[static_cast<size_t>(item)];
+  At(node).cost = CostOf(item, labels_[static_cast<size_t>(item)], At(node).rel);
   Attach(node, labels_[static_cast<size_t>(item)]);
   return node;
 }
@@ -139,8 +239,8 @@ void ListSimplex::Shift(int32_t node, double by) {
     stack_.pop_back();
     if (at < root_) {
       const auto k = static_cast<size_t>(at);
-      moved_[k] += by;
-      moved_float_[k] = static_cast<float>(moved_[k]);
+      prices_[k] += by;
+      moved_[k] = static_cast<float>(prices_[k] - lists_.prices[k]);
     }
     for (int32_t c = At(at).child; c >= 0; c = At(c).next) stack_.push_back(c);
   }
@@ -155,7 +255,7 @@ int64_t ListSimplex::Slack(int32_t node, bool down) const {
       if ((node < root_) == down) return kUnlimited;
       return down ? labels_[ItemAt(node)] == at.parent : labels_[ItemAt(at.parent)] == node;
     case Link::kExcess:
-      return down ? excess_[k] : kUnlimited;
+      return down ? excess_[k] : sizes_hold_ ? 0 : kUnlimited;
     case Link::kShortage:
       return down ? kUnlimited : shortage_[k];
     case Link::kDummies:
@@ -233,12 +333,14 @@ void ListSimplex::Pivot(const Entering& entering) {
   const int32_t begin = first_side ? entering.first : entering.second;
   int32_t above = first_side ? entering.second : entering.first;
   float rel = entering.rel;
+  double cost = entering.cost;
   Link link = entering.link;
   for (int32_t node = begin;;) {
     const int32_t parent = At(node).parent;
     Detach(node);
     Attach(node, above);
     std::swap(At(node).rel, rel);
+    std::swap(At(node).cost, cost);
     std::swap(At(node).link, link);
     if (node == out) break;
     above = node;
@@ -252,19 +354,20 @@ void ListSimplex::Pivot(const Entering& entering) {
 // Brings in the links to the root that gain; false if there were none.
 bool ListSimplex::RootPivots(double penalty) {
   bool any = false;
+  const double tolerance = kTolerance * lists_.scale;
   for (int32_t node = 0; node < root_; ++node) {
     const auto k = static_cast<size_t>(node);
-    const double rise = moved_[k] - start_[k];
-    const double above = lists_.prices[k] + moved_[k] - hub_;
+    const double rise = prices_[k] - start_[k];
+    const double above = prices_[k] - hub_;
     const int64_t extra = capacity_.extra[k];
-    if (rise - penalty > tolerance_) {
-      Pivot({node, root_, Link::kExcess, 0, rise - penalty});
-    } else if (-rise - penalty > tolerance_) {
-      Pivot({root_, node, Link::kShortage, 0, -rise - penalty});
-    } else if (extra > 0 && dummies_[k] == 0 && -above > tolerance_) {
-      Pivot({root_, node, Link::kDummies, 0, -above});
-    } else if (extra > 0 && dummies_[k] == extra && above > tolerance_) {
-      Pivot({node, root_, Link::kDummies, 0, above});
+    if (!sizes_hold_ && rise - penalty > tolerance) {
+      Pivot({node, root_, Link::kExcess, 0, 0, rise - penalty});
+    } else if (!sizes_hold_ && -rise - penalty > tolerance) {
+      Pivot({root_, node, Link::kShortage, 0, 0, -rise - penalty});
+    } else if (extra > 0 && dummies_[k] == 0 && -above > rounding()) {
+      Pivot({root_, node, Link::kDummies, 0, 0, -above});
+    } else if (extra > 0 && dummies_[k] == extra && above > rounding()) {
+      Pivot({node, root_, Link::kDummies, 0, 0, above});
     } else {
       continue;
     }
@@ -274,7 +377,7 @@ bool ListSimplex::RootPivots(double penalty) {
 }
 
 // The items of a range that gain by a move, those first that gain most.
-void ListSimplex::FindOffers(int64_t begin, int64_t end) {
+void ListSimplex::FindOffers(int64_t begin, int64_t end, double tolerance) {
   const int64_t parts = (end - begin + kBlock - 1) / kBlock;
   std::vector<std::vector<std::pair<double, int64_t>>> found(static_cast<size_t>(parts));
   ParallelFor(parts, parts < 4 ? 1 : num_threads_, [&](int64_t part) {
@@ -282,7 +385,7 @@ void ListSimplex::FindOffers(int64_t begin, int64_t end) {
     const int64_t last = std::min(end, begin + (part + 1) * kBlock);
     for (int64_t i = begin + part * kBlock; i < last; ++i) {
       const double gain = Best(i).gain;
-      if (gain > tolerance_) own.emplace_back(-gain, i);
+      if (gain > tolerance) own.emplace_back(-gain, i);
     }
   });
   offers_.clear();
@@ -295,45 +398,72 @@ int64_t ListSimplex::Solve(double penalty) {
     const auto k = static_cast<size_t>(node);
     const double to = At(node).link == Link::kExcess     ? start_[k] + penalty
                       : At(node).link == Link::kShortage ? start_[k] - penalty
-                                                         : hub_ - lists_.prices[k];
-    Shift(node, to - moved_[k]);
+                                                         : hub_;
+    Shift(node, to - prices_[k]);
   }
-  int64_t idle = 0;  // items looked at since the last pivot
-  int64_t block = kBlock;
-  for (int64_t begin = 0, end = 0; idle < lists_.rows; begin = end < lists_.rows ? end : 0) {
-    const bool any = RootPivots(penalty);
-    end = std::min(begin + block, lists_.rows);
-    FindOffers(begin, end);
-    idle = any || !offers_.empty() ? 0 : idle + end - begin;
-    block = offers_.size() < kFewOffers ? std::min(kLargestBlock, 2 * block)
-                                        : std::max(kBlock, block / 2);
-    for (const auto& [loss, item] : offers_) {
-      const Offer offer = Best(item);
-      if (!(offer.gain > std::max(tolerance_, -kStale * loss))) continue;
-      Pivot({NodeOf(item), offer.code, Link::kItem, offer.rel, offer.gain});
-    }
-  }
+  Search(penalty);
   return std::accumulate(excess_.begin(), excess_.end(), int64_t{0});
 }
 
-void ListSimplex::Prices(double* prices) const {
-  for (size_t k = 0; k < moved_.size(); ++k) prices[k] = lists_.prices[k] + moved_[k];
+void ListSimplex::Solve() { Search(0); }
+
+// First as the lists say, then exactly.
+void ListSimplex::Search(double penalty) {
+  CostTree(false);
+  Pivots(penalty);
+  CostTree(true);
+  Pivots(penalty);
+  Reprice();
 }
 
-void ListSimplex::ExactPrices(const std::function<double(int64_t, int32_t)>& exact,
-                              double* prices) const {
-  Prices(prices);
-  std::vector<int32_t> open;
-  for (int32_t node = At(root_).child; node >= 0; node = At(node).next) open.push_back(node);
-  while (!open.empty()) {
-    const int32_t node = open.back();
-    open.pop_back();
+// Pivots until nothing gains by a move.
+void ListSimplex::Pivots(double penalty) {
+  const double tolerance = exact_costs_ ? rounding() : kTolerance * lists_.scale;
+  int64_t idle = 0;  // items looked at since the last pivot
+  int64_t block = kBlock;
+  for (int64_t begin = 0, end = 0; idle < lists_.rows; begin = end < lists_.rows ? end : 0) {
+    const int64_t before = pivots_;
+    RootPivots(penalty);
+    end = std::min(begin + block, lists_.rows);
+    FindOffers(begin, end, tolerance);
+    block = offers_.size() < kFewOffers ? std::min(kLargestBlock, 2 * block)
+                                        : std::max(kBlock, block / 2);
+    for (int again = 0; again < kAgain && !offers_.empty(); ++again) {
+      size_t kept = 0;
+      for (const auto& [loss, item] : offers_) {
+        Offer offer = Best(item);
+        if (!(offer.gain > tolerance)) continue;
+        if (!(offer.gain > -kStale * loss)) {
+          offers_[kept++] = {-offer.gain, item};
+          continue;
+        }
+        if (exact_costs_) offer.gain = ExactGain(item, offer.code);
+        if (!(offer.gain > tolerance)) continue;
+        Pivot({NodeOf(item), offer.code, Link::kItem, offer.rel,
+               CostOf(item, offer.code, offer.rel), offer.gain});
+      }
+      offers_.resize(kept);
+      std::sort(offers_.begin(), offers_.end());
+    }
+    idle = pivots_ > before ? 0 : idle + end - begin;
+  }
+}
+
+// Prices again from the root, without the rounding of many shifts.
+void ListSimplex::Reprice() {
+  stack_.clear();
+  for (int32_t node = At(root_).child; node >= 0; node = At(node).next) {
+    if (At(node).link == Link::kDummies) prices_[static_cast<size_t>(node)] = hub_;
+    stack_.push_back(node);
+  }
+  while (!stack_.empty()) {
+    const int32_t node = stack_.back();
+    stack_.pop_back();
     for (int32_t item = At(node).child; item >= 0; item = At(item).next) {
-      const auto row = static_cast<int64_t>(ItemAt(item));
-      const double value = exact(row, node) + prices[node];
+      const double value = At(item).cost + prices_[static_cast<size_t>(node)];
       for (int32_t c = At(item).child; c >= 0; c = At(c).next) {
-        prices[c] = value - exact(row, c);
-        open.push_back(c);
+        prices_[static_cast<size_t>(c)] = value - At(c).cost;
+        stack_.push_back(c);
       }
     }
   }

@@ -15,28 +15,49 @@ namespace onerec {
 // Primal network simplex (Ahuja, Magnanti, Orlin, "Network Flows", chapter 11) for the cheapest
 // assignment of the rows of candidate lists to clusters, each to one that it lists. The basis is a
 // tree of the clusters, of the items that hang between two of them or more, and of a root that
-// exchanges dummies; all other items are leaves, which take no place in it. For a penalty a cluster
-// may hold too many or too few: that bounds how far its price goes from where it starts. A penalty
-// that grows mends near by what can be mended near by.
+// exchanges dummies; all other items are leaves, which take no place in it. Lists screen moves in
+// float32, what they leave open is decided on exact costs.
 class ListSimplex {
  public:
-  // Starts from the hard argmin over the lists at prices [nodes].
-  ListSimplex(const NodeCapacity& capacity, const CandidateLists& lists,
-              const KMeansKernels& kernels, int num_threads, const double* prices);
+  using Exact = std::function<double(int64_t item, int32_t node)>;
 
-  // Pivots until the assignment is the cheapest at this penalty. Returns the number of items that
+  // Starts from prices [nodes] and from `labels`, which have the right sizes and are listed; if
+  // they are null from the hard argmin over the lists.
+  ListSimplex(const NodeCapacity& capacity, const CandidateLists& lists, int num_threads,
+              Exact exact, const double* prices, const int32_t* labels);
+
+  // From the hard argmin: pivots until the assignment is the cheapest where a cluster may hold too
+  // many or too few for a penalty. That bounds how far its price goes from where it starts; a
+  // penalty that grows mends near by what can be mended near by. Returns the number of items that
   // are above their cluster's size.
   int64_t Solve(double penalty);
 
-  // What every price is now.
-  void Prices(double* prices) const;
+  // From labels of the right sizes: pivots until no listed move makes the assignment cheaper.
+  void Solve();
 
-  // The same with exact(item, node) instead of the listed costs for the items in the tree, so that
-  // they are exactly as well off in all of their clusters.
-  void ExactPrices(const std::function<double(int64_t, int32_t)>& exact, double* prices) const;
+  // The lists were made again; each row lists what Basic() says.
+  void TakeLists();
+
+  // Calls body for the clusters that an item's list must keep.
+  template <class Body>
+  void Basic(int64_t item, const Body& body) const {
+    body(labels_[static_cast<size_t>(item)]);
+    const int32_t node = node_of_[static_cast<size_t>(item)];
+    if (node < 0) return;
+    body(At(node).parent);
+    for (int32_t c = At(node).child; c >= 0; c = At(c).next) body(c);
+  }
+
+  // Prices at which the items of the tree are exactly as well off in all of their clusters.
+  const std::vector<double>& prices() const { return prices_; }
 
   // The cluster of each row.
   const std::vector<int32_t>& labels() const { return labels_; }
+
+  // Gain below which a move is a matter of rounding.
+  double rounding() const { return kRounding * lists_.scale; }
+
+  int64_t pivots() const { return pivots_; }
 
  private:
   // What connects a node with its parent: an item with a cluster, or a cluster with the root.
@@ -46,14 +67,16 @@ class ListSimplex {
     int32_t child = -1;  // the first
     int32_t next = -1;   // child of the parent
     int32_t before = -1;
-    float rel = 0;  // cost of an item's link, as listed
     Link link = Link::kExcess;
+    float rel = 0;    // cost + price of an item's link, as listed
+    double cost = 0;  // of the link
   };
   struct Entering {
     int32_t first;   // the flow goes from this node
     int32_t second;  // to this one
     Link link;
     float rel;
+    double cost;
     double gain;  // for each unit of flow
   };
   struct Offer {
@@ -67,7 +90,16 @@ class ListSimplex {
   size_t ItemAt(int32_t node) const {
     return static_cast<size_t>(item_of_[static_cast<size_t>(node - root_ - 1)]);
   }
+  static constexpr double kRounding = 1e-11;  // of a gain, in the lists' scale
+
   Offer Best(int64_t item) const;
+  double ExactGain(int64_t item, int32_t to) const;
+  void Count();
+  void Search(double penalty);
+  void Pivots(double penalty);
+  void CostTree(bool exactly);
+  double CostOf(int64_t item, int32_t node, float rel) const;
+  void Reprice();
   void Put(size_t item, int32_t cluster, float rel);
   int32_t NodeOf(int64_t item);
   void Attach(int32_t node, int32_t parent);
@@ -78,27 +110,29 @@ class ListSimplex {
   void Push(int32_t node, bool down, int64_t units);
   void Pivot(const Entering& entering);
   bool RootPivots(double penalty);
-  void FindOffers(int64_t begin, int64_t end);
+  void FindOffers(int64_t begin, int64_t end, double tolerance);
 
   const NodeCapacity& capacity_;
   const CandidateLists& lists_;
   const KMeansKernels& kernels_;
   int num_threads_;
-  int32_t root_;  // clusters come before, items after
+  Exact exact_;
+  bool sizes_hold_;           // links of excess and shortage carry nothing
+  bool exact_costs_ = false;  // in the tree; else those of the lists, up to a constant of the item
+  int32_t root_;              // clusters come before, items after
   std::vector<Node> tree_;
   std::vector<int64_t> item_of_;  // of the nodes after the root
   std::vector<int32_t> free_;     // nodes without an item
   std::vector<int32_t> node_of_;  // [rows] -1: a leaf
   std::vector<int32_t> labels_;
-  std::vector<float> own_;     // [rows] listed cost in the row's cluster
-  std::vector<double> start_;  // prices less those of the lists, at first
-  std::vector<double> moved_;  // and now
-  std::vector<float> moved_float_;
+  std::vector<float> own_;      // [rows] listed cost in the row's cluster
+  std::vector<double> start_;   // prices at first
+  std::vector<double> prices_;  // and now
+  std::vector<float> moved_;    // now, less those of the lists
   std::vector<int64_t> excess_;
   std::vector<int64_t> shortage_;
   std::vector<int64_t> dummies_;
-  double hub_ = 0;  // price at which dummies are indifferent
-  double tolerance_;
+  double hub_ = 0;             // price at which dummies are indifferent
   std::vector<int64_t> seen_;  // pivot in which a node was on the first side
   int64_t pivots_ = 0;
   std::vector<int32_t> stack_;

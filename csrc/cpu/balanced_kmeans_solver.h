@@ -66,7 +66,7 @@ std::vector<int64_t> DrawRows(int64_t total, int64_t count, uint64_t seed);
 BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>& mean,
                                    const float* centers, int64_t clusters,
                                    const BalancedKMeansOptions& options, KMeansDevice* device,
-                                   bool prices_given, bool certify, double* prices,
-                                   int32_t* labels);
+                                   bool prices_given, bool labels_given, bool certify,
+                                   double* prices, int32_t* labels);
 
 }  // namespace onerec

@@ -234,8 +234,8 @@ class BalancedKMeans:
                 `numpy.memmap` (see `open_rows`) is read in pieces and never copied.
             y: Ignored.
             sample_weight: Not supported: sizes count items.
-            checkpoint: File that holds centres, prices and counters after each Lloyd step. If it
-                is there already, fitting goes on from it to the same result.
+            checkpoint: File that holds centres, prices, labels and counters after each Lloyd step.
+                If it is there already, fitting goes on from it to the same result.
             progress: Called as `progress(steps, max_iter, note)` after each Lloyd step.
 
         Raises:
@@ -286,14 +286,20 @@ class BalancedKMeans:
         if checkpoint is not None and self.method == "sequential":
             raise ValueError('checkpoint: wanted None with method="sequential"')
         if checkpoint is not None and Path(checkpoint).exists():
-            seed, steps, inertia = _restore(Path(checkpoint), task, centers, prices)
+            seed, steps, inertia = _restore(Path(checkpoint), task, centers, prices, labels)
             given = True
 
         def after(steps: int, inertia: float) -> None:
             if checkpoint is not None and rank == 0:
                 state = {"task": task, "seed": seed, "steps": steps, "inertia": inertia}
                 with atomic_write(checkpoint) as path, path.open("wb") as file:
-                    np.savez(file, state=json.dumps(state), centers=centers, prices=prices)
+                    np.savez(
+                        file,
+                        state=json.dumps(state),
+                        centers=centers,
+                        prices=prices,
+                        labels=labels,
+                    )
             if progress is not None:
                 progress(steps, self.max_iter, f"inertia {inertia:.6g}" if inertia else "")
 
@@ -395,8 +401,9 @@ def _restore(
     task: dict[str, Any],
     centers: NDArray[np.float32],
     prices: NDArray[np.float64],
+    labels: NDArray[np.int32],
 ) -> tuple[int, int, float]:
-    """Reads a checkpoint into centres and prices; returns seed, Lloyd steps and inertia.
+    """Reads a checkpoint into centres, prices and labels; returns seed, Lloyd steps and inertia.
 
     Raises:
         DataError: The file is damaged, or belongs to another fit.
@@ -404,13 +411,13 @@ def _restore(
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             state = json.loads(str(saved["state"]))
-            found = saved["centers"], saved["prices"]
+            found = saved["centers"], saved["prices"], saved["labels"]
         for name, wanted in task.items():
             if state["task"][name] != wanted:
                 raise DataError(
                     f"{path}: {name}: wanted a checkpoint for {wanted}, got {state['task'][name]}"
                 )
-        centers[:], prices[:] = found
+        centers[:], prices[:], labels[:] = found
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: wanted a checkpoint of this k-means, got {error}") from error
     return int(state["seed"]), int(state["steps"]), float(state["inertia"])

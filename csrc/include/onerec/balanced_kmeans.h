@@ -55,10 +55,10 @@ struct BalancedKMeansOptions {
   int64_t memory_budget = int64_t{2} << 30;
   // Called on the calling thread between pieces of work; stops the work by throwing.
   std::function<void()> on_step;
-  // Called after each Lloyd step of a fit: centers and prices hold the state, from which, with the
-  // steps and the inertia that this says, another fit goes on as this one would.
+  // Called after each Lloyd step of a fit: centers, prices and labels hold the state, from which,
+  // with the steps and the inertia that this says, another fit goes on as this one would.
   std::function<void(int steps, double inertia)> on_iteration;
-  int steps_done = 0;       // Lloyd steps behind the given centers and prices
+  int steps_done = 0;       // Lloyd steps behind the given centers, prices and labels
   double inertia_done = 0;  // inertia after them
   Processes processes;
 };
@@ -84,7 +84,7 @@ struct BalancedKMeansResult {
 };
 
 // Fits `clusters` centres. centers [clusters, columns] holds the starting centres if
-// `centers_given`, else distinct rows of x are drawn with the seed; prices are read if
+// `centers_given`, else distinct rows of x are drawn with the seed; prices and labels are read if
 // options.steps_done > 0. Writes centers, prices [clusters] (mean zero; all zero for kSequential)
 // and labels [rows]. Throws std::invalid_argument for rows < clusters, empty shapes, NaN or
 // infinity in x.

@@ -48,7 +48,8 @@ demo: $(VENV)/.installed
 # One process a core, each with one thread: threads of several would wait for each other. TESTS="tests/ops -x" for some.
 TESTS ?= tests
 test: $(VENV)/.installed $(VENV)/.extra-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:benchmark --durations=20 -n auto --dist loadscope $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p no:benchmark --durations=20 -n auto --dist loadscope \
+	  --no-loadscope-reorder $(TESTS)
 
 lint: $(VENV)/.extra-dev
 	$(BIN)/ruff check .

@@ -62,6 +62,7 @@ def small(preset: str) -> tuple[System, ...]:
     return tuple(systems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "data"), [("cpu", "log"), ("gpu", "amazon")])
 def test_every_system_of_a_preset_runs_an_epoch(
     preset: str,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -73,11 +74,21 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(
     tmp_path_factory: pytest.TempPathFactory, settings: Path, start: Start
 ) -> tuple[Path, dict[str, Any]]:
-    """A finished tiny run that tests must not change, and what it printed as JSON."""
-    out = tmp_path_factory.mktemp("run") / "out"
-    ended = start("run", "--out", out, "--config", settings, "--json")
-    assert ended.returncode == 0, ended.stderr
-    summary: dict[str, Any] = json.loads(ended.stdout)
+    """A finished tiny run that tests must not change, and what it printed as JSON.
+
+    One for all of pytest-xdist's processes: the first that wants it makes it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_TESTRUNUID" in os.environ:
+        folder = folder.parent
+    out, printed = folder / "finished", folder / "finished.json"
+    with (folder / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            ended = start("run", "--out", out, "--config", settings, "--json")
+            assert ended.returncode == 0, ended.stderr
+            printed.write_text(ended.stdout)
+    summary: dict[str, Any] = json.loads(printed.read_text())
     return out, summary
 
 

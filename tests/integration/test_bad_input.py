@@ -199,6 +199,7 @@ def test_every_checkpoint_corrupt(
     assert main(arguments) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("verb", "flags", "limit"),
     [
@@ -211,28 +212,33 @@ def test_every_checkpoint_corrupt(
     ],
 )
 def test_full_disk(
-    verb: str, flags: list[str], limit: int, run_copy: Path, start: Start, contents: Contents
+    verb: str,
+    flags: list[str],
+    limit: int,
+    run_copy: Path,
+    contents: Contents,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     if verb == "report":
         (run_copy / "report" / "stage.json").unlink()
         (run_copy / "report" / "report.html").unlink()
     before = contents(run_copy)
-    ended = start(
-        verb,
-        "--out",
-        run_copy,
-        *flags,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
-    assert ended.returncode == 1, ended.stdout + ended.stderr
-    assert "Traceback" not in ended.stderr
-    message = ended.stderr.strip().splitlines()[-1].lower()
+    command = [verb, "--out", str(run_copy), *flags]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        code = main(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    shown = capfd.readouterr()
+    assert code == 1, shown.out + shown.err
+    assert "Traceback" not in shown.err
+    message = shown.err.strip().splitlines()[-1].lower()
     assert "file too large" in message or "no space" in message
     assert contents(run_copy) == before, "an earlier result was touched"
     # Space again: the same command goes through.
-    ended = start(verb, "--out", run_copy, *flags, "--json")
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["skipped"] is False
+    assert main([*command, "--json"]) == 0, capfd.readouterr().err
+    assert json.loads(capfd.readouterr().out)["skipped"] is False
 
 
 def test_items_that_the_catalogue_lacks(run_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,7 @@ def test_second_run_skips_every_stage(
     assert again(run_copy, settings, capsys) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "made"),
     [

@@ -13,11 +13,14 @@ Start = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.mark.data
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["kuairand_pure", "amazon2014_beauty"])
 def test_real_logs(name: str, data_dir: Path, settings: Path, tmp_path: Path, start: Start) -> None:
     ended = start(
         "run", "--data", data_dir / name, "--out", tmp_path / "out", "--config", settings,
-        "--tokenize.levels", "3", "--tokenize.codebook_size", "32", "--json",
+        "--tokenize.levels", "3", "--tokenize.codebook_size", "32", "--train.steps", "10",
+        "--reward.max_steps", "10", "--reward.judge", "false", "--align.iterations", "1",
+        "--sessions.exposed_sessions", "3000", "--json",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     stages = json.loads(ended.stdout)["stages"]

@@ -24,7 +24,7 @@ Finished = tuple[Path, dict[str, Any]]
 def longer(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Settings with enough steps that a signal comes in the middle."""
     path = tmp_path_factory.mktemp("longer") / "long.yaml"
-    path.write_text(settings.read_text().replace("steps: 40", "steps: 120"))
+    path.write_text(settings.read_text().replace("steps: 40", "steps: 60"))
     return path
 
 
@@ -44,6 +44,7 @@ def weights(
     return (out / "pretrain/model/model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["kill -9", "Ctrl-C"])
 def test_stopped_training_goes_on_to_the_same_weights(
     number: signal.Signals,

@@ -9,10 +9,8 @@ import logging
 import math
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -367,37 +365,14 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path):
         torch.testing.assert_close(a[name], b[name], atol=2e-3, rtol=1e-2)
 
 
-def two_workers(out_dir: Path, *actions: str) -> list[int]:
-    """Exit codes of the two processes of a run; when one fails, the other is ended."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    workers = [
-        subprocess.Popen(
-            [sys.executable, str(JOB), str(out_dir), "{}", *actions],
-            env={
-                **os.environ,
-                **{"OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": port},
-                **{"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            },
-            stderr=subprocess.DEVNULL,
-        )
-        for rank in range(2)
-    ]
-    while any(worker.poll() is None for worker in workers):
-        if any(worker.poll() for worker in workers):
-            for worker in workers:
-                worker.kill()
-        time.sleep(0.05)
-    return [worker.returncode for worker in workers]
-
-
 @pytest.mark.slow
 def test_two_processes_go_on_after_a_kill(tmp_path: Path):
-    assert two_workers(tmp_path / "whole") == [0, 0]
-    assert two_workers(tmp_path / "cut", "kill=26")[0] == -signal.SIGKILL
+    whole, cut = (str(tmp_path / name) for name in ("whole", "cut"))
+    assert spawn(str(JOB), whole, "{}", "together=2").returncode == 0
+    assert spawn(str(JOB), cut, "{}", "together=2", "kill=26").returncode == 1
     assert not (tmp_path / "cut" / "model").exists()
-    assert two_workers(tmp_path / "cut") == [0, 0]
+    assert (tmp_path / "cut" / "checkpoints" / "step_00000020").exists()
+    assert spawn(str(JOB), cut, "{}", "together=2").returncode == 0
     assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 

@@ -6,7 +6,9 @@
 
 All make a network with random weights and a catalogue. `swaps` changes among catalogues with
 disjoint items and fails if a request fails or if an item is not in the catalogue of the version
-that its answer names. `load` measures the overhead over the engine, closed loops of 1 to 8 clients,
+that its answer names. `load` measures what a request takes besides the engine's call, which the
+answer tells, and for the same client a bare uvicorn that answers at once; closed loops of 1 to 8
+clients,
 and open loops (arrivals at random times, latency counted from the time of arrival) at shares of the
 throughput that the closed loops reached. `steady` samples the server's memory. The last two keep
 their records in benchmarks/results/serving; `make docs` shows them.
@@ -49,6 +51,7 @@ class Client:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=120)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.left = b""
+        self.engine = 0.0  # seconds of the engine in the last answer
 
     def send(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         """Status and decoded answer."""
@@ -67,6 +70,8 @@ class Client:
             self._more()
             text += self.left
         self.left = text[int(length) :]
+        if timing := re.search(rb"engine;dur=([\d.]+)", top):
+            self.engine = float(timing[1]) / 1000
         text = text[: int(length)]
         found = b"application/json" in top
         return int(top.split()[1]), json.loads(text) if found else text.decode()
@@ -96,18 +101,27 @@ def make_folders(root: Path, items: int) -> list[Path]:
 
 def start(folder: Path, arguments: list[str]) -> tuple[subprocess.Popen[bytes], int]:
     """A server that is ready, and its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "onerec", "serve", str(folder), "--port", str(port), *arguments],
         env={**os.environ, "ONEREC_TOKEN": TOKEN},
         stderr=subprocess.DEVNULL,
     )
+    wait_for(process, port, "/readyz")
+    return process, port
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(process: subprocess.Popen[bytes], port: int, path: str) -> None:
     while True:
         try:
-            if Client(port).send("GET", "/readyz")[0] == 200:
-                return process, port
+            if Client(port).send("GET", path)[0] == 200:
+                return
         except ConnectionError:
             if process.poll() is not None:
                 raise SystemExit(f"the server ended with code {process.returncode}") from None
@@ -139,14 +153,18 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 def closed(port: int, options: argparse.Namespace, clients: int, seconds: float) -> dict[str, Any]:
     """Clients that ask again as soon as they have an answer."""
     times: list[float] = []
+    engine: list[float] = []
     failed: list[int] = []
     end = time.perf_counter() + seconds
 
     def work(seed: int) -> None:
         client, draw = Client(port), np.random.default_rng(seed)
-        while (begin := time.perf_counter()) < end:
-            status, _ = client.send("POST", "/v1/recommend", body_of(options, draw, options.items))
+        while time.perf_counter() < end:
+            body = body_of(options, draw, options.items)
+            begin = time.perf_counter()
+            status, _ = client.send("POST", "/v1/recommend", body)
             times.append(time.perf_counter() - begin)
+            engine.append(client.engine)
             if status != 200:
                 failed.append(status)
 
@@ -156,19 +174,40 @@ def closed(port: int, options: argparse.Namespace, clients: int, seconds: float)
         "clients": clients,
         "per_second": rate,
         "failed": len(failed),
-        "mean_ms": round(1000 * float(np.mean(times)), 2),
         **percentiles(times),
+        "engine": percentiles(engine),
+        "besides the engine": percentiles([a - b for a, b in zip(times, engine, strict=True)]),
     }
 
 
-def engine_calls(port: int) -> tuple[float, float]:
-    """How many calls of the engine the server has made, and their seconds."""
-    text = Client(port).send("GET", "/metrics")[1]
-    count, spent = (
-        float(re.findall(rf"^onerec_engine_seconds_{name} (\S+)", text, re.M)[0])
-        for name in ("count", "sum")
-    )
-    return count, spent
+BARE = """
+import sys, uvicorn
+try:
+    from onerec.serving.protocol import OneWrite as http
+except ImportError:
+    http = "auto"
+
+async def app(scope, receive, send):
+    while (await receive()).get("more_body"):
+        pass
+    length = [(b"content-length", b"2"), (b"content-type", b"application/json")]
+    await send({"type": "http.response.start", "status": 200, "headers": length})
+    await send({"type": "http.response.body", "body": b"{}"})
+
+uvicorn.run(app, port=int(sys.argv[1]), http=http, lifespan="off", log_config=None,
+            access_log=False, server_header=False, proxy_headers=False)
+"""
+
+
+def bare(options: argparse.Namespace, seconds: float) -> dict[str, float]:
+    """What the client waits for an answer that costs nothing."""
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-c", BARE, str(port)])
+    wait_for(process, port, "/")
+    times = closed(port, options, 1, seconds)
+    process.terminate()
+    process.wait()
+    return {name: value for name, value in times.items() if name.endswith("_ms")}
 
 
 def open_loop(
@@ -238,18 +277,13 @@ def load(options: argparse.Namespace) -> dict[str, Any]:
         process, port = start(folder, ["--num_threads", "1"])
         part = options.seconds / 4
         closed(port, options, 1, 1.0)
-        before = engine_calls(port)
-        one = closed(port, options, 1, part)
-        count, spent = (b - a for a, b in zip(before, engine_calls(port), strict=True))
         record: dict[str, Any] = {
             "engine alone": percentiles(alone),
-            "engine in the server": {"mean_ms": round(1000 * spent / count, 2)},
-            "closed": [one, *(closed(port, options, clients, part) for clients in (2, 4, 8))],
+            "bare": bare(options, 2.0),
+            "closed": [closed(port, options, clients, part) for clients in (1, 2, 4, 8)],
         }
         best = max(row["per_second"] for row in record["closed"])
         record["open"] = [open_loop(port, options, best * x, part) for x in (0.3, 0.5, 0.7, 0.9)]
-        record["overhead_p50_ms"] = round(one["p50_ms"] - record["engine alone"]["p50_ms"], 2)
-        record["outside_engine_mean_ms"] = round(one["mean_ms"] - 1000 * spent / count, 2)
         process.send_signal(signal.SIGTERM)
         record["exit_code"] = process.wait()
     if record["exit_code"] or any(row["failed"] for row in record["closed"] + record["open"]):

@@ -280,16 +280,16 @@ def serving() -> str:
                 f"{max(memory):.1f} MiB, {memory[-1]:.1f} MiB at the end.\n",
             ]
             continue
-        alone = record["engine alone"]
+        alone, one, bare = record["engine alone"], record["closed"][0], record["bare"]
+        inside, besides = one["engine"], one["besides the engine"]
         lines += [
             "### Load\n",
             what,
-            f"\nThe engine alone takes {alone['p50_ms']} ms (p50; p99 {alone['p99_ms']} ms); one "
-            f"client over HTTP waits {record['overhead_p50_ms']} ms longer (p50). In the server, "
-            "where it rests between requests, a call of the engine takes "
-            f"{record['engine in the server']['mean_ms']} ms, and a request "
-            f"{record['outside_engine_mean_ms']} ms besides (means; the client's own work "
-            "included).\n",
+            f"\nOne client waits {besides['p50_ms']} ms (p50; p99 {besides['p99_ms']} ms) besides "
+            f"the engine's call, its own work included; the same client waits {bare['p50_ms']} ms "
+            f"(p99 {bare['p99_ms']} ms) for a bare uvicorn that answers at once. The engine's call "
+            f"takes {inside['p50_ms']} ms in the server, where it rests between requests, and "
+            f"{alone['p50_ms']} ms called again and again.\n",
             f"![Latency against answers a second](images/{LOAD.name})\n",
             "| | answered a second | p50 ms | p99 ms | p99.9 ms | failed | refused |",
             "|---|---:|---:|---:|---:|---:|---:|",

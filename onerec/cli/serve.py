@@ -60,9 +60,11 @@ def main(argv: list[str]) -> None:
             app,
             host=config.host,
             port=config.port,
+            http=http_protocol(),
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks who the client is
             timeout_graceful_shutdown=config.drain_seconds,
             timeout_keep_alive=75,  # longer than load balancers keep a connection idle
         )
@@ -79,6 +81,15 @@ def main(argv: list[str]) -> None:
             signal.signal(name, previous)
     if not server.started:
         raise OneRecError(f"cannot listen on {config.host}:{config.port}")
+
+
+def http_protocol() -> Any:
+    """What uvicorn takes as `http`: its protocol with one system call an answer, if it can."""
+    try:
+        from onerec.serving.protocol import OneWrite
+    except ImportError:  # without httptools uvicorn has a parser in Python
+        return "auto"
+    return OneWrite
 
 
 def _ignore(*_: Any) -> None:

@@ -6,9 +6,9 @@ import asyncio
 import hmac
 import json
 import logging
+import os
 import re
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +18,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 
@@ -25,7 +26,7 @@ from onerec._version import __version__
 from onerec.errors import DataError
 from onerec.inference import Recommender
 from onerec.serving.config import ServeConfig
-from onerec.serving.metrics import Metrics
+from onerec.serving.metrics import Entry, Journal, Metrics
 from onerec.serving.worker import (
     Answer,
     Draining,
@@ -42,7 +43,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Route = Callable[[Request], Awaitable[Response]]
+# A hot route: the request's state and body in, the answer's JSON out.
+Route = Callable[[dict[str, Any], bytes], Awaitable[bytes]]
 
 log = logging.getLogger("onerec.serving")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
@@ -57,7 +59,7 @@ class _Request(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     history: _Ids = Field(description="Item ids, oldest first; unknown ids are left out.")
-    exclude: _Ids = Field(default=[], description="Item ids never to show.")
+    exclude: _Ids = Field(default_factory=list, description="Item ids never to show.")
     exclude_history: bool = Field(default=True, description="Show nothing from the history.")
     beam_width: int | None = Field(
         default=None, ge=1, description="Beams followed at once; null is the server's default."
@@ -172,6 +174,7 @@ def create_app(
     """
     config = ServeConfig() if config is None else config
     metrics = Metrics()
+    journal = Journal(metrics)
     worker = Worker(
         recommender,
         metrics,
@@ -185,14 +188,16 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         await asyncio.to_thread(worker.stop)
+        journal.write()
 
-    app = FastAPI(title="onerec", version=__version__, lifespan=lifespan)
+    app = _Application(title="onerec", version=__version__, lifespan=lifespan)
     app.state.worker, app.state.metrics = worker, metrics
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(AnyHTTPException, _on_error)
+    app.add_exception_handler(Exception, _on_error)
 
-    async def ask(request: Request, body: _Request, options: Options) -> Answer:
-        state, served = request.scope["onerec"], worker.version.recommender
+    async def ask(state: dict[str, Any], body: _Request, options: Options) -> Answer:
+        served = worker.version.recommender
         if options.beam_width > config.max_beam_width:
             raise _invalid("beam_width", f"at most {config.max_beam_width}", options.beam_width)
         if body.allow_tags is not None:
@@ -206,8 +211,7 @@ def create_app(
         if wanted > config.max_deadline_ms:
             raise _invalid("deadline_ms", f"at most {config.max_deadline_ms}", wanted)
         try:
-            future = worker.submit(body.history, body.exclude, options, wanted / 1000)
-            answer = await asyncio.wrap_future(future)
+            answer = await worker.ask(body.history, body.exclude, options, wanted / 1000)
         except QueueFull as error:
             raise HTTPException(
                 429, "the queue is full", headers={"Retry-After": str(error.retry_after)}
@@ -218,12 +222,7 @@ def create_app(
             raise HTTPException(504, str(error)) from None
         except (TypeError, ValueError) as error:  # ids of the kind that a swap has just replaced
             raise HTTPException(422, str(error)) from None
-        asyncio.get_running_loop().call_soon(worker.count, answer)  # when it has been sent
-        state.update(
-            version=answer.version.number,
-            queue_ms=round(1000 * answer.waited, 3),
-            batch=answer.batch,
-        )
+        state["answer"] = answer
         return answer
 
     def options_of(body: _Request, **rest: Any) -> Options:
@@ -239,15 +238,9 @@ def create_app(
             **fields,
         )
 
-    @app.post(
-        "/v1/recommend",
-        response_model=RecommendResponse,
-        responses=_ERRORS,
-        openapi_extra={"requestBody": _body(RecommendRequest)},
-    )
-    async def recommend(request: Request) -> Response:
+    async def recommend(state: dict[str, Any], raw: bytes) -> bytes:
         """The best sessions."""
-        body = await _read(RecommendRequest, request)
+        body = _parse(RecommendRequest, raw)
         longest = worker.version.recommender.config.session_length
         if body.session_length is not None and body.session_length > longest:
             raise _invalid("session_length", f"at most {longest}", body.session_length)
@@ -257,11 +250,11 @@ def create_app(
         if body.num_sessions > options.beam_width:
             wanted = f"at most beam_width = {options.beam_width}"
             raise _invalid("num_sessions", wanted, body.num_sessions)
-        answer = await ask(request, body, options)
+        answer = await ask(state, body, options)
         found = answer.recommendation
-        return JSONResponse(
+        return to_json(
             {
-                "request_id": request.scope["onerec"]["request_id"],
+                "request_id": state["request_id"],
                 "version": answer.version.number,
                 "sessions": [
                     {"items": items, "score": score}
@@ -270,27 +263,43 @@ def create_app(
             }
         )
 
-    @app.post(
-        "/v1/rank",
-        response_model=RankResponse,
-        responses=_ERRORS,
-        openapi_extra={"requestBody": _body(RankRequest)},
-    )
-    async def rank(request: Request) -> Response:
+    async def rank(state: dict[str, Any], raw: bytes) -> bytes:
         """The next items, by the beam or by the beam and the dense head."""
-        body = await _read(RankRequest, request)
+        body = _parse(RankRequest, raw)
         if body.dense_weight and not worker.version.recommender.config.item_loss:
             raise _invalid("dense_weight", "0, for the model has no dense head", body.dense_weight)
-        answer = await ask(
-            request, body, options_of(body, k=body.k, dense_weight=body.dense_weight)
-        )
-        return JSONResponse(
+        answer = await ask(state, body, options_of(body, k=body.k, dense_weight=body.dense_weight))
+        return to_json(
             {
-                "request_id": request.scope["onerec"]["request_id"],
+                "request_id": state["request_id"],
                 "version": answer.version.number,
                 "items": answer.recommendation.item_ids[0],
             }
         )
+
+    hot: dict[str, Route] = {}
+
+    def publish(path: str, route: Route, asked: type[BaseModel], answered: type[BaseModel]) -> None:
+        """`_Edge` answers requests to exactly this path; FastAPI, OpenAPI and a mounted path."""
+
+        async def endpoint(request: Request) -> Response:
+            state = request.scope["onerec"]
+            _check_json(dict(request.scope["headers"]))
+            return Response(await route(state, await request.body()), media_type=_JSON)
+
+        hot[path] = route
+        content = {_JSON: {"schema": asked.model_json_schema()}}
+        app.post(
+            path,
+            name=route.__name__,
+            description=route.__doc__,
+            response_model=answered,
+            responses=_ERRORS,
+            openapi_extra={"requestBody": {"required": True, "content": content}},
+        )(endpoint)
+
+    publish("/v1/recommend", recommend, RecommendRequest, RecommendResponse)
+    publish("/v1/rank", rank, RankRequest, RankResponse)
 
     @app.get("/healthz", response_class=PlainTextResponse)
     async def healthz() -> str:
@@ -307,6 +316,7 @@ def create_app(
     @app.get("/metrics", response_class=PlainTextResponse)
     async def show_metrics() -> Response:
         """Counters in the Prometheus text format."""
+        journal.write()
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/v1/version", response_model=VersionResponse)
@@ -334,26 +344,23 @@ def create_app(
                 raise HTTPException(422, str(error)) from None
             return _version(worker)
 
-    hot: dict[str, Route] = {"/v1/recommend": recommend, "/v1/rank": rank}
-    app.add_middleware(_Edge, config=config, metrics=metrics, token=token, hot=hot)
+    app.edge = _Edge(app.behind_the_edge, config, journal, token, hot)
     return app
 
 
+_JSON = "application/json"
 _Body = TypeVar("_Body", bound=BaseModel)
 
 
-def _body(model: type[BaseModel]) -> dict[str, Any]:
-    """OpenAPI's description of a body that `_read` reads."""
-    content = {"application/json": {"schema": model.model_json_schema()}}
-    return {"required": True, "content": content}
+def _check_json(headers: dict[bytes, bytes]) -> None:
+    if not headers.get(b"content-type", b"").startswith(_JSON.encode()):
+        raise _invalid("Content-Type", _JSON, "another")
 
 
-async def _read(model: type[_Body], request: Request) -> _Body:
-    """The request's body, straight from its bytes: half the time of FastAPI's own way."""
-    if not request.headers.get("content-type", "").startswith("application/json"):
-        raise _invalid("Content-Type", "application/json", "another")
+def _parse(model: type[_Body], raw: bytes) -> _Body:
+    """A body, straight from its bytes: half the time of FastAPI's own way."""
     try:
-        return model.model_validate_json(await request.body())
+        return model.model_validate_json(raw)
     except ValidationError as error:
         raise RequestValidationError(
             [{**p, "loc": ("body", *p["loc"])} for p in error.errors()]
@@ -405,31 +412,34 @@ async def _on_error(request: Request, error: Exception) -> Response:
     return _say(request, status, str(detail), getattr(error, "headers", None))
 
 
-async def _respond(route: Route, request: Request) -> Response:
-    try:
-        return await route(request)
-    except RequestValidationError as error:
-        return await _on_invalid(request, error)
-    except AnyHTTPException as error:
-        return await _on_error(request, error)
+class _Application(FastAPI):
+    """A FastAPI application whose requests pass `edge` before anything else."""
+
+    edge: App
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.edge(scope, receive, send)
+
+    async def behind_the_edge(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
 
 
 class _Edge:
     """What every request passes: id, token, body limit, count and log line.
 
-    A POST to one of the paths in `hot` goes straight to its function: the router and its middleware
-    take as long as all the rest of a request. They know these paths for OpenAPI and other methods.
+    A POST to one of the paths in `hot` goes straight to its function: the router, its middleware
+    and the objects that they make take longer than all the rest of a request.
     """
 
     def __init__(
         self,
         app: App,
         config: ServeConfig,
-        metrics: Metrics,
+        journal: Journal,
         token: str | None,
         hot: dict[str, Route],
     ) -> None:
-        self.app, self.config, self.metrics, self.hot = app, config, metrics, hot
+        self.app, self.config, self.journal, self.hot = app, config, journal, hot
         self.token = None if token is None else f"Bearer {token}".encode()
         self.too_large = f"the body may have {config.max_body_bytes} bytes"
 
@@ -439,7 +449,7 @@ class _Edge:
         start = time.perf_counter()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        request_id = given.decode() if _REQUEST_ID.fullmatch(given) else os.urandom(16).hex()
         state: dict[str, Any] = {"request_id": request_id}
         scope["onerec"] = state
         status = 500
@@ -452,6 +462,8 @@ class _Edge:
             if message["type"] == "http.response.start":
                 status, started = message["status"], True
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                if (timing := _timing(state)) is not None:
+                    message["headers"].append((b"server-timing", timing))
             await send(message)
 
         async def refuse(code: int, text: str, extra: dict[str, str] | None = None) -> None:
@@ -467,29 +479,41 @@ class _Edge:
                 await refuse(413, self.too_large)
             elif hot is not None:
                 path = scope["path"]
-                response = await _respond(hot, Request(scope, self._bounded(receive)))
-                await response(scope, receive, answer)
+                await self._answer_hot(hot, headers, scope, self._bounded(receive), answer)
             else:
                 await self.app(scope, self._bounded(receive), answer)
         except ClientDisconnect:  # before its body was whole: nobody reads an answer
             status = 499
         except Exception:
-            log.exception("request failed", extra={"fields": dict(state)})
+            log.exception("request failed", extra={"fields": {"request_id": request_id}})
             if not started:
                 await refuse(500, "internal error")
         finally:
             path = path or getattr(scope.get("route"), "path", "other")
-            fields = {**state, "method": scope["method"], "path": path, "status": status}
-            seconds = time.perf_counter() - start
-            # The event loop writes the answer before it calls this.
-            asyncio.get_running_loop().call_soon(self._note, seconds, fields)
+            self.journal.note(
+                Entry(
+                    time.time(),
+                    time.perf_counter() - start,
+                    request_id,
+                    scope["method"],
+                    path,
+                    status,
+                    state.get("answer"),
+                )
+            )
 
-    def _note(self, seconds: float, fields: dict[str, Any]) -> None:
-        path = fields["path"]
-        self.metrics.requests.labels(path, str(fields["status"])).inc()
-        self.metrics.seconds.labels(path).observe(seconds)
-        if log.isEnabledFor(logging.INFO):
-            log.info("request", extra={"fields": {**fields, "ms": round(1000 * seconds, 3)}})
+    async def _answer_hot(
+        self, route: Route, headers: dict[bytes, bytes], scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        try:
+            _check_json(headers)
+            body = await route(scope["onerec"], await _body(receive))
+        except (RequestValidationError, AnyHTTPException) as error:
+            say = _on_invalid if isinstance(error, RequestValidationError) else _on_error
+            return await (await say(Request(scope), error))(scope, receive, send)
+        kinds = [(b"content-type", _JSON.encode()), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": kinds})
+        await send({"type": "http.response.body", "body": body})
 
     def _allowed(self, path: str, headers: dict[bytes, bytes]) -> bool:
         # Probes and scrapes come from the cluster, which has no token.
@@ -510,6 +534,26 @@ class _Edge:
             return message
 
         return counted
+
+
+async def _body(receive: Receive) -> bytes:
+    """All of a request's body. Raises `ClientDisconnect` if it ends before that."""
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def _timing(state: dict[str, Any]) -> bytes | None:
+    """The Server-Timing header of an answer that the engine made: milliseconds in it and before."""
+    answer: Answer | None = state.get("answer")
+    if answer is None:
+        return None
+    return b"queue;dur=%.3f, engine;dur=%.3f" % (1000 * answer.waited, 1000 * answer.seconds)
 
 
 def _length(headers: dict[bytes, bytes]) -> int:

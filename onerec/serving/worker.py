@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +80,14 @@ class Answer:
         recommendation: The sessions; of a ranking one, without a score, with its items in order.
         version: Of the model and the catalogue.
         waited: Seconds in the queue.
+        seconds: Of the engine's call.
         batch: Requests decoded together.
     """
 
     recommendation: Recommendation
     version: Version
     waited: float
+    seconds: float
     batch: int
 
 
@@ -94,7 +98,7 @@ class _Job:
     options: Options
     arrived: float
     deadline: float
-    future: Future[Answer] = field(default_factory=Future)
+    reply: asyncio.Future[Answer]
 
 
 class Worker:
@@ -133,6 +137,7 @@ class Worker:
         self._earlier: list[Version] = []
         self._version = Version(1, recommender, source)
         metrics.version.set(1)
+        metrics.queue.set_function(lambda: len(self._queue))
         self._thread = threading.Thread(target=self._work, name="onerec-engine", daemon=True)
         self._thread.start()
 
@@ -146,23 +151,25 @@ class Worker:
         """Whether requests are taken."""
         return self._thread.is_alive() and not self._stopping
 
-    def submit(
+    async def ask(
         self, history: list[Any], exclude: list[Any], options: Options, seconds: float
-    ) -> Future[Answer]:
-        """Queues a request; its future gives the answer, or raises `Expired`.
+    ) -> Answer:
+        """Queues a request and waits for its answer.
 
         Args:
             history: Item ids, oldest first.
             exclude: Item ids never to show.
             options: The rest.
-            seconds: How long it may wait.
+            seconds: How long it may wait in the queue.
 
         Raises:
             QueueFull: As many requests wait as may.
             Draining: The worker is stopping.
+            Expired: It waited too long.
+            TypeError, ValueError: As `Recommender.recommend` or `rank`.
         """
         now = time.monotonic()
-        job = _Job(history, exclude, options, now, now + seconds)
+        reply: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         with self._changed:
             if self._stopping:
                 raise Draining("the server is stopping")
@@ -170,10 +177,9 @@ class Worker:
                 self._metrics.rejected.inc()
                 rows = len(self._queue) * options.beam_width
                 raise QueueFull(max(1, round(rows / self._max_rows * self._seconds)))
-            self._queue.append(job)
-            self._metrics.queue.set(len(self._queue))
+            self._queue.append(_Job(history, exclude, options, now, now + seconds, reply))
             self._changed.notify()
-        return job.future
+        return await reply
 
     def swap(self, folder: str | Path) -> Version:
         """Serves another export, or another catalogue with the same model, from the next batch on.
@@ -235,7 +241,6 @@ class Worker:
                 if not self._queue:
                     return
                 batch = self._take()
-                self._metrics.queue.set(len(self._queue))
             if batch:
                 self._answer(batch)
 
@@ -251,11 +256,11 @@ class Worker:
             )
             if job.deadline > now and not fits:
                 left.append(job)
-            elif not job.future.set_running_or_notify_cancel():
+            elif job.reply.cancelled():
                 continue  # nobody waits for it any more
             elif job.deadline <= now:
                 self._metrics.expired.inc()
-                job.future.set_exception(Expired("the deadline passed in the queue"))
+                _settle(job, Expired("the deadline passed in the queue"))
             else:
                 batch.append(job)
                 rows += job.options.beam_width
@@ -266,28 +271,34 @@ class Worker:
         version = self._version
         start = time.monotonic()
         try:
-            found: list[Recommendation | Exception] = list(_decode(version, batch))
+            found: Sequence[Recommendation | Exception] = _decode(version, batch)
         except Exception:  # one request's fault: each on its own
             found = [_attempt(version, job) for job in batch]
         seconds = time.monotonic() - start
         self._seconds += 0.2 * (seconds - self._seconds)
         for job, one in zip(batch, found, strict=True):
-            if isinstance(one, Exception):
-                job.future.set_exception(one)
+            if isinstance(one, Recommendation):
+                waited = start - job.arrived
+                _settle(job, Answer(one, version, waited, seconds, len(batch)))
             else:
-                job.future.set_result(Answer(one, version, start - job.arrived, len(batch)))
+                _settle(job, one)
         self._metrics.engine_seconds.observe(seconds)
         self._metrics.batch.observe(len(batch))
-        for job in batch:
-            self._metrics.wait_seconds.observe(start - job.arrived)
 
-    def count(self, answer: Answer) -> None:
-        """Counts an answer's items; for whoever sent it, so that it need not wait for that."""
-        items = [item for session in answer.recommendation.item_ids for item in session]
-        self._metrics.items.inc(len(items))
-        if items:
-            unknown = int((answer.version.recommender.catalog.find(items) < 0).sum())
-            self._metrics.illegal.inc(unknown)
+
+def _settle(job: _Job, result: Answer | Exception) -> None:
+    """Hands a result to the event loop that waits for it."""
+
+    def settle() -> None:
+        if job.reply.cancelled():
+            return
+        if isinstance(result, Answer):
+            job.reply.set_result(result)
+        else:
+            job.reply.set_exception(result)
+
+    with suppress(RuntimeError):  # the loop is gone, and with it whoever waited
+        job.reply.get_loop().call_soon_threadsafe(settle)
 
 
 def _decode(version: Version, batch: list[_Job]) -> list[Recommendation]:

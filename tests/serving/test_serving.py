@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import logging
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 uvicorn = pytest.importorskip("uvicorn", reason='needs the extra "serve"')
 
 from onerec import OneRec, OneRecConfig, Recommender  # noqa: E402
+from onerec.cli.serve import http_protocol  # noqa: E402
 from onerec.inference.exported import export  # noqa: E402
 from onerec.serving.app import (  # noqa: E402
     JsonLines,
@@ -39,7 +41,14 @@ from onerec.serving.app import (  # noqa: E402
 )
 from onerec.serving.config import ServeConfig  # noqa: E402
 from onerec.serving.metrics import Metrics  # noqa: E402
-from onerec.serving.worker import Draining, Expired, Options, QueueFull, Worker  # noqa: E402
+from onerec.serving.worker import (  # noqa: E402
+    Answer,
+    Draining,
+    Expired,
+    Options,
+    QueueFull,
+    Worker,
+)
 from onerec.tokenizer import Catalog  # noqa: E402
 
 K, TOKEN = 16, "sesame"
@@ -71,9 +80,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 class Server:
     """The app on a loopback port, in a thread."""
 
-    def __init__(self, recommender: Recommender, config: ServeConfig, token: str | None) -> None:
+    def __init__(
+        self, recommender: Recommender, config: ServeConfig, token: str | None, root_path: str = ""
+    ) -> None:
         self.app = create_app(recommender, config, token=token, source="first")
-        self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None))
+        settings: dict[str, Any] = {"http": http_protocol(), "root_path": root_path}
+        self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, **settings))
         self._thread = threading.Thread(target=self._server.run)
         self._thread.start()
         while not self._server.started:
@@ -120,6 +132,23 @@ def test_answers_what_the_recommender_says(server: Server, folders: list[Path]) 
     assert [s["items"] for s in got["sessions"]] == wanted.item_ids
     assert [s["score"] for s in got["sessions"]] == wanted.scores
     assert got["version"] == server.send("GET", "/v1/version")[1]["version"]
+    assert re.fullmatch(r"queue;dur=[\d.]+, engine;dur=[\d.]+", headers["server-timing"])
+
+
+def test_a_mounted_app_answers_the_same(server: Server, folders: list[Path]) -> None:
+    """Its paths are not the ones that requests to go past the router have."""
+    recommender = Recommender.from_exported(folders[0], num_threads=1)
+    mounted = Server(recommender, CONFIG, TOKEN, "/below")
+    body = {"history": [3, 5], "num_sessions": 2}
+    status, got, headers = mounted.send("POST", "/v1/recommend", body)
+    assert (status, got["sessions"]) == (
+        200,
+        server.send("POST", "/v1/recommend", body)[1]["sessions"],
+    )
+    assert "server-timing" in headers
+    assert mounted.send("POST", "/v1/rank", b"{")[0] == 400
+    assert mounted.send("POST", "/v1/rank", b" " * 5000)[0] == 413
+    mounted.stop()
 
 
 @pytest.mark.parametrize(
@@ -385,15 +414,25 @@ def test_the_queue_is_bounded_late_requests_are_dropped_and_the_rest_is_drained(
 ) -> None:
     slow = Slow(Recommender.from_exported(folders[0]))
     worker = Worker(slow, Metrics(), max_queue=4, max_rows=20)  # type: ignore[arg-type]
+    loop = asyncio.new_event_loop()
+    running = threading.Thread(target=loop.run_forever)
+    running.start()
+
+    def submit(history: list[int], options: Options, seconds: float = 60) -> Future[Answer]:
+        asked = worker.ask(history, [], options, seconds)
+        future = asyncio.run_coroutine_threadsafe(asked, loop)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result()  # it is queued
+        return future
+
     eight = Options(None, 8, 1, True, None, None, 1.0)
-    first = worker.submit([1], [], eight, 60)
+    first = submit([1], eight)
     assert slow.entered.wait(10)
-    late = worker.submit([2], [], eight, 0.001)
-    gone = worker.submit([2], [], eight, 60)
-    gone.cancel()
-    waiting = [worker.submit([i], [], eight, 60) for i in (3, 4)]
+    late = submit([2], eight, 0.001)
+    gone = submit([2], eight)
+    waiting = [submit([i], eight) for i in (3, 4)]
     with pytest.raises(QueueFull) as full:
-        worker.submit([5], [], eight, 60)
+        submit([5], eight).result()
+    gone.cancel()
     assert full.value.retry_after >= 1
     time.sleep(0.01)
     slow.go.set()
@@ -405,22 +444,23 @@ def test_the_queue_is_bounded_late_requests_are_dropped_and_the_rest_is_drained(
     slow.go.clear()
     slow.entered.clear()
     slow.batches.clear()
-    block = worker.submit([1], [], eight, 60)
+    block = submit([1], eight)
     assert slow.entered.wait(10)
-    rest = [
-        worker.submit([1], [], o, 60) for o in (eight, Options(1, 8, 1, True, None, "raw", 1.0))
-    ]
-    rest += [worker.submit([1], [], eight, 60) for _ in range(2)]
+    rest = [submit([1], o) for o in (eight, Options(1, 8, 1, True, None, "raw", 1.0))]
+    rest += [submit([1], eight) for _ in range(2)]
     stopping = threading.Thread(target=worker.stop)
     stopping.start()
     while worker.ready:
         time.sleep(0.001)
     with pytest.raises(Draining):
-        worker.submit([1], [], eight, 60)
+        submit([1], eight).result()
     slow.go.set()
     stopping.join()
-    assert all(f.done() and f.exception() is None for f in (block, *rest))
+    assert all(f.exception() is None for f in (block, *rest))
     assert slow.batches == [1, 2, 1, 1]
+    loop.call_soon_threadsafe(loop.stop)
+    running.join()
+    loop.close()
 
 
 def test_logs_are_lines_of_json() -> None:
@@ -473,6 +513,7 @@ def test_the_command_serves_drains_on_sigterm_and_comes_back_after_sigkill(
     (request,) = (line for line in lines if line.get("path") == "/v1/recommend")
     assert request["status"] == 200
     assert request["batch"] == 1
+    assert 0 < request["engine_ms"] <= request["ms"]
 
 
 def test_the_load_script_checks_every_answer() -> None:

@@ -1,5 +1,6 @@
 #include "onerec/engine_c.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -44,6 +45,33 @@ onerec_status Guarded(char* error, size_t error_size, Body&& body) noexcept {
 
 void Need(bool given, const char* name) {
   if (!given) throw std::invalid_argument(std::string(name) + ": wanted a pointer, got null");
+}
+
+// A list of item indices.
+std::vector<int64_t> List(const int64_t* items, int64_t size, const char* name) {
+  Need(items != nullptr || size == 0, name);
+  if (size < 0) {
+    throw std::invalid_argument(std::string(name) + "_size: wanted 0 or more, got " +
+                                std::to_string(size));
+  }
+  return {items, items + size};
+}
+
+// What both kinds of options have in common.
+template <class Options, class COptions>
+Options Common(const COptions& given) {
+  if (given.scoring < -1 || given.scoring > 2) {
+    throw std::invalid_argument("scoring: wanted -1, 0, 1 or 2, got " +
+                                std::to_string(given.scoring));
+  }
+  Options o;
+  o.beam_width = given.beam_width;
+  o.exclude_history = given.exclude_history != 0;
+  if (given.scoring >= 0) o.scoring = static_cast<onerec::Scoring>(given.scoring);
+  if (given.allow_tags != 0) o.allow_tags = given.allow_tags;
+  o.temperature = given.temperature;
+  o.num_threads = given.num_threads;
+  return o;
 }
 
 }  // namespace
@@ -98,28 +126,13 @@ onerec_status onerec_recommend(const onerec_recommender* recommender, const int6
                                int64_t* sessions, int64_t* length, char* error, size_t error_size) {
   return Guarded(error, error_size, [&] {
     Need(recommender != nullptr, "recommender");
-    Need(history != nullptr || history_size == 0, "history");
-    Need(exclude != nullptr || exclude_size == 0, "exclude");
     Need(options != nullptr && items != nullptr && scores != nullptr, "options, items and scores");
     Need(sessions != nullptr && length != nullptr, "sessions and length");
-    if (history_size < 0 || exclude_size < 0) {
-      throw std::invalid_argument("history_size and exclude_size: wanted 0 or more");
-    }
-    if (options->scoring < -1 || options->scoring > 2) {
-      throw std::invalid_argument("scoring: wanted -1, 0, 1 or 2, got " +
-                                  std::to_string(options->scoring));
-    }
-    onerec::RecommendOptions o;
-    o.beam_width = options->beam_width;
+    auto o = Common<onerec::RecommendOptions>(*options);
     o.session_length = options->session_length;
     o.num_sessions = options->num_sessions;
-    o.exclude_history = options->exclude_history != 0;
-    if (options->scoring >= 0) o.scoring = static_cast<onerec::Scoring>(options->scoring);
-    if (options->allow_tags != 0) o.allow_tags = options->allow_tags;
-    o.temperature = options->temperature;
-    o.num_threads = options->num_threads;
-    const auto found = recommender->held->Recommend({history, history + history_size},
-                                                    {exclude, exclude + exclude_size}, o);
+    const auto found = recommender->held->Recommend(List(history, history_size, "history"),
+                                                    List(exclude, exclude_size, "exclude"), o);
     *sessions = static_cast<int64_t>(found.size());
     *length = found.empty() ? 0 : static_cast<int64_t>(found[0].items.size());
     for (size_t s = 0; s < found.size(); ++s) {
@@ -128,5 +141,25 @@ onerec_status onerec_recommend(const onerec_recommender* recommender, const int6
         items[s * found[s].items.size() + i] = found[s].items[i];
       }
     }
+  });
+}
+
+onerec_rank_options onerec_default_rank_options(void) { return {10, 0, 0.0, 50, 1, -1, 1.0, 1, 0}; }
+
+onerec_status onerec_rank(const onerec_recommender* recommender, const int64_t* history,
+                          int64_t history_size, const int64_t* exclude, int64_t exclude_size,
+                          const onerec_rank_options* options, int64_t* items, int64_t* found,
+                          char* error, size_t error_size) {
+  return Guarded(error, error_size, [&] {
+    Need(recommender != nullptr, "recommender");
+    Need(options != nullptr && items != nullptr && found != nullptr, "options, items and found");
+    auto o = Common<onerec::RankOptions>(*options);
+    o.k = options->k;
+    o.dense_weight = options->dense_weight;
+    o.dense_top = options->dense_top;
+    const auto ranked = recommender->held->Rank(List(history, history_size, "history"),
+                                                List(exclude, exclude_size, "exclude"), o);
+    std::copy(ranked.begin(), ranked.end(), items);
+    *found = static_cast<int64_t>(ranked.size());
   });
 }

@@ -309,6 +309,29 @@ TEST(Recommender, ServesAFolderAndTheCInterfaceGivesTheSame) {
   o.num_sessions = 10;
   EXPECT_EQ(ask(), ONEREC_INVALID_ARGUMENT);
   EXPECT_EQ(std::string(error).rfind("num_sessions", 0), 0);
+
+  onerec_rank_options r = onerec_default_rank_options();
+  r.k = 12;
+  r.beam_width = 9;
+  r.allow_tags = 2;
+  int64_t count = 0;
+  const auto rank = [&](int64_t size) {
+    return onerec_rank(handle, history.data(), size, exclude.data(), 2, &r, items.data(), &count,
+                       error, sizeof error);
+  };
+  ASSERT_EQ(rank(7), ONEREC_OK);
+  RankOptions ranking;
+  ranking.k = 12;
+  ranking.beam_width = 9;
+  ranking.allow_tags = 2;
+  const auto ranked = recommender->Rank(history, exclude, ranking);
+  ASSERT_GT(ranked.size(), 3);
+  EXPECT_EQ(std::vector<int64_t>(items.begin(), items.begin() + count), ranked);
+  EXPECT_EQ(rank(-1), ONEREC_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(error).rfind("history_size", 0), 0);
+  r.dense_weight = 0.5;  // of a head that the model lacks
+  EXPECT_EQ(rank(7), ONEREC_INVALID_ARGUMENT);
+  EXPECT_EQ(std::string(error).rfind("dense_weight", 0), 0);
   onerec_destroy(handle);
   onerec_destroy(nullptr);
   EXPECT_EQ(onerec_create("/nowhere", &handle, error, sizeof error), ONEREC_BAD_FILE);

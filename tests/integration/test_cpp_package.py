@@ -176,11 +176,41 @@ int main(int, char** argv) {  // FOLDER K BEAM_WIDTH DENSE_WEIGHT ALLOW_TAGS
 }
 """
 
+RANK_C = """
+#include <onerec/engine_c.h>
+#include <stdio.h>
+#include <stdlib.h>
+int main(int argc, char** argv) {  /* as above */
+  const int64_t history[] = {51, 1, 199, 0}, exclude[] = {9};
+  char error[200];
+  onerec_recommender* recommender = NULL;
+  onerec_rank_options options = onerec_default_rank_options();
+  options.k = atoi(argv[2]);
+  options.beam_width = atoi(argv[3]);
+  options.dense_weight = atof(argv[4]);
+  options.allow_tags = strtoull(argv[5], NULL, 10);
+  int64_t* items = malloc(options.k * sizeof *items);
+  int64_t found = 0;
+  if (argc != 6 || onerec_create(argv[1], &recommender, error, sizeof error) != ONEREC_OK) return 1;
+  if (onerec_rank(recommender, history, 4, exclude, 1, &options, items, &found, error,
+                  sizeof error) != ONEREC_OK) {
+    return 1;
+  }
+  for (int64_t i = 0; i < found; ++i) printf("%ld ", (long)onerec_int_id(recommender, items[i]));
+  onerec_destroy(recommender);
+  free(items);
+  return 0;
+}
+"""
 
-def test_rankings_of_both_heads_are_those_of_python(prefix: Path, tmp_path: Path) -> None:
-    compiler = shutil.which("c++")
+
+@pytest.mark.parametrize(("suffix", "code"), [("cc", RANK), ("c", RANK_C)], ids=["c++", "c"])
+def test_rankings_of_both_heads_are_those_of_python(
+    prefix: Path, tmp_path: Path, suffix: str, code: str
+) -> None:
+    compiler = shutil.which("c++" if suffix == "cc" else "cc")
     if compiler is None:
-        pytest.skip("no c++")
+        pytest.skip("no compiler")
     torch.manual_seed(0)
     fields: dict[str, Any] = {"encoder": "causal", "n_items": 200, "item_loss": 1.0}
     config = OneRecConfig.preset("tiny", codebook_size=24, init_std=0.3, **fields)
@@ -191,11 +221,13 @@ def test_rankings_of_both_heads_are_those_of_python(prefix: Path, tmp_path: Path
     model = OneRec(config).eval()
     model.set_catalog(sids)
     export(model, catalog, tmp_path / "exported")
-    (tmp_path / "main.cc").write_text(RANK)
+    main = tmp_path / f"main.{suffix}"
+    main.write_text(code)
     (library,) = prefix.glob("lib*/libonerec_core.so")
-    flags = ["-std=c++17", f"-I{prefix}/include", f"-L{library.parent}", "-lonerec_core"]
+    flags = [f"-I{prefix}/include", f"-L{library.parent}", "-lonerec_core"]
+    standard = "-std=c++17" if suffix == "cc" else "-std=c99"
     program = tmp_path / "main"
-    run(compiler, tmp_path / "main.cc", *flags, f"-Wl,-rpath,{library.parent}", "-o", program)
+    run(compiler, standard, main, *flags, f"-Wl,-rpath,{library.parent}", "-o", program)
     recommender = Recommender(model, catalog)
     history, exclude = [ids[[51, 1, 199, 0]].tolist()], [[int(ids[9])]]
     for k, width, weight, tags in (

@@ -63,6 +63,30 @@ ONEREC_API onerec_status onerec_recommend(const onerec_recommender* recommender,
                                           float* scores, int64_t* sessions, int64_t* length,
                                           char* error, size_t error_size);
 
+typedef struct onerec_rank_options {
+  int64_t k;               /* most items */
+  int64_t beam_width;      /* 0: the larger of k and 128 */
+  double dense_weight;     /* 0 .. 1, of the dense head's log-probability beside the generator's */
+  int64_t dense_top;       /* best items of the dense head that join the beam's */
+  int32_t exclude_history; /* 1: show nothing from the history */
+  int32_t scoring;         /* of the beam; as in onerec_options */
+  double temperature;      /* of the beam */
+  int32_t num_threads;
+  uint64_t allow_tags; /* items with one of these tags alone; 0: all items */
+} onerec_rank_options;
+
+/* Ten items by the beam alone, 50 of the dense head once it has a weight, the rest as in
+   onerec_default_options. */
+ONEREC_API onerec_rank_options onerec_default_rank_options(void);
+
+/* Writes the next items, best first; `items` holds k, *found says how many there are. A
+   dense_weight above 0 needs a model that was trained with a dense head. */
+ONEREC_API onerec_status onerec_rank(const onerec_recommender* recommender, const int64_t* history,
+                                     int64_t history_size, const int64_t* exclude,
+                                     int64_t exclude_size, const onerec_rank_options* options,
+                                     int64_t* items, int64_t* found, char* error,
+                                     size_t error_size);
+
 #ifdef __cplusplus
 }
 #endif

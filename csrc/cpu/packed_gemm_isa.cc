@@ -6,11 +6,11 @@
 namespace onerec::ONEREC_ISA {
 namespace {
 
-// Rows of a block, and registers that its sums may take.
+// Rows of a block, and registers that its sums may take where it has several panels.
 #if defined(ONEREC_ISA_avx512)
 constexpr int kRows = 6, kBudget = 24;
 #elif defined(ONEREC_ISA_avx2)
-constexpr int kRows = 6, kBudget = 12;
+constexpr int kRows = 6, kBudget = 8;
 #elif defined(__SSE2__)
 constexpr int kRows = 2, kBudget = 8;
 #else
@@ -72,16 +72,18 @@ struct BFloat16 {
   }
 };
 
-// One column of W (of each panel) times R rows.
-template <class Format, int R, int P>
-inline void Column(const float* const* a, int64_t at, const typename Format::Type* const* w,
-                   int64_t offset, int second, Lanes (&acc)[R][P]) {
-  Lanes b[P];
-  _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) b[p] = Format::Read(w[p] + offset, second);
-  _Pragma("GCC unroll 6") for (int r = 0; r < R; ++r) {
-    const Floats x = Broadcast(a[r][at]);
-    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
-      ONEREC_EACH acc[r][p].r[i] = Fma(x, b[p].r[i], acc[r][p].r[i]);
+// kColumns columns of W that lie together (of each panel) times R rows. Panel by panel, for the
+// registers do not hold what all panels' columns are read from.
+template <class Format, int kColumns, int R, int P>
+inline void Columns(const float* const* a, int64_t at, const typename Format::Type* const* w,
+                    int64_t offset, Lanes (&acc)[R][P]) {
+  _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
+    _Pragma("GCC unroll 2") for (int j = 0; j < kColumns; ++j) {
+      const Lanes b = Format::Read(w[p] + offset, j);
+      _Pragma("GCC unroll 6") for (int r = 0; r < R; ++r) {
+        const Floats x = Broadcast(a[r][at + j]);
+        ONEREC_EACH acc[r][p].r[i] = Fma(x, b.r[i], acc[r][p].r[i]);
+      }
     }
   }
 }
@@ -105,12 +107,10 @@ void Block(const GemmTile& tile, int64_t row, int64_t panel) {
     for (int p = 0; p < P; ++p) acc[r][p] = Set(0.0f);
   }
   _Pragma("GCC unroll 4") for (int64_t s = 0; s < steps; ++s) {
-    _Pragma("GCC unroll 2") for (int j = 0; j < Format::kStep; ++j) {
-      Column<Format, R, P>(a, s * Format::kStep + j, w, s * kPanelWidth, j, acc);
-    }
+    Columns<Format, Format::kStep>(a, s * Format::kStep, w, s * kPanelWidth, acc);
   }
   if (steps * Format::kStep < tile.k) {
-    Column<Format, R, P>(a, tile.k - 1, w, steps * kPanelWidth, 0, acc);
+    Columns<Format, 1>(a, tile.k - 1, w, steps * kPanelWidth, acc);
   }
   for (int p = 0; p < P; ++p) {
     const int64_t column = (panel + p) * kPanelWidth;

@@ -126,7 +126,8 @@ def main(argv: list[str]) -> None:
         "align",
         "Aligns the pretrained model with the reward model, in OUT/align: candidates by session "
         "beam search, winners and losers, preference loss beside next-token training. The same "
-        "command after a kill goes on from the newest checkpoint.",
+        "command after a kill goes on from the newest checkpoint. On several devices: torchrun "
+        "--nproc-per-node N -m onerec align --out DIR.",
         argv,
         ["align"],
         make,

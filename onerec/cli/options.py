@@ -39,8 +39,9 @@ class Parser(ArgumentParser):
         """Prints the message without the long usage text, and exits with code 2."""
         if unknown := re.search(r"unrecognized arguments: (--[\w.\-]+)", message):
             options = [option for action in self._actions for option in action.option_strings]
-            if near := difflib.get_close_matches(unknown[1], options, n=1):
-                message += f" (did you mean {near[0]}?)"
+            section = [o for o in options if o.endswith(f".{unknown[1].removeprefix('--')}")]
+            if near := difflib.get_close_matches(unknown[1], options, n=1) or section:
+                message += f" (did you mean {' or '.join(near)}?)"
         message = " ".join(message.split()).replace(
             "the following arguments are required: out", "--out DIR is needed"
         )

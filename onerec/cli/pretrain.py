@@ -90,7 +90,8 @@ def main(argv: list[str]) -> None:
     stage_verb(
         "pretrain",
         "Trains the generator to write the next session, in OUT/pretrain. The same command after "
-        "a kill goes on from the newest checkpoint.",
+        "a kill goes on from the newest checkpoint. On several devices: torchrun "
+        "--nproc-per-node N -m onerec pretrain --out DIR.",
         argv,
         SECTIONS,
         make,

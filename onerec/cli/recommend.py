@@ -152,7 +152,8 @@ def _line(item: dict[str, Any], width: int = 58) -> str:
 def show(folder: Path, summary: dict[str, Any]) -> None:
     """Prints the examples and where the file is."""
     examples = json.loads((folder / EXAMPLES).read_text())
-    console.stdout().print(examples_table(examples))
+    if examples:
+        console.stdout().print(examples_table(examples))
     users, everybody = summary["users"], summary["users_of_log"]
     hint = "" if users == everybody else " (--recommend.users null for all)"
     console.stdout().print(

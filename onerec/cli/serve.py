@@ -76,6 +76,8 @@ def main(argv: list[str]) -> None:
     before = {name: signal.signal(name, _ignore) for name in (signal.SIGTERM, signal.SIGINT)}
     try:
         server.run()
+    except SystemExit:  # uvicorn's way out where it cannot listen; it has logged the reason
+        pass
     finally:
         for name, previous in before.items():
             signal.signal(name, previous)

@@ -304,8 +304,14 @@ def locked(directory: Path, verb: str) -> Iterator[None]:
     """Holds the run's directory for this process; the lock ends with the process, however it ends.
 
     Raises:
-        OneRecError: Another process holds it, or the directory cannot be made.
+        OneRecError: Another process holds it, the directory cannot be made, or `torchrun` started
+            a verb that is one process.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and verb not in ("pretrain", "align"):
+        raise OneRecError(
+            f"onerec {verb} is one process; torchrun takes the stages pretrain and align, and "
+            "`onerec run` afterwards finds them made"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

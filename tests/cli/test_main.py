@@ -72,6 +72,7 @@ def test_every_verb_has_readable_help(verb: str, capsys: pytest.CaptureFixture[s
     ("argv", "words"),
     [
         (["env", "--jsn"], "did you mean --json?"),
+        (["recommend", "--out", "x", "--users", "9"], "did you mean --recommend.users?"),
         (["tokenize"], "--out DIR is needed"),
         (
             ["sessions", "--out", "x", "--columns", "user_id=uid"],

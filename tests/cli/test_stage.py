@@ -178,6 +178,16 @@ def test_out_that_is_a_file(tmp_path: Path) -> None:
         pytest.fail("a file was taken for a directory")
 
 
+def test_torchrun_around_a_verb_that_is_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(OneRecError, match="run is one process"), locked(tmp_path, "run"):
+        pass
+    with locked(tmp_path, "pretrain"):
+        pass
+
+
 def test_data_is_known_by_content_not_by_place(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

@@ -516,6 +516,18 @@ def test_the_command_serves_drains_on_sigterm_and_comes_back_after_sigkill(
     assert 0 < request["engine_ms"] <= request["ms"]
 
 
+def test_a_port_that_is_taken_is_told(folders: list[Path]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [sys.executable, "-m", "onerec", "serve", str(folders[0]), "--port", port]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1] == f"onerec serve: cannot listen on 127.0.0.1:{port}"
+    assert "address already in use" in ended.stderr
+
+
 def test_the_load_script_checks_every_answer() -> None:
     root = Path(__file__).resolve().parents[2]
     arguments = ["swaps", "--requests", "300", "--swaps", "6", "--clients", "3", "--items", "500"]

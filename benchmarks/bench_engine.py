@@ -4,7 +4,8 @@ One call is a batch of requests from history codes to the best sessions, a milli
 `torch, network alone` runs the torch backend's network over the same steps with the beams given,
 so without any search. transformers gets a T5 of the same widths whose dense feed-forward layers are
 as wide as the experts that a token meets: about the same products, not the same weights; its
-results are checked to be items.
+results are checked to be items. `transformers, model alone` is what generate() asks of the model
+without what it does besides: the encoder, and a decoder pass a code for all beams with its caches.
 
 `floor ms` is the time below which no session can come: its products at the measured float32 rate
 of a large matrix product (activations and sums are float32 always), or the decoder's weights, read
@@ -89,7 +90,7 @@ def network_alone(model: OneRec, codes: list[np.ndarray], session_length: int) -
 def generate(
     size: str, codes: list[np.ndarray], session_length: int, way: str
 ) -> Callable[[], Any]:
-    """A call of transformers' generate(); gives the codes [B * M, m * L]."""
+    """A call of transformers' generate(), which gives the codes [B * M, m * L], or its model's."""
     from transformers import LogitsProcessorList, T5Config, T5ForConditionalGeneration
 
     shape = SIZES[size]
@@ -110,6 +111,8 @@ def generate(
     )
     model = T5ForConditionalGeneration(config).eval()
     prompt = torch.from_numpy(np.stack(codes) + np.array(offsets)).flatten(1)
+    if way == "model alone":
+        return lambda: t5_alone(model, prompt, LEVELS * session_length)
     settings: dict[str, Any] = {
         "prompt_length": 1,
         "token_offset": offsets,
@@ -135,6 +138,29 @@ def generate(
         return written[:, 1:] - torch.tensor(offsets * session_length)
 
     return call
+
+
+@torch.inference_mode()
+def t5_alone(model: Any, prompt: torch.Tensor, steps: int) -> torch.Tensor:
+    """The forward passes of generate() with BEAMS beams; the last logits [B * M, 1, V]."""
+    from transformers import DynamicCache, EncoderDecoderCache
+    from transformers.modeling_outputs import BaseModelOutput
+
+    mask = torch.ones_like(prompt)
+    hidden = model.encoder(input_ids=prompt, attention_mask=mask).last_hidden_state
+    memory = BaseModelOutput(last_hidden_state=hidden.repeat_interleave(BEAMS, dim=0))
+    mask = mask.repeat_interleave(BEAMS, dim=0)
+    caches = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    tokens = torch.ones(len(mask), 1, dtype=torch.int64)
+    for _ in range(steps):
+        out = model(
+            encoder_outputs=memory,
+            attention_mask=mask,
+            decoder_input_ids=tokens,
+            past_key_values=caches,
+            use_cache=True,
+        )
+    return out.logits
 
 
 def floor(size: str, history: int, batch: int, m: int, legal: bool = False) -> dict[str, float]:
@@ -165,12 +191,12 @@ def floor(size: str, history: int, batch: int, m: int, legal: bool = False) -> d
 
 # What one test runs: transformers' callback takes a second and more a call.
 CASES = [
-    ("tiny", 50, 1, 1, ("callback", "mask")),
-    ("tiny", 50, 1, 5, ("mask",)),
+    ("tiny", 50, 1, 1, ("callback", "mask", "model alone")),
+    ("tiny", 50, 1, 5, ("mask", "model alone")),
     ("tiny", 50, 8, 1, ()),
     ("tiny", 256, 1, 1, ()),
     ("tiny", 256, 8, 1, ()),
-    ("small", 50, 1, 1, ("mask",)),
+    ("small", 50, 1, 1, ("mask", "model alone")),
     ("small", 256, 1, 1, ()),
 ]
 

@@ -18,7 +18,7 @@ from onerec.errors import DataError
 Kind = Literal["id", "time", "integer", "number", "flag", "text", "words", "texts", "vectors"]
 
 _WANTED: dict[Kind, str] = {
-    "id": "integers or strings, never null",
+    "id": "integers below 2^63 or strings, never null",
     "time": "integers of 0 or more (ms since 1970), timestamps or dates, never null",
     "integer": "integers of 0 or more, never null",
     "number": "numbers of 0 or more (null where unknown)",
@@ -186,6 +186,8 @@ def check_values(path: Path, table: Any, columns: tuple[Column, ...], row: str) 
         values = table[column.name]
         if column.kind == "id":
             wrong = values.isnull()
+            if values.type().is_unsigned_integer():
+                wrong = wrong | (values > 2**63 - 1)
         elif column.kind in ("integer", "time"):
             wrong = values.isnull() | (values < 0)
         elif values.type().is_boolean():

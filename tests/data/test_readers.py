@@ -74,7 +74,11 @@ BAD_INTERACTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "null item id": ({"item_id": at(None, 0, 1)}, r"column 'item_id', row 0: .* got None"),
     "id of another type": (
         {"item_id": [[n] for n in range(N)]},
-        r"column 'item_id': wanted integers or strings, never null, got list",
+        r"column 'item_id': wanted integers below 2\^63 or strings, never null, got list",
+    ),
+    "hash as an id": (
+        {"user_id": pa.array(at(2**63 + 5, 4, 2**63 - 1), pa.uint64())},
+        r"column 'user_id', row 4: wanted integers below 2\^63 or .* got 9223372036854775813",
     ),
     "negative watch time": (
         {"watch_time_ms": at(-1, 20, None)},

@@ -7,6 +7,7 @@ both are the Triton kernels and the forward pass includes the routing, replayed 
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -129,14 +130,26 @@ def test_forward(compare: Any, size: str, tokens: int, dtype: torch.dtype) -> No
         skip_slow_bfloat16(dtype)
     p = problem(size, tokens, dtype, "cpu")
     packed = PackedExperts(p.w13, p.w2, dtype=dtype)
+    routes = [p.ids]
+    if tokens == 1:  # others each time, as in a decoder, or the cache would hold the weights
+        routes = list(torch.arange(len(p.w2)).view(-1, 1, TOP_K))
+
+    def in_turn(call: Callable[[Tensor], Tensor]) -> Callable[[], list[Tensor]]:
+        ids = itertools.cycle(routes)
+        return lambda: [call(next(ids))]
+
+    def loop(ids: Tensor) -> Tensor:
+        return moe_experts(p.x, ids, *p.leaves[1:], backend="reference")
+
     with torch.inference_mode():
         compare(
             {
-                "onerec": lambda: [packed(p.x.float(), p.ids, p.gates.float()).to(dtype)],
-                "onerec torch": lambda: [moe_experts(p.x, p.ids, *p.leaves[1:])],
-                "F.grouped_mm": lambda: [grouped_mm(p.x, p.ids, *p.leaves[1:])],
-                "loop": lambda: [moe_experts(p.x, p.ids, *p.leaves[1:], backend="reference")],
+                "onerec": in_turn(lambda i: packed(p.x.float(), i, p.gates.float()).to(dtype)),
+                "onerec torch": in_turn(lambda i: moe_experts(p.x, i, *p.leaves[1:])),
+                "F.grouped_mm": in_turn(lambda i: grouped_mm(p.x, i, *p.leaves[1:])),
+                "loop": in_turn(loop),
             },
+            expected=[loop(routes[0])],
             calls=20 if tokens == 1 else 1,
             seconds=2.0,
             **measured(p, "cpu"),

@@ -107,6 +107,7 @@ def balanced_assign(
     prices_given: bool,
     prices: int,
     labels: int,
+    labels_given: bool = False,
     cuda_device: int = -1,
 ) -> BalancedWork: ...
 def priced_argmin(

@@ -546,8 +546,9 @@ Nodes MakeNodes(const float* centers, int64_t clusters, int64_t d,
 
 BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers, int64_t clusters,
                                   const BalancedKMeansOptions& options, bool prices_given,
-                                  double* prices, int32_t* labels) {
+                                  double* prices, int32_t* labels, bool labels_given) {
   CheckBalanced(x, clusters, options);
+  if (labels_given) CheckSizes(x.rows, clusters, labels);
   CheckCenters(centers, clusters, x.columns, prices_given ? prices : nullptr);
   CheckFinite(x, options.num_threads);
   const std::vector<double> mean = ColumnMeans(x, options.num_threads);

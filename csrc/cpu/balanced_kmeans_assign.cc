@@ -185,7 +185,7 @@ class Search {
       over = annealer_.OverFull(lists_, prices);
     }
     if (options_.method == BalancedMethod::kPriced && lists_.scale > 0 &&
-        x_.rows <= kSimplexRows * nodes_.count) {
+        (labels_given || x_.rows <= kSimplexRows * nodes_.count)) {
       if (!labels_given) Feasible(prices, labels);
       if (SolveLists(prices, labels)) return;
     } else {
@@ -294,7 +294,7 @@ class Search {
     }
     CandidateLists lists;
     // A sample says little at the smallest.
-    const double last = widest / (all ? 100 : 40);
+    const double last = widest / (all ? 100 : 20);
     for (int climbs = 0; eps > last;) {
       eps_ = eps;
       const Annealer::State state = SampleLists(matrix, kListReach * eps, prices, lists)

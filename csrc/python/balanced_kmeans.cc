@@ -105,7 +105,7 @@ void BindBalancedKMeans(py::module_& m) {
       "balanced_assign",
       [](uintptr_t x, int64_t rows, int64_t columns, int64_t stride, uintptr_t centers,
          int64_t clusters, uint64_t seed, int num_threads, int64_t memory_budget, bool prices_given,
-         uintptr_t prices, uintptr_t labels, int cuda_device) {
+         uintptr_t prices, uintptr_t labels, bool labels_given, int cuda_device) {
         BalancedKMeansOptions options = Options(num_threads, memory_budget, cuda_device);
         options.seed = seed;
         BalancedAssignment work;
@@ -114,13 +114,14 @@ void BindBalancedKMeans(py::module_& m) {
           work = BalancedAssign(Rows(x, rows, columns, stride),
                                 reinterpret_cast<const float*>(centers), clusters, options,
                                 prices_given, reinterpret_cast<double*>(prices),
-                                reinterpret_cast<int32_t*>(labels));
+                                reinterpret_cast<int32_t*>(labels), labels_given);
         }
         return Report(work);
       },
       py::arg("x"), py::arg("rows"), py::arg("columns"), py::arg("stride"), py::arg("centers"),
       py::arg("clusters"), py::arg("seed"), py::arg("num_threads"), py::arg("memory_budget"),
-      py::arg("prices_given"), py::arg("prices"), py::arg("labels"), py::arg("cuda_device") = -1);
+      py::arg("prices_given"), py::arg("prices"), py::arg("labels"),
+      py::arg("labels_given") = false, py::arg("cuda_device") = -1);
   m.def(
       "priced_argmin",
       [](uintptr_t x, int64_t rows, int64_t columns, int64_t stride, uintptr_t centers,

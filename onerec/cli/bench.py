@@ -39,7 +39,7 @@ def suites() -> dict[str, Path]:
 
 
 # Suites that take far longer than the others run only by name.
-LONG = frozenset({"alignment"})
+LONG = frozenset({"alignment", "kmeans_large"})
 
 
 def quick(known: Iterable[str]) -> list[str]:
@@ -125,7 +125,8 @@ def main(argv: list[str]) -> None:
         "suites",
         nargs="*",
         default=[],
-        help="names of benchmarks/bench_NAME.py; by default all but the long ones (alignment)",
+        help="names of benchmarks/bench_NAME.py; by default all but the long ones "
+        f"({', '.join(sorted(LONG))})",
     )
     parser.add_argument(
         "--gpu", action="store_true", help="the benchmarks that need a CUDA device, and only those"

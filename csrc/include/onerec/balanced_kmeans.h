@@ -94,10 +94,13 @@ ONEREC_API BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t cl
                                                   double* prices, int32_t* labels);
 
 // One exact balanced assignment at fixed centres [clusters, columns]. prices [clusters] is the
-// start if `prices_given`, and the certified dual solution at the end.
+// start if `prices_given`, and the certified dual solution at the end. labels [rows], if
+// `labels_given`, are those of a balanced assignment at centres nearby, which is where the search
+// starts from; they say nothing without prices.
 ONEREC_API BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers,
                                              int64_t clusters, const BalancedKMeansOptions& options,
-                                             bool prices_given, double* prices, int32_t* labels);
+                                             bool prices_given, double* prices, int32_t* labels,
+                                             bool labels_given = false);
 
 // labels[i] = argmin_k |x_i - c_k|^2 + prices[k], decided in float64; prices may be null (zero).
 // distances [rows], if not null, gets the squared distance to the chosen centre.

@@ -79,8 +79,9 @@ class OwnItems {
   }
 
   const TrieView* view = nullptr;
-  const Trie* trie = nullptr;      // for its tags; may be null where filters allow every tag
-  const int64_t* paths = nullptr;  // [beams, path_size], edges of each item, level by level
+  const Trie* trie = nullptr;           // for its tags, or
+  const uint64_t* leaf_tags = nullptr;  // the leaves'; both may be null if filters allow every tag
+  const int64_t* paths = nullptr;       // [beams, path_size], edges of each item, level by level
   int64_t path_size = 0;
   int64_t items = 0;  // finished items of every beam
 
@@ -102,6 +103,16 @@ class OwnItems {
       return left > 0;
     }
     if (level == bottom) return false;  // it is one of the items
+    if (trie == nullptr) {
+      const int64_t end = view->FirstLeaf(level + 1, edge + 1);
+      for (int64_t leaf = view->FirstLeaf(level + 1, edge); leaf < end; ++leaf) {
+        if ((leaf_tags[leaf] & filter.allow) == 0 || filter.dead[bottom].Has(leaf)) continue;
+        bool own = false;
+        for (int64_t i = 0; i < items; ++i) own |= path[i * view->levels + bottom] == leaf;
+        if (!own) return true;
+      }
+      return false;
+    }
     const uint64_t* const tags = trie->Tags(level + 1);
     const int64_t end = view->FirstEdge(level + 1, edge + 1);
     for (int64_t child = view->FirstEdge(level + 1, edge); child < end; ++child) {
@@ -421,9 +432,6 @@ void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
   }
   const RequestFilter* filters = nullptr;
   if (input.widths != nullptr) CheckWidths(input.widths, input.batch, output.width);
-  if (input.paths != nullptr && input.allow != nullptr) {
-    throw std::invalid_argument("paths: wanted without allow");
-  }
   if (input.dead != nullptr || input.allow != nullptr || input.paths != nullptr) {
     auto& made = workspace.impl().filters;
     made.assign(static_cast<size_t>(input.batch), {});
@@ -441,10 +449,14 @@ void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
       if (filter.allow != kEveryTag && input.tags == nullptr) {
         throw std::invalid_argument("allow: wanted the tags of the level's edges too");
       }
+      if (filter.allow != kEveryTag && input.paths != nullptr && input.leaf_tags == nullptr &&
+          input.level + 1 < trie.levels) {
+        throw std::invalid_argument("paths: with allow, wanted the tags of the leaves too");
+      }
     }
     filters = made.data();
   }
-  const OwnItems own{&trie, nullptr, input.paths, input.path_size, input.items};
+  const OwnItems own{&trie, nullptr, input.leaf_tags, input.paths, input.path_size, input.items};
   Stepper(trie, input, scoring, temperature, output, filters,
           input.paths == nullptr ? nullptr : &own, nullptr, workspace.impl(), num_threads)
       .Run();
@@ -485,7 +497,7 @@ struct BeamSearch::Impl {
   }
 
   OwnItems Own() const {
-    return {&trie->View(), trie.get(), paths[side].data(), path_size, steps / levels};
+    return {&trie->View(), trie.get(), nullptr, paths[side].data(), path_size, steps / levels};
   }
 
   std::shared_ptr<const Trie> trie;

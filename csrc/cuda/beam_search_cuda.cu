@@ -39,7 +39,7 @@ struct Row {
 };
 
 struct Step {
-  const uint64_t* trie;  // address of the trie's bytes
+  const uint64_t* trie;  // addresses of the trie's bytes and of each level's tags
   int level, vocab, scoring;
   int64_t rows, width;
   double temperature;
@@ -51,7 +51,6 @@ struct Step {
   const int64_t* widths;
   const int64_t* dead;
   const int64_t* dead_offsets;
-  const uint64_t* tags;
   const uint64_t* allow;
   const int64_t* paths;
   int64_t path_size;
@@ -74,6 +73,10 @@ struct Level {
     tokens = data + *reinterpret_cast<const uint64_t*>(data + 112 + 8 * level);
     pointers = data + *reinterpret_cast<const uint64_t*>(data + 176 + 8 * level);
     token_bytes = s.vocab <= 256 ? 1 : 2;
+    tags = s.allow == nullptr ? nullptr : Tags(s, level);
+  }
+  __device__ static const uint64_t* Tags(const Step& s, int level) {
+    return reinterpret_cast<const uint64_t*>(s.trie[1 + level]);
   }
   __device__ int64_t FirstEdge(int64_t node) const {
     return pointer_bytes == 4
@@ -86,6 +89,7 @@ struct Level {
   }
   const char* tokens;
   const char* pointers;
+  const uint64_t* tags;  // null if every tag is allowed to all
   int64_t nodes;
   uint32_t pointer_bytes;
   int token_bytes;
@@ -116,7 +120,11 @@ __device__ int64_t LowerBound(const int64_t* values, int64_t begin, int64_t end,
   return begin;
 }
 
-__device__ bool Legal(const Step& s, const Row& row, int64_t b, int64_t edge) {
+__device__ uint64_t Allowed(const Step& s, int64_t b) {
+  return s.allow == nullptr ? kEveryTag : s.allow[b];
+}
+
+__device__ bool Legal(const Step& s, const Level& level, const Row& row, int64_t b, int64_t edge) {
   if (row.dead_count > 0) {
     const int64_t* const dead = s.dead + s.dead_offsets[b] + row.dead;
     const int64_t at = LowerBound(dead, 0, row.dead_count, edge);
@@ -125,7 +133,8 @@ __device__ bool Legal(const Step& s, const Row& row, int64_t b, int64_t edge) {
   for (int i = 0; i < s.items; ++i) {
     if (row.used[i] == edge) return false;
   }
-  return s.allow == nullptr || s.allow[b] == kEveryTag || (s.tags[edge] & s.allow[b]) != 0;
+  const uint64_t allow = Allowed(s, b);
+  return allow == kEveryTag || (level.tags[edge] & allow) != 0;
 }
 
 // First leaf below a node of `depth`.
@@ -148,6 +157,26 @@ __device__ bool UsedUp(const Step& s, int levels, const int64_t* path, int64_t b
     left -= leaf >= begin && leaf < end;
   }
   return left <= 0;
+}
+
+// The same where not every leaf is allowed; all threads of the block must call it.
+__device__ bool AllowedUsedUp(const Step& s, int levels, const int64_t* path, int64_t b,
+                              int64_t edge) {
+  const int64_t end = FirstLeaf(s, levels, s.level + 1, edge + 1);
+  const uint64_t* const tags = Level::Tags(s, levels - 1);
+  const bool some_dead = s.dead != nullptr && s.leaf_offsets != nullptr;
+  for (int64_t first = FirstLeaf(s, levels, s.level + 1, edge); first < end; first += kRowThreads) {
+    const int64_t leaf = first + static_cast<int64_t>(threadIdx.x);
+    bool left = leaf < end && (tags[leaf] & s.allow[b]) != 0;
+    if (left && some_dead) {
+      const int64_t last = s.leaf_offsets[b + 1];
+      const int64_t at = LowerBound(s.dead, s.leaf_offsets[b], last, leaf);
+      left = at == last || s.dead[at] != leaf;
+    }
+    for (int i = 0; i < s.items; ++i) left = left && path[(i + 1) * levels - 1] != leaf;
+    if (__syncthreads_or(left)) return false;
+  }
+  return true;
 }
 
 // sum exp(x / T) of the logits that a thread has seen, relative to the largest of them.
@@ -210,10 +239,14 @@ __global__ void __launch_bounds__(kRowThreads) RowPass(Step s) {
   row.used = s.used + at * s.items;
   if (row.degree > 0 && s.items > 0) {
     const int64_t* const path = s.paths + at * s.path_size;
-    for (int i = static_cast<int>(threadIdx.x); i < s.items; i += kRowThreads) {
+    const bool tagged = Allowed(s, b) != kEveryTag;
+    const int thread = static_cast<int>(threadIdx.x);
+    for (int i = tagged ? 0 : thread; i < s.items; i += tagged ? 1 : kRowThreads) {
       const int64_t edge = path[i * level.levels + s.level];
       const bool own = edge >= row.first && edge < row.first + row.degree;
-      s.used[at * s.items + i] = own && UsedUp(s, level.levels, path, b, edge) ? edge : -1;
+      const bool gone = own && (tagged ? AllowedUsedUp(s, level.levels, path, b, edge)
+                                       : UsedUp(s, level.levels, path, b, edge));
+      if (!tagged || thread == 0) s.used[at * s.items + i] = gone ? edge : -1;
     }
     __syncthreads();
   }
@@ -239,7 +272,7 @@ __global__ void __launch_bounds__(kRowThreads) RowPass(Step s) {
       }
     } else {
       for (int i = static_cast<int>(threadIdx.x); i < row.degree; i += kRowThreads) {
-        if (!Legal(s, row, b, row.first + i)) continue;
+        if (!Legal(s, level, row, b, row.first + i)) continue;
         const float value[] = {Readable(ToFloat(logits[level.Token(row.first + i)]))};
         mine.Take(value, s.scale);
       }
@@ -289,7 +322,7 @@ struct Candidates {
   __device__ uint64_t KeyOf(const Candidate& candidate) const {
     const Row& row = rows[candidate.parent];
     const int64_t edge = row.first + candidate.slot;
-    if (!Legal(s, row, b, edge)) return 0;
+    if (!Legal(s, level, row, b, edge)) return 0;
     const float x = Readable(ToFloat(RowOf<T>(s, b, candidate.parent)[level.Token(edge)]));
     if (x == -kInfinity) return 0;
     return Key(row.score + (static_cast<double>(x) / s.temperature - row.norm));
@@ -530,9 +563,6 @@ void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& 
                                 " on CUDA, got " + std::to_string(input.rows) + " and " +
                                 std::to_string(output.width));
   }
-  if (input.paths != nullptr && input.allow != nullptr) {
-    throw std::invalid_argument("paths: wanted without allow");
-  }
   if (input.batch == 0) return;
   Step s{};
   s.trie = trie;
@@ -551,7 +581,6 @@ void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& 
   s.widths = input.widths;
   s.dead = input.dead;
   s.dead_offsets = input.dead_offsets;
-  s.tags = input.tags;
   s.allow = input.allow;
   s.paths = input.paths;
   s.path_size = input.path_size;

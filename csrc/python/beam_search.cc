@@ -28,7 +28,7 @@ void BindBeamSearch(py::module_& m) {
          int64_t batch_stride, int64_t row_stride, int64_t batch, int64_t rows, uintptr_t scores,
          uintptr_t nodes, uintptr_t widths, uintptr_t dead, uintptr_t dead_offsets, uintptr_t tags,
          uintptr_t allow, uintptr_t paths, int64_t path_size, int64_t items, uintptr_t leaf_offsets,
-         int scoring, double temperature, int64_t width, uintptr_t out_parents,
+         uintptr_t leaf_tags, int scoring, double temperature, int64_t width, uintptr_t out_parents,
          uintptr_t out_tokens, uintptr_t out_nodes, uintptr_t out_scores, uintptr_t out_valid,
          int num_threads) {
         thread_local BeamWorkspace workspace;
@@ -46,7 +46,8 @@ void BindBeamSearch(py::module_& m) {
                                   reinterpret_cast<const int64_t*>(paths),
                                   path_size,
                                   items,
-                                  reinterpret_cast<const int64_t*>(leaf_offsets)};
+                                  reinterpret_cast<const int64_t*>(leaf_offsets),
+                                  reinterpret_cast<const uint64_t*>(leaf_tags)};
         const BeamStepOutput output{width,
                                     reinterpret_cast<int64_t*>(out_parents),
                                     reinterpret_cast<int64_t*>(out_tokens),
@@ -74,9 +75,9 @@ void BindBeamSearch(py::module_& m) {
            int64_t batch_stride, int64_t row_stride, int64_t batch, int64_t rows, uintptr_t scores,
            uintptr_t nodes, uintptr_t widths, uintptr_t dead, uintptr_t dead_offsets,
            uintptr_t tags, uintptr_t allow, uintptr_t paths, int64_t path_size, int64_t items,
-           uintptr_t leaf_offsets, int scoring, double temperature, int64_t width,
-           uintptr_t out_parents, uintptr_t out_tokens, uintptr_t out_nodes, uintptr_t out_scores,
-           uintptr_t out_valid, uintptr_t workspace, uintptr_t stream) {
+           uintptr_t leaf_offsets, uintptr_t leaf_tags, int scoring, double temperature,
+           int64_t width, uintptr_t out_parents, uintptr_t out_tokens, uintptr_t out_nodes,
+           uintptr_t out_scores, uintptr_t out_valid, uintptr_t workspace, uintptr_t stream) {
           CudaBeamStep(
               reinterpret_cast<const uint64_t*>(trie), codebook_size,
               {batch, rows, level, MakeLogits(logits, type, batch_stride, row_stride),
@@ -85,7 +86,8 @@ void BindBeamSearch(py::module_& m) {
                reinterpret_cast<const int64_t*>(dead_offsets),
                reinterpret_cast<const uint64_t*>(tags), reinterpret_cast<const uint64_t*>(allow),
                reinterpret_cast<const int64_t*>(paths), path_size, items,
-               reinterpret_cast<const int64_t*>(leaf_offsets)},
+               reinterpret_cast<const int64_t*>(leaf_offsets),
+               reinterpret_cast<const uint64_t*>(leaf_tags)},
               static_cast<Scoring>(scoring), temperature,
               {width, reinterpret_cast<int64_t*>(out_parents),
                reinterpret_cast<int64_t*>(out_tokens), reinterpret_cast<int64_t*>(out_nodes),

@@ -22,9 +22,9 @@ from onerec.inference.decoding import TorchDecoder
 from onerec.model.feed_forward import MoE
 from onerec.model.onerec import DecoderLayer, Memory, OneRec
 from onerec.ops import BeamResult, ancestry_attention, cross_attention
-from onerec.ops.beam_step import SCORINGS, allow_masks, banned_leaves, check_scoring
+from onerec.ops.beam_step import SCORINGS, allow_masks, check_scoring
 from onerec.ops.moe.reference import activate
-from onerec.trie import EVERY_TAG, SidTrie
+from onerec.trie import EVERY_TAG, DeviceTrie, SidTrie
 
 _Ints = npt.NDArray[np.int64]
 _capturing = threading.Lock()  # a process can capture one graph at a time
@@ -70,8 +70,9 @@ class SessionProgram:
         batch = bucket.batch
         columns = config.levels + network.item_column
         shapes = {
-            "trie": (1,),
+            "trie": (1 + config.levels,),
             "widths": (batch,),
+            "allow": (batch,),
             "offsets": (config.levels, batch + 1),
             "history": (batch, bucket.history, columns),
             "dead": (bucket.dead,),
@@ -88,18 +89,27 @@ class SessionProgram:
             for flat in (self.host, self.inputs)
         ]
 
-    def fill(self, address: int, codes: Sequence[_Ints], dead: Sequence[Sequence[_Ints]]) -> None:
+    def fill(
+        self,
+        trie: DeviceTrie,
+        codes: Sequence[_Ints],
+        allow: npt.NDArray[np.uint64],
+        dead: Sequence[Sequence[_Ints]],
+    ) -> None:
         """Sends other requests to the device.
 
         Args:
-            address: Where the trie's bytes begin in the memory of the device.
+            trie: On the device; must live until the run has ended.
             codes: The history of each request, at most as many as the bucket's; no beam lives in
                 the places left over.
+            allow: Tags of which an item must have one, for each request.
             dead: For each level and request the edges not to be taken, ascending.
         """
         host = self._views[0]
-        host["trie"][0] = address
+        host["trie"].copy_(trie.addresses())
         host["widths"].zero_()[: len(codes)] = self.bucket.width
+        host["allow"].numpy().view(np.uint64).fill(EVERY_TAG)
+        host["allow"].numpy().view(np.uint64)[: len(codes)] = allow
         history = host["history"].fill_(-1).numpy()
         for row, known in enumerate(codes):
             history[row, : len(known)] = known
@@ -115,11 +125,11 @@ class SessionProgram:
         self.inputs[:whole].copy_(self.host[:whole], non_blocking=True)
 
     @torch.inference_mode()
-    def run(self, trie: Tensor) -> Tensor:
+    def run(self, trie: DeviceTrie | None = None) -> Tensor:
         """Whole sessions for the requests that were filled in.
 
         Args:
-            trie: What `torch.ops.onerec.beam_step` takes for it on this device.
+            trie: The one that was filled in, off CUDA; there its address is read.
 
         Returns:
             int64 [B, M, 2 m L + 1], for each session the edges and then the codes of its items, and
@@ -147,6 +157,7 @@ class SessionProgram:
         nodes = torch.zeros_like(past[..., 0])
         tokens = nodes
         own = torch.arange(width, device=like.device).unsqueeze(-1)
+        tags = None if trie is None or not trie.tags else trie.tags
         start = 0
         for step in range(codes):
             item, level = divmod(step, levels)
@@ -159,7 +170,7 @@ class SessionProgram:
                 logits,
                 scores,
                 nodes,
-                trie,
+                inputs["trie"] if trie is None else trie.data,
                 level,
                 width,
                 SCORINGS.index(scoring),
@@ -168,11 +179,12 @@ class SessionProgram:
                 inputs["widths"],
                 inputs["dead"],
                 inputs["offsets"][level],
-                None,
-                None,
+                None if tags is None else tags[level],
+                inputs["allow"],
                 past,
                 item,
                 inputs["offsets"][-1],
+                None if tags is None else tags[-1],
             )
             past = past.gather(1, parents.unsqueeze(-1).expand(-1, -1, past.shape[2]))
             past[..., step] = nodes
@@ -289,30 +301,41 @@ class GraphModel:
         return [*sizes[:-1], longest]
 
     def sessions(
-        self, bucket: Bucket, trie: Tensor, codes: Sequence[_Ints], dead: Sequence[Sequence[_Ints]]
+        self,
+        bucket: Bucket,
+        trie: DeviceTrie,
+        codes: Sequence[_Ints],
+        allow: npt.NDArray[np.uint64],
+        dead: Sequence[Sequence[_Ints]],
     ) -> Tensor:
         """`SessionProgram.run` for these requests, as a new tensor on the CPU.
 
         Args:
             bucket: Sizes that they fit in.
-            trie: The trie's bytes, uint8 on the device.
-            codes: As for `SessionProgram.fill`.
-            dead: As for `SessionProgram.fill`.
+            trie: As for `SessionProgram.fill`, like the others.
+            codes: Histories.
+            allow: Tags.
+            dead: Edges not to be taken.
         """
         with self._lock:
-            if self.device.type != "cuda":
-                program = SessionProgram(self.network, bucket)
-                program.fill(trie.data_ptr(), codes, dead)
-                return program.run(trie)
-            with torch.cuda.device(self.device):
-                return self._replay(bucket, trie, codes, dead)
+            if self.device.type == "cuda":
+                with torch.cuda.device(self.device):
+                    return self._replay(bucket, trie, codes, allow, dead)
+            program = SessionProgram(self.network, bucket)
+            program.fill(trie, codes, allow, dead)
+            return program.run(trie)
 
     def _replay(
-        self, bucket: Bucket, trie: Tensor, codes: Sequence[_Ints], dead: Sequence[Sequence[_Ints]]
+        self,
+        bucket: Bucket,
+        trie: DeviceTrie,
+        codes: Sequence[_Ints],
+        allow: npt.NDArray[np.uint64],
+        dead: Sequence[Sequence[_Ints]],
     ) -> Tensor:
         known = self._programs.get(bucket)
         program = SessionProgram(self.network, bucket) if known is None else known[0]
-        program.fill(trie.data_ptr(), codes, dead)
+        program.fill(trie, codes, allow, dead)
         if known is None:
             known = self._capture(program)
             while len(self._programs) >= self.max_graphs:
@@ -329,17 +352,16 @@ class GraphModel:
 
     def _capture(self, program: SessionProgram) -> tuple[SessionProgram, Any, Tensor, Tensor]:
         """The program, its graph, the graph's result and pinned memory for it."""
-        address = program.inputs[:1]
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # compiles kernels, makes the libraries' workspaces
-            program.run(address)
+            program.run()
         torch.cuda.current_stream().wait_stream(stream)
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         with _capturing, torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
-            out = program.run(address)
+            out = program.run()
         return program, graph, out, torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
 
 
@@ -354,7 +376,7 @@ class GraphDecoder(TorchDecoder):
     def __init__(self, graphs: GraphModel, trie: SidTrie) -> None:
         super().__init__(graphs.network, trie, graphs.device)
         self.graphs = graphs
-        self._bytes = trie.data.to(graphs.device)
+        self._on_device = DeviceTrie(trie, graphs.device)
 
     def search(
         self,
@@ -371,8 +393,7 @@ class GraphDecoder(TorchDecoder):
         Args:
             codes: For each request its history, int64 [S, L], or [S, L + 1] (`item_column`).
             deny: For each request leaf ids never to give.
-            allow_tags: As for `onerec.ops.BeamSearch`. What lacks the tags is denied leaf by leaf,
-                so that the cost on the host grows with the catalogue.
+            allow_tags: As for `onerec.ops.BeamSearch`.
             beam_width: M.
             session_length: m.
             options: `scoring` and `temperature` of `onerec.ops.BeamSearch`.
@@ -386,9 +407,12 @@ class GraphDecoder(TorchDecoder):
                 f"session_length must lie in 1..{longest} (the model's), got {session_length}"
             )
         levels = self.trie.levels
-        masks = allow_masks(allow_tags, len(codes), self.trie)
-        gone = [banned_leaves(self.trie, *both) for both in zip(deny, masks, strict=True)]
-        dead = [[self._dead(level, leaves) for leaves in gone] for level in range(levels)]
+        allow = allow_masks(allow_tags, len(codes), self.trie)
+        gone = [np.union1d(self.trie.removed, leaves) for leaves in deny]
+        dead = [
+            [self._dead(level, *both) for both in zip(gone, allow, strict=True)]
+            for level in range(levels)
+        ]
         bucket = Bucket(
             _grown(len(codes), 1),
             next(size for size in self.graphs.history_sizes() if size >= max(map(len, codes))),
@@ -398,7 +422,8 @@ class GraphDecoder(TorchDecoder):
             **options,
         )
         check_scoring(bucket.scoring, bucket.temperature)
-        found = self.graphs.sessions(bucket, self._bytes, codes, dead)[: len(codes)]
+        found = self.graphs.sessions(bucket, self._on_device, codes, allow, dead)
+        found = found[: len(codes)]
         count = session_length * levels
         path, tokens = found[..., :count], found[..., count:-1]
         scores = found[..., -1].contiguous().view(torch.float64)
@@ -411,11 +436,11 @@ class GraphDecoder(TorchDecoder):
             live.sum(dim=1, dtype=torch.int32),
         )
 
-    def _dead(self, level: int, leaves: _Ints) -> _Ints:
-        """Edges of a level below which every leaf is one of `leaves`, removed ones among them."""
+    def _dead(self, level: int, leaves: _Ints, allow: np.uint64) -> _Ints:
+        """Edges of a level below which `leaves`, removed ones among them, leave none allowed."""
         if not len(leaves):
             return leaves
-        return self.trie.native.dead_edges(level, EVERY_TAG, leaves.ctypes.data, len(leaves))
+        return self.trie.native.dead_edges(level, int(allow), leaves.ctypes.data, len(leaves))
 
 
 def _grown(needed: int, least: int) -> int:

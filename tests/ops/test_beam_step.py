@@ -243,6 +243,8 @@ def test_steps_with_paths_equal_a_session(seed: int, scoring: str, device: str) 
     live = LiveTrie(random_trie(int(rng.integers(4, 40)), levels, size))
     live.remove(live.pin().trie.leaf_sids([0, 2]))
     trie = live.pin().trie
+    trie = trie.with_tags(rng.integers(0, 4, trie.n_leaves))
+    allow = np.array([1, EVERY_TAG, 2] if seed % 2 else [EVERY_TAG] * 3, dtype=np.uint64)
     leaves = [np.sort(rng.choice(trie.n_leaves, n, replace=False)) for n in (2, 0, trie.n_leaves)]
     search = BeamSearch(
         trie,
@@ -251,18 +253,23 @@ def test_steps_with_paths_equal_a_session(seed: int, scoring: str, device: str) 
         session_length=items,
         scoring=scoring,
         deny=leaves,
+        allow_tags=[None if tags == EVERY_TAG else int(tags) for tags in allow],
         widths=[width, 4, width],
     )
     lists = [
-        [trie.native.dead_edges(level, EVERY_TAG, d.ctypes.data, len(d)) for d in leaves]
+        [
+            trie.native.dead_edges(level, int(tags), d.ctypes.data, len(d))
+            for d, tags in zip(leaves, allow, strict=True)
+        ]
         for level in range(levels)
     ]
     dead = torch.from_numpy(np.concatenate([edges for level in lists for edges in level]))
     counts = np.array([[len(edges) for edges in level] for level in lists])
     ends = counts.cumsum().reshape(levels, batch)
     offsets = torch.from_numpy(np.concatenate([ends[:, :1] - counts[:, :1], ends], axis=1))
-    where = trie.data if device == "cpu" else trie.to(device).address
     dead, offsets = dead.to(device), offsets.to(device)
+    on_device = trie.to(device)
+    masks = torch.from_numpy(allow.view(np.int64)).to(device)
     widths = torch.tensor([width, 4, width], device=device)
     nodes = torch.zeros(batch, 1, dtype=torch.int64, device=device)
     scores = torch.zeros(batch, 1, dtype=torch.float64, device=device)
@@ -276,7 +283,7 @@ def test_steps_with_paths_equal_a_session(seed: int, scoring: str, device: str) 
             logits.to(device),
             scores,
             nodes,
-            where,
+            on_device.data if device == "cpu" else on_device.address,
             level,
             width,
             SCORINGS.index(scoring),
@@ -285,11 +292,12 @@ def test_steps_with_paths_equal_a_session(seed: int, scoring: str, device: str) 
             widths,
             dead,
             offsets[level],
-            None,
-            None,
+            on_device.tags[level],
+            masks,
             past,
             item,
             offsets[-1],
+            on_device.tags[-1],
         )
         past = past.gather(1, parents.unsqueeze(-1).expand(-1, -1, past.shape[2]))
         past[..., step + level] = nodes
@@ -303,22 +311,24 @@ def test_steps_with_paths_equal_a_session(seed: int, scoring: str, device: str) 
         scores.cpu()[..., None] > float("-inf"), past.cpu()[..., levels - 1 :: levels], -1
     )
     assert torch.equal(found, search.result().items)
-    with pytest.raises(ValueError, match="paths: wanted without allow"):
+
+
+def test_paths_with_allow_want_the_tags_of_the_leaves() -> None:
+    trie = random_trie(9, 2, 4).with_tags([1] * random_trie(9, 2, 4).n_leaves)
+    one, on_device = torch.ones(1, 1, dtype=torch.int64), trie.to("cpu")
+    with pytest.raises(ValueError, match="paths: with allow, wanted the tags of the leaves too"):
         torch.ops.onerec.beam_step(
-            logits,
-            scores.cpu()[:, : logits.shape[1]],
-            nodes.cpu()[:, : logits.shape[1]],
-            trie.data,
+            torch.zeros(1, 1, 4),
+            torch.zeros(1, 1, dtype=torch.float64),
+            0 * one,
+            on_device.data,
             0,
-            width,
+            1,
             0,
             1.0,
             1,
-            None,
-            None,
-            None,
-            dead.cpu(),
-            dead.cpu(),
-            past.cpu(),
-            0,
+            tags=on_device.tags[0],
+            allow=one[0],
+            paths=torch.zeros(1, 1, 4, dtype=torch.int64),
+            items=1,
         )

@@ -61,13 +61,15 @@ struct BeamStepInput {
   // Request b may take the edges with tags[edge] & allow[b].
   const uint64_t* tags = nullptr;   // [edges of the level]
   const uint64_t* allow = nullptr;  // [batch]
-  // Items that the beams of a session have and must not reach again; not together with `allow`. The
-  // edges of item i of beam r lie at paths + (b * rows + r) * path_size + i * levels.
+  // Items that the beams of a session have and must not reach again. The edges of item i of beam r
+  // lie at paths + (b * rows + r) * path_size + i * levels.
   const int64_t* paths = nullptr;
   int64_t path_size = 0;
   int64_t items = 0;  // of every beam
   // Request b's dead leaves, whatever the level, are dead[leaf_offsets[b]] .. , ascending.
   const int64_t* leaf_offsets = nullptr;  // [batch + 1]
+  // Tags of the leaves, wanted above the last level if both `paths` and `allow` are given.
+  const uint64_t* leaf_tags = nullptr;
 };
 
 struct BeamStepOutput {
@@ -81,19 +83,20 @@ struct BeamStepOutput {
 };
 
 // One step for a batch of requests.
-// Throws std::invalid_argument for a size, level, temperature or node out of range, and for paths
-// together with allow.
+// Throws std::invalid_argument for a size, level, temperature or node out of range, and for tags
+// that are wanted and not given.
 ONEREC_API void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
                          double temperature, const BeamStepOutput& output, BeamWorkspace& workspace,
                          int num_threads);
 
 // BeamStep on a CUDA device: every pointer is to its memory, and `stream` is a cudaStream_t.
 // Nothing waits for the device and nothing is allocated, so the call can be captured in a CUDA
-// graph. `trie` holds the address of a trie's bytes (Trie::Data(), aligned to 64), read when the
-// step runs: a captured step follows a change of it. `workspace` has CudaBeamStepBytes. A node out
-// of range is read as a dead beam. Throws std::invalid_argument for more than 4096 rows or beams
-// and for paths together with allow, std::runtime_error for an error of CUDA's or where onerec was
-// built without it.
+// graph. `trie` holds the address of a trie's bytes (Trie::Data(), aligned to 64) and, if `allow`
+// is given, those of each level's tags (not read for requests with kEveryTag); `tags` and
+// `leaf_tags` of the input are not read. All are read when the step runs: a captured step follows a
+// change. `workspace` has CudaBeamStepBytes. A node out of range is read as a dead beam. Throws
+// std::invalid_argument for more than 4096 rows or beams, std::runtime_error for an error of CUDA's
+// or where onerec was built without it.
 ONEREC_API void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& input,
                              Scoring scoring, double temperature, const BeamStepOutput& output,
                              void* workspace, void* stream);

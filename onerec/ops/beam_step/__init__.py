@@ -113,7 +113,8 @@ def beam_step(
         raise ValueError(f"widths: wanted {batch} numbers 0 to {beam_width}, got {list(widths)}")
     if backend == "native":
         threads = torch.get_num_threads() if num_threads is None else num_threads
-        filters = _filters(trie, level, denied, allow)
+        dead, offsets, tags, masks = _filters(trie, level, denied, allow)
+        filters = (dead, offsets, tags if on_device is None else None, masks)
         out = torch.ops.onerec.beam_step(
             logits,
             scores,
@@ -260,24 +261,28 @@ def _outputs(logits: torch.Tensor, beam_width: int) -> BeamStep:
 
 
 def _own_items(
-    paths: torch.Tensor | None, items: int, leaf_offsets: torch.Tensor | None
-) -> tuple[int, int, int, int]:
-    """Address and row length of the paths, items in them, address of the offsets."""
+    paths: torch.Tensor | None,
+    items: int,
+    leaf_offsets: torch.Tensor | None,
+    leaf_tags: torch.Tensor | None,
+) -> tuple[int, int, int, int, int]:
+    """Address and row length of the paths, items in them, addresses of the offsets and the tags."""
     if paths is None:
-        return 0, 0, 0, 0
-    offsets = 0 if leaf_offsets is None else leaf_offsets.data_ptr()
-    return paths.data_ptr(), paths.stride(1), items, offsets
+        return 0, 0, 0, 0, 0
+    leaves = (0 if t is None else t.data_ptr() for t in (leaf_offsets, leaf_tags))
+    return paths.data_ptr(), paths.stride(1), items, *leaves
 
 
 # `paths` int64 [B, R, >= items * L] are the edges of the `items` items that every beam has and must
-# not reach again; `leaf_offsets` int64 [B + 1] tells where a request's dead leaves lie in `dead`.
-# The state between the steps is the caller's, as in `onerec.inference.graph`.
+# not reach again; `leaf_offsets` int64 [B + 1] tells where a request's dead leaves lie in `dead`,
+# and `leaf_tags` are the tags of the last level. On CUDA all tags are found through `trie`. The
+# state between the steps is the caller's, as in `onerec.inference.graph`.
 _library = torch.library.Library("onerec", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(  # type: ignore[no-untyped-call]
     "beam_step(Tensor logits, Tensor scores, Tensor nodes, Tensor trie, int level, int beam_width,"
     " int scoring, float temperature, int num_threads, Tensor? widths=None, Tensor? dead=None,"
     " Tensor? dead_offsets=None, Tensor? tags=None, Tensor? allow=None, Tensor? paths=None,"
-    " int items=0, Tensor? leaf_offsets=None)"
+    " int items=0, Tensor? leaf_offsets=None, Tensor? leaf_tags=None)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -300,12 +305,13 @@ def _native_step(
     paths: torch.Tensor | None = None,
     items: int = 0,
     leaf_offsets: torch.Tensor | None = None,
+    leaf_tags: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     """The step on the device of the logits.
 
     Args:
         logits: As the others, as for `beam_step`.
-        trie: uint8, the trie's bytes; on CUDA int64 [1], where they lie.
+        trie: uint8, the trie's bytes; on CUDA `DeviceTrie.address`.
     """
     scores, nodes = scores.contiguous(), nodes.contiguous()
     out = _outputs(logits, beam_width)
@@ -321,7 +327,7 @@ def _native_step(
         scores.data_ptr(),
         nodes.data_ptr(),
         *(0 if t is None else t.data_ptr() for t in (widths, dead, dead_offsets, tags, allow)),
-        *_own_items(paths, items, leaf_offsets),
+        *_own_items(paths, items, leaf_offsets, leaf_tags),
         scoring,
         temperature,
         beam_width,
@@ -361,5 +367,6 @@ def _fake_step(
     paths: torch.Tensor | None = None,
     items: int = 0,
     leaf_offsets: torch.Tensor | None = None,
+    leaf_tags: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, ...]:
     return tuple(_outputs(logits, beam_width))

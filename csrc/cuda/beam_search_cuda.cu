@@ -159,14 +159,14 @@ __device__ bool UsedUp(const Step& s, int levels, const int64_t* path, int64_t b
   return left <= 0;
 }
 
-// The same where not every leaf is allowed; all threads of the block must call it.
+// The same where not every leaf is allowed; all lanes of a warp must call it.
 __device__ bool AllowedUsedUp(const Step& s, int levels, const int64_t* path, int64_t b,
                               int64_t edge) {
   const int64_t end = FirstLeaf(s, levels, s.level + 1, edge + 1);
   const uint64_t* const tags = Level::Tags(s, levels - 1);
   const bool some_dead = s.dead != nullptr && s.leaf_offsets != nullptr;
-  for (int64_t first = FirstLeaf(s, levels, s.level + 1, edge); first < end; first += kRowThreads) {
-    const int64_t leaf = first + static_cast<int64_t>(threadIdx.x);
+  for (int64_t first = FirstLeaf(s, levels, s.level + 1, edge); first < end; first += 32) {
+    const int64_t leaf = first + static_cast<int64_t>(threadIdx.x) % 32;
     bool left = leaf < end && (tags[leaf] & s.allow[b]) != 0;
     if (left && some_dead) {
       const int64_t last = s.leaf_offsets[b + 1];
@@ -174,7 +174,7 @@ __device__ bool AllowedUsedUp(const Step& s, int levels, const int64_t* path, in
       left = at == last || s.dead[at] != leaf;
     }
     for (int i = 0; i < s.items; ++i) left = left && path[(i + 1) * levels - 1] != leaf;
-    if (__syncthreads_or(left)) return false;
+    if (__ballot_sync(kAll, left) != 0) return false;
   }
   return true;
 }
@@ -219,7 +219,7 @@ __device__ double LogSum(const Exponentials& mine, const Step& s) {
 
 // One block a row: the children that it has, and the logarithm that normalises it.
 template <class T>
-__global__ void __launch_bounds__(kRowThreads) RowPass(Step s) {
+__global__ void __launch_bounds__(kRowThreads, 4) RowPass(Step s) {
   const int64_t at = blockIdx.x, b = at / s.rows;
   const Level level(s, s.level);
   const int64_t node = s.nodes[at];
@@ -241,12 +241,12 @@ __global__ void __launch_bounds__(kRowThreads) RowPass(Step s) {
     const int64_t* const path = s.paths + at * s.path_size;
     const bool tagged = Allowed(s, b) != kEveryTag;
     const int thread = static_cast<int>(threadIdx.x);
-    for (int i = tagged ? 0 : thread; i < s.items; i += tagged ? 1 : kRowThreads) {
+    for (int i = thread / 32; i < s.items; i += kRowThreads / 32) {  // a warp an item
       const int64_t edge = path[i * level.levels + s.level];
       const bool own = edge >= row.first && edge < row.first + row.degree;
       const bool gone = own && (tagged ? AllowedUsedUp(s, level.levels, path, b, edge)
                                        : UsedUp(s, level.levels, path, b, edge));
-      if (!tagged || thread == 0) s.used[at * s.items + i] = gone ? edge : -1;
+      if (thread % 32 == 0) s.used[at * s.items + i] = gone ? edge : -1;
     }
     __syncthreads();
   }

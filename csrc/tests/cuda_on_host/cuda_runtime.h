@@ -33,7 +33,6 @@ inline dim3 thread_index, block_index, grid_size;
 
 void SyncBlock();
 void SyncWarp();
-bool AnyOfBlock(bool mine);
 // What a lane of this warp shows to the others: six numbers.
 uint64_t* Shown(int lane);
 
@@ -58,7 +57,6 @@ T FromLane(T value, int lane) {
 
 // Every lane of a warp takes part in what the kernels here exchange.
 inline void __syncthreads() { onerec::on_host::SyncBlock(); }
-inline int __syncthreads_or(bool mine) { return onerec::on_host::AnyOfBlock(mine); }
 template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
   return onerec::on_host::FromLane(value, lane);

@@ -51,7 +51,6 @@ struct Block {
   const void* scheduler_stack = nullptr;
   size_t scheduler_bytes = 0;
   size_t now = 0;  // fiber that runs
-  bool any = false;
   std::mt19937 draw{0};
 };
 
@@ -153,16 +152,6 @@ void RunBlock(size_t threads) {
 
 void SyncBlock() { Leave(State::kAtBlock); }
 void SyncWarp() { Leave(State::kAtWarp); }
-bool AnyOfBlock(bool mine) {
-  Block& block = TheBlock();
-  block.any = false;
-  SyncBlock();
-  block.any |= mine;
-  SyncBlock();
-  const bool any = block.any;
-  SyncBlock();
-  return any;
-}
 
 uint64_t* Shown(int lane) {
   Block& block = TheBlock();

@@ -269,8 +269,8 @@ def _own_items(
     """Address and row length of the paths, items in them, addresses of the offsets and the tags."""
     if paths is None:
         return 0, 0, 0, 0, 0
-    leaves = (0 if t is None else t.data_ptr() for t in (leaf_offsets, leaf_tags))
-    return paths.data_ptr(), paths.stride(1), items, *leaves
+    dead, tags = (0 if t is None else t.data_ptr() for t in (leaf_offsets, leaf_tags))
+    return paths.data_ptr(), paths.stride(1), items, dead, tags
 
 
 # `paths` int64 [B, R, >= items * L] are the edges of the `items` items that every beam has and must

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "cpu/balanced_kmeans_finish.h"
+#include "cpu/balanced_kmeans_lists.h"
 #include "cpu/balanced_kmeans_pass.h"
 #include "cpu/balanced_kmeans_prices.h"
 #include "cpu/balanced_kmeans_simplex.h"
@@ -32,11 +33,7 @@ constexpr double kLastPenalty = 0.32;
 constexpr double kReach = 0.25;         // of the moves that the exact finish takes from lists
 constexpr int kRounds = 16;             // of lists and simplex
 constexpr double kWorth = 0.9;          // share above size, of that before, that is worth new lists
-constexpr size_t kAges = 250;           // times that rows are listed again
-constexpr int64_t kListTarget = 16;     // entries of an average candidate list
-constexpr int64_t kEntryBytes = 8;      // of a list's entry
 constexpr int64_t kMoveBytes = 24;      // of an entry as a move of the exact finish
-constexpr int64_t kRowBytes = 20;       // of a list beside its entries
 constexpr int64_t kNewtonEntries = 64;  // entries up to which lists pay in the search on a sample
 constexpr size_t kOffers = 4;           // free clusters that an item looks at in a greedy round
 constexpr double kListReach = 20;       // width of those lists in eps
@@ -113,7 +110,9 @@ class Search {
         kernels_(CurrentKMeansKernels()),
         centers_(nodes.centers.data(), nodes.count, x.columns, mean, kernels_),
         share_(Shares(nodes, clusters)),
-        annealer_(share_, options, kernels_) {
+        annealer_(share_, options, kernels_),
+        maker_(x, mean, nodes, options, kernels_, centers_, report),
+        lists_(maker_.lists()) {
     const int64_t low = x.rows / clusters;
     const int64_t rest = x.rows % clusters;
     for (const int64_t m : nodes.multiplicity) {
@@ -172,7 +171,7 @@ class Search {
     double over = 1;
     bool near = !labels_given || Changed(prices, labels) < kChanged;
     if (near) {
-      BuildLists(prices, nullptr);
+      maker_.Build(prices);
       over = annealer_.OverFull(lists_, prices);
       near = over <= (labels_given ? kNearLabels : kNear);
     }
@@ -181,7 +180,7 @@ class Search {
       const std::vector<int64_t> rows =
           Strata(sample, prices, labels_given ? labels : nullptr, matrix.weights);
       AnnealMatrix(matrix, rows, true, prices);
-      BuildLists(prices, nullptr);
+      maker_.Build(prices);
       over = annealer_.OverFull(lists_, prices);
     }
     if (options_.method == BalancedMethod::kPriced && lists_.scale > 0 &&
@@ -193,7 +192,7 @@ class Search {
       for (double before = 1; over <= kWorth * before;) {
         before = over;
         if (ListPrices(prices)) break;
-        if (!ExtendLists(prices)) BuildLists(prices, nullptr);
+        if (!maker_.Extend(prices)) maker_.Build(prices);
         over = annealer_.OverFull(lists_, prices);
       }
     }
@@ -391,275 +390,11 @@ class Search {
     return true;
   }
 
-  // One pass over everything: candidate lists of about kListTarget entries on average, and as many
-  // leaders of groups, or what half of the budget has room for.
-  // Lists also what `basis` needs, if it is not null, and returns the number of rows that some
-  // cluster suits better than what the basis says.
-  int64_t BuildLists(const double* prices, const ListSimplex* basis) {
-    const double begin = Seconds();
-    const int64_t columns = centers_.columns();
-    const int64_t entries = (options_.memory_budget / 2 / x_.rows - kRowBytes) / kEntryBytes;
-    const int64_t target = std::clamp<int64_t>((entries - kListPad / 2) / 2, 1, kListTarget);
-    centers_.SetPrices(prices);
-    lists_.prices.assign(prices, prices + nodes_.count);
-    lists_.again.clear();
-    lists_.group_offset = nodes_.group_offset;
-    if (basis == nullptr) {
-      const int64_t count = std::min(x_.rows, std::max<int64_t>(256, (1 << 21) / columns));
-      const std::vector<int64_t> rows = SampleRows(x_.rows, count, options_.seed ^ 0x1175);
-      const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
-      std::vector<float> above(static_cast<size_t>(count * nodes_.count));
-      std::vector<float> leaders(static_cast<size_t>(count * groups));
-      DensePass(x_, rows.data(), count, centers_, kernels_, options_,
-                [&](int64_t, int64_t i, const float* row, double) {
-                  const float low = kernels_.row_min(row, columns);
-                  float* least = leaders.data() + i * groups;
-                  kernels_.group_min(row, nodes_.group_offset.data(), groups, least);
-                  for (int64_t g = 0; g < groups; ++g) least[g] -= low;
-                  for (int64_t k = 0; k < nodes_.count; ++k) {
-                    above[static_cast<size_t>(i * nodes_.count + k)] = row[k] - low;
-                  }
-                });
-      const auto place = above.begin() + count * std::min(target, nodes_.count) - 1;
-      std::nth_element(above.begin(), place, above.end());
-      lists_.scale = static_cast<double>(*place);
-      lists_.threshold =
-          target < nodes_.count ? lists_.scale : std::numeric_limits<double>::infinity();
-      const auto leader = leaders.begin() + count * std::min(target, groups) - 1;
-      std::nth_element(leaders.begin(), leader, leaders.end());
-      lists_.reach =
-          std::max(lists_.threshold, groups > target ? static_cast<double>(*leader)
-                                                     : std::numeric_limits<double>::infinity());
-    }
-    const PassPlan plan = PlanPass(x_.rows, columns, kernels_);
-    lists_.rows = x_.rows;
-    lists_.chunk_rows = plan.chunk_rows;
-    lists_.chunks.assign(static_cast<size_t>(plan.chunks), {});
-    std::vector<int64_t> open(static_cast<size_t>(plan.chunks));
-    DensePass(
-        x_, nullptr, x_.rows, centers_, kernels_, options_,
-        [&](int64_t c, int64_t i, const float* row, double square) {
-          open[static_cast<size_t>(c)] +=
-              ListRow(lists_.chunks[static_cast<size_t>(c)], i, row, square, prices, basis) ? 1 : 0;
-        },
-        true);
-    lists_.shared = true;
-    CountEntries();
-    Share(options_.processes, ChunkBounds(plan.chunks, options_.processes), 1, open.data());
-    ++report_.passes;
-    report_.pass_seconds += Seconds() - begin;
-    return std::accumulate(open.begin(), open.end(), int64_t{0});
-  }
-
-  void CountEntries() {
-    const Processes& processes = options_.processes;
-    std::vector<int64_t> entries(static_cast<size_t>(processes.count));
-    const std::vector<int64_t> bounds =
-        ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), processes);
-    int64_t& own = entries[static_cast<size_t>(processes.rank)];
-    for (int64_t c = bounds[static_cast<size_t>(processes.rank)];
-         c < bounds[static_cast<size_t>(processes.rank) + 1]; ++c) {
-      own += static_cast<int64_t>(lists_.chunks[static_cast<size_t>(c)].code.size());
-    }
-    Share(processes, Bounds(processes.count, processes), 1, entries.data());
-    lists_.total = std::accumulate(entries.begin(), entries.end(), int64_t{0});
-  }
-
-  // Where the processes' rows of the lists begin.
-  std::vector<int64_t> RowBounds() const {
-    std::vector<int64_t> bounds =
-        ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
-    for (int64_t& bound : bounds) bound = std::min(lists_.rows, bound * lists_.chunk_rows);
-    return bounds;
-  }
-
-  bool ListRow(CandidateLists::Chunk& chunk, int64_t item, const float* row, double square,
-               const double* prices, const ListSimplex* basis) {
-    const int64_t columns = centers_.columns();
-    thread_local std::vector<int32_t> where;
-    if (static_cast<int64_t>(where.size()) < columns) where.resize(static_cast<size_t>(columns));
-    const float low = kernels_.row_min(row, columns);
-    float error = 2 * centers_.Error(square);
-    const float limit = static_cast<float>(
-        std::min(static_cast<double>(low) + lists_.threshold + static_cast<double>(error),
-                 static_cast<double>(kLargest) / 2));
-    int64_t found = kernels_.collect(row, columns, std::nextafter(limit, kInfinity), where.data());
-    if (lists_.reach > lists_.threshold) found = AddLeaders(row, low, limit, found, where);
-    bool open = false;
-    if (basis != nullptr) {
-      basis->Basic(item, [&](int32_t k) {
-        const auto end = where.begin() + found;
-        const auto at = std::lower_bound(where.begin(), end, k);
-        if (at != end && *at == k) return;
-        std::move_backward(at, end, end + 1);
-        *at = k;
-        ++found;
-      });
-      open = Open(item, row, error, where, found, prices, *basis);
-    }
-    if (static_cast<double>(error) > lists_.scale / 16) {
-      // The tile is too coarse here: costs again, in float64.
-      double least = std::numeric_limits<double>::infinity();
-      std::vector<double> exact(static_cast<size_t>(found));
-      for (int64_t t = 0; t < found; ++t) {
-        const int32_t k = where[static_cast<size_t>(t)];
-        exact[static_cast<size_t>(t)] =
-            Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
-        least = std::min(least, exact[static_cast<size_t>(t)]);
-      }
-      for (int64_t t = 0; t < found; ++t) {
-        const double above = exact[static_cast<size_t>(t)] - least;
-        if (basis == nullptr && above > lists_.threshold &&
-            static_cast<double>(row[where[static_cast<size_t>(t)]]) <= static_cast<double>(limit)) {
-          continue;
-        }
-        chunk.code.push_back(where[static_cast<size_t>(t)]);
-        chunk.rel.push_back(static_cast<float>(above));
-      }
-      error = static_cast<float>(1e-6 * lists_.scale);
-    } else {
-      for (int64_t t = 0; t < found; ++t) {
-        const int32_t k = where[static_cast<size_t>(t)];
-        chunk.code.push_back(k);
-        chunk.rel.push_back(row[k] - low);
-      }
-    }
-    EndRow(chunk, error, static_cast<double>(low));
-    return open;
-  }
-
-  // Says if one of the listed clusters suits the item better than its own.
-  bool Open(int64_t item, const float* row, float error, const std::vector<int32_t>& where,
-            int64_t found, const double* prices, const ListSimplex& basis) const {
-    const int32_t own = basis.labels()[static_cast<size_t>(item)];
-    const auto value = [&](int32_t k) {
-      return Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
-    };
-    for (int64_t t = 0; t < found; ++t) {
-      const int32_t k = where[static_cast<size_t>(t)];
-      if (k == own || row[k] > row[own] + error) continue;
-      if (row[k] < row[own] - error || value(k) < value(own) - basis.rounding()) return true;
-    }
-    return false;
-  }
-
-  // Adds the best of each group that has none below `limit` yet, if it is within reach.
-  int64_t AddLeaders(const float* row, float low, float limit, int64_t found,
-                     std::vector<int32_t>& where) const {
-    const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
-    thread_local std::vector<float> least;
-    least.resize(static_cast<size_t>(groups));
-    kernels_.group_min(row, nodes_.group_offset.data(), groups, least.data());
-    const int64_t before = found;
-    for (int64_t g = 0; g < groups; ++g) {
-      const float value = least[static_cast<size_t>(g)];
-      if (value <= limit || static_cast<double>(value - low) > lists_.reach) continue;
-      int32_t k = nodes_.group_offset[static_cast<size_t>(g)];
-      while (row[k] != value) ++k;
-      where[static_cast<size_t>(found++)] = k;
-    }
-    std::inplace_merge(where.begin(), where.begin() + before, where.begin() + found);
-    return found;
-  }
-
-  // Prices of a few centres have fallen so far that lists miss them: looks at these centres alone,
-  // and adds them where they belong. False if they are not few.
-  bool ExtendLists(const double* prices) {
-    const double begin = Seconds();
-    const MovedLists lists_now(lists_, prices);
-    const std::vector<float>& moved = lists_now.moved();
-    // What all prices have in common moves nobody.
-    std::vector<float> sorted(moved);
-    std::nth_element(sorted.begin(), sorted.begin() + sorted.size() / 2, sorted.end());
-    const auto common = static_cast<double>(sorted[sorted.size() / 2]);
-    std::vector<int32_t> fallen;
-    std::vector<float> fallen_centers;
-    std::vector<double> fallen_prices;
-    for (int64_t k = 0; k < nodes_.count; ++k) {
-      const auto node = static_cast<size_t>(k);
-      if (static_cast<double>(moved[node]) - common > -lists_.scale / 4) continue;
-      fallen.push_back(static_cast<int32_t>(k));
-      const float* center = nodes_.centers.data() + k * x_.columns;
-      fallen_centers.insert(fallen_centers.end(), center, center + x_.columns);
-      fallen_prices.push_back(prices[k] - common);
-    }
-    if (fallen.empty() || static_cast<int64_t>(fallen.size()) * 8 > nodes_.count) return false;
-    struct Hit {
-      int64_t item;
-      int32_t code;
-      float rel;
-      float error;
-    };
-    PackedCenters packed(fallen_centers.data(), static_cast<int64_t>(fallen.size()), x_.columns,
-                         mean_, kernels_);
-    packed.SetPrices(fallen_prices.data());
-    const int64_t columns = packed.columns();
-    const std::vector<int64_t> bounds = RowBounds();
-    const auto rank = static_cast<size_t>(options_.processes.rank);
-    const FloatRows own{x_.data + bounds[rank] * x_.stride, bounds[rank + 1] - bounds[rank],
-                        x_.columns, x_.stride};
-    std::vector<std::vector<Hit>> hits(
-        static_cast<size_t>(PlanPass(own.rows, columns, kernels_).chunks));
-    DensePass(
-        own, nullptr, own.rows, packed, kernels_, options_,
-        [&](int64_t c, int64_t position, const float* row, double square) {
-          const int64_t i = bounds[rank] + position;
-          const CandidateLists::Chunk& chunk =
-              lists_.chunks[static_cast<size_t>(i / lists_.chunk_rows)];
-          const double low = chunk.low[static_cast<size_t>(i % lists_.chunk_rows)];
-          const float error = 2 * centers_.Error(square);
-          for (size_t f = 0; f < fallen.size(); ++f) {
-            const double rel = static_cast<double>(row[f]) - low;
-            if (rel > lists_.reach + static_cast<double>(error)) continue;
-            hits[static_cast<size_t>(c)].push_back({i, fallen[f], static_cast<float>(rel), error});
-          }
-        });
-    std::vector<Hit> all;
-    for (auto& part : hits) {
-      all.insert(all.end(), part.begin(), part.end());
-      part = {};
-    }
-    std::vector<uint8_t> is_fallen(static_cast<size_t>(nodes_.count), 0);
-    for (const int32_t k : fallen) is_fallen[static_cast<size_t>(k)] = 1;
-    ParallelFor(static_cast<int64_t>(lists_.chunks.size()), options_.num_threads, [&](int64_t c) {
-      CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
-      CandidateLists::Chunk next;
-      auto hit = std::lower_bound(all.begin(), all.end(), c * lists_.chunk_rows,
-                                  [](const Hit& h, int64_t item) { return h.item < item; });
-      std::vector<std::pair<int32_t, float>> row;
-      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-        const int64_t item = c * lists_.chunk_rows + static_cast<int64_t>(r);
-        float error = chunk.error[r];
-        row.clear();
-        for (int64_t t = chunk.offset[r]; t < chunk.offset[r + 1]; ++t) {
-          const int32_t k = chunk.code[static_cast<size_t>(t)];
-          const float rel = chunk.rel[static_cast<size_t>(t)];
-          if (rel < kInfinity && is_fallen[static_cast<size_t>(k)] == 0) row.emplace_back(k, rel);
-        }
-        for (; hit != all.end() && hit->item == item; ++hit) {
-          row.emplace_back(hit->code, hit->rel);
-          error = std::max(error, hit->error);
-        }
-        std::sort(row.begin(), row.end());
-        for (const auto& [k, rel] : row) {
-          next.code.push_back(k);
-          next.rel.push_back(rel);
-        }
-        EndRow(next, error, chunk.low[r]);
-      }
-      chunk = std::move(next);
-    });
-    for (const int32_t k : fallen) lists_.prices[static_cast<size_t>(k)] = prices[k] - common;
-    CountEntries();
-    report_.pass_seconds += Seconds() - begin;
-    return true;
-  }
-
   // Labels of the right sizes, and prices near those that they are best at: a simplex for which
   // wrong sizes cost little, and a greedy fill for what it leaves.
   void Feasible(double* prices, int32_t* labels) {
     const double begin = Seconds();
-    ShareLists();
+    maker_.Gather();
     ListSimplex simplex(capacity_, lists_, options_.num_threads, ExactCosts(), prices, nullptr);
     for (double penalty = kFirstPenalty; penalty <= kLastPenalty; penalty *= 4) {
       const int64_t off = simplex.Solve(penalty * lists_.scale);
@@ -683,18 +418,18 @@ class Search {
   bool SolveLists(double* prices, int32_t* labels) {
     const auto begin = Seconds();
     const double passes = report_.pass_seconds;
-    ListRows(labels);
-    ShareLists();
+    maker_.AddLabels(labels);
+    maker_.Gather();
     ListSimplex simplex(capacity_, lists_, options_.num_threads, ExactCosts(), prices, labels);
     bool best = false;
     for (int round = 0; round < kRounds && !best; ++round) {
       simplex.Solve();
       if (options_.on_step) options_.on_step();
       std::copy(simplex.prices().begin(), simplex.prices().end(), prices);
-      const int64_t open = ListAgain(prices, simplex);
+      const int64_t open = maker_.ListAgain(prices, simplex);
       best = open == 0;
       if (best) break;
-      ShareLists();
+      maker_.Gather();
       simplex.TakeLists();
     }
     std::copy(simplex.labels().begin(), simplex.labels().end(), labels);
@@ -702,161 +437,6 @@ class Search {
     report_.price_seconds += Seconds() - begin - (report_.pass_seconds - passes);
     solved_ = best;
     return best;
-  }
-
-  // Looks at the rows whose lists are too short to tell that the basis is the best, and lists them
-  // again. Returns the number of rows that some cluster suits better than what the basis says.
-  int64_t ListAgain(const double* prices, const ListSimplex& basis) {
-    const double begin = Seconds();
-    const MovedLists now(lists_, prices);
-    const std::vector<int64_t> bounds =
-        ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
-    const auto rank = static_cast<size_t>(options_.processes.rank);
-    const int64_t first = bounds[rank];
-    const int64_t count = bounds[rank + 1] - first;
-    std::vector<std::vector<int64_t>> found(static_cast<size_t>(count));
-    ParallelFor(count, options_.num_threads, [&](int64_t c) {
-      const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(first + c)];
-      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-        const int64_t item = (first + c) * lists_.chunk_rows + static_cast<int64_t>(r);
-        const size_t own = Place(chunk, r, basis.labels()[static_cast<size_t>(item)]);
-        const auto value =
-            static_cast<double>(chunk.rel[own] + now.moved()[static_cast<size_t>(chunk.code[own])]);
-        const double error =
-            static_cast<double>(chunk.error[r]) +
-            4e-7 * (std::abs(static_cast<double>(chunk.rel[own])) + std::abs(value) + lists_.scale);
-        if (value + error > now.Edge(chunk, r) - error) {
-          found[static_cast<size_t>(c)].push_back(item);
-        }
-      }
-    });
-    std::vector<int64_t> rows;
-    for (const auto& part : found) rows.insert(rows.end(), part.begin(), part.end());
-    std::vector<int64_t> counts(static_cast<size_t>(options_.processes.count));
-    counts[rank] = static_cast<int64_t>(rows.size());
-    Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1,
-          counts.data());
-    const auto all = std::accumulate(counts.begin(), counts.end(), int64_t{0});
-    if (5 * all > 4 * x_.rows || lists_.again.size() == kAges) return BuildLists(prices, &basis);
-
-    lists_.again.emplace_back(prices, prices + nodes_.count);
-    const auto age = static_cast<uint8_t>(lists_.again.size());
-    centers_.SetPrices(prices);
-    const auto number = static_cast<int64_t>(rows.size());
-    const PassPlan plan = PlanPass(number, centers_.columns(), kernels_);
-    std::vector<CandidateLists::Chunk> listed(static_cast<size_t>(plan.chunks));
-    std::vector<int64_t> open(static_cast<size_t>(plan.chunks));
-    DensePass(x_, rows.data(), number, centers_, kernels_, options_,
-              [&](int64_t c, int64_t position, const float* row, double square) {
-                open[static_cast<size_t>(c)] +=
-                    ListRow(listed[static_cast<size_t>(c)], rows[static_cast<size_t>(position)],
-                            row, square, prices, &basis)
-                        ? 1
-                        : 0;
-              });
-    counts[rank] = std::accumulate(open.begin(), open.end(), int64_t{0});
-    Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1,
-          counts.data());
-    const auto total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
-    if (total > 0) {
-      ParallelFor(count, options_.num_threads, [&](int64_t c) {
-        if (found[static_cast<size_t>(c)].empty()) return;
-        Replace(lists_.chunks[static_cast<size_t>(first + c)], (first + c) * lists_.chunk_rows,
-                rows, listed, plan.chunk_rows, age, basis);
-      });
-      CountEntries();
-    }
-    report_.pass_seconds += Seconds() - begin;
-    return total;
-  }
-
-  // Where the row lists the cluster, which it does.
-  static size_t Place(const CandidateLists::Chunk& chunk, size_t row, int32_t cluster) {
-    auto t = static_cast<size_t>(chunk.offset[row]);
-    while (chunk.code[t] != cluster) ++t;
-    return t;
-  }
-
-  // Puts the rows that were listed again in their places.
-  void Replace(CandidateLists::Chunk& chunk, int64_t first, const std::vector<int64_t>& rows,
-               const std::vector<CandidateLists::Chunk>& listed, int64_t listed_rows, uint8_t age,
-               const ListSimplex& basis) {
-    const std::vector<double>& prices = lists_.again.back();
-    CandidateLists::Chunk next;
-    auto position = std::lower_bound(rows.begin(), rows.end(), first);
-    for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-      const int64_t item = first + static_cast<int64_t>(r);
-      if (position == rows.end() || *position != item) {
-        next.code.insert(next.code.end(), chunk.code.begin() + chunk.offset[r],
-                         chunk.code.begin() + chunk.offset[r + 1]);
-        next.rel.insert(next.rel.end(), chunk.rel.begin() + chunk.offset[r],
-                        chunk.rel.begin() + chunk.offset[r + 1]);
-        EndRow(next, chunk.error[r], chunk.low[r], chunk.age[r]);
-        continue;
-      }
-      const int64_t at = position++ - rows.begin();
-      const CandidateLists::Chunk& source = listed[static_cast<size_t>(at / listed_rows)];
-      const auto row = static_cast<size_t>(at % listed_rows);
-      // As if from the prices of the other rows, and counted from what the row was before.
-      const auto then = [&](size_t t) {
-        const auto k = static_cast<size_t>(source.code[t]);
-        return static_cast<double>(source.rel[t]) - (prices[k] - lists_.prices[k]);
-      };
-      const int32_t label = basis.labels()[static_cast<size_t>(item)];
-      const double base =
-          static_cast<double>(chunk.rel[Place(chunk, r, label)]) - then(Place(source, row, label));
-      double widest = 0;
-      for (auto t = static_cast<size_t>(source.offset[row]);
-           t < static_cast<size_t>(source.offset[row + 1]); ++t) {
-        if (source.rel[t] == kInfinity) continue;
-        next.code.push_back(source.code[t]);
-        next.rel.push_back(static_cast<float>(base + then(t)));
-        widest = std::max(widest, std::abs(base + then(t)));
-      }
-      EndRow(next, source.error[row] + 4e-7f * static_cast<float>(widest), chunk.low[r], age);
-    }
-    chunk = std::move(next);
-  }
-
-  // Lists each row's label.
-  void ListRows(const int32_t* labels) {
-    const std::vector<int64_t> bounds =
-        ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
-    const auto rank = static_cast<size_t>(options_.processes.rank);
-    ParallelFor(bounds[rank + 1] - bounds[rank], options_.num_threads, [&](int64_t own) {
-      const int64_t c = bounds[rank] + own;
-      CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
-      CandidateLists::Chunk next;
-      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-        const int64_t item = c * lists_.chunk_rows + static_cast<int64_t>(r);
-        const int32_t label = labels[item];
-        bool listed = false;
-        double least = std::numeric_limits<double>::infinity();
-        int32_t nearest = 0;
-        for (int64_t t = chunk.offset[r]; t < chunk.offset[r + 1]; ++t) {
-          const auto entry = static_cast<size_t>(t);
-          if (chunk.rel[entry] == kInfinity) continue;
-          listed = listed || chunk.code[entry] == label;
-          if (static_cast<double>(chunk.rel[entry]) < least) {
-            least = static_cast<double>(chunk.rel[entry]);
-            nearest = chunk.code[entry];
-          }
-          next.code.push_back(chunk.code[entry]);
-          next.rel.push_back(chunk.rel[entry]);
-        }
-        if (!listed) {
-          const auto at = [&](int32_t k) {
-            return Cost(x_, item, nodes_.centers.data(), k, kernels_) +
-                   lists_.prices[static_cast<size_t>(k)];
-          };
-          next.code.push_back(label);
-          next.rel.push_back(static_cast<float>(at(label) - at(nearest) + least));
-        }
-        EndRow(next, chunk.error[r], chunk.low[r]);
-      }
-      chunk = std::move(next);
-    });
-    CountEntries();
   }
 
   // Annealing on the lists of all items; false when prices have left the range of the lists.
@@ -935,7 +515,7 @@ class Search {
     std::vector<int64_t> lost;
     for (const auto& part : outside) lost.insert(lost.end(), part.begin(), part.end());
     Decide(lost, prices, labels);
-    Share(options_.processes, RowBounds(), 1, labels);
+    Share(options_.processes, maker_.RowBounds(), 1, labels);
   }
 
   // Exact argmin of cost + price for some items, by a pass over all centres.
@@ -1004,61 +584,6 @@ class Search {
     report_.price_seconds += Seconds() - begin;
   }
 
-  // Gives every process all of the lists.
-  void ShareLists() {
-    const Processes& processes = options_.processes;
-    if (processes.count == 1) return;
-    const std::vector<int64_t> rows = RowBounds();
-    const auto all = static_cast<size_t>(lists_.rows);
-    std::vector<int64_t> ends(all + 1);
-    std::vector<float> error(all);
-    std::vector<double> low(all);
-    std::vector<uint8_t> age(all);
-    const auto place = [&](auto&& body) {
-      for (size_t c = 0; c < lists_.chunks.size(); ++c) {
-        body(lists_.chunks[c], c * static_cast<size_t>(lists_.chunk_rows));
-      }
-    };
-    place([&](const CandidateLists::Chunk& chunk, size_t first) {
-      for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-        ends[first + r + 1] = chunk.offset[r + 1] - chunk.offset[r];
-        error[first + r] = chunk.error[r];
-        low[first + r] = chunk.low[r];
-        age[first + r] = chunk.age[r];
-      }
-    });
-    Share(processes, rows, 1, ends.data() + 1);
-    Share(processes, rows, 1, error.data());
-    Share(processes, rows, 1, low.data());
-    Share(processes, rows, 1, age.data());
-    std::partial_sum(ends.begin(), ends.end(), ends.begin());
-    std::vector<int32_t> code(static_cast<size_t>(ends.back()));
-    std::vector<float> rel(code.size());
-    place([&](const CandidateLists::Chunk& chunk, size_t first) {
-      std::copy(chunk.code.begin(), chunk.code.end(), code.begin() + ends[first]);
-      std::copy(chunk.rel.begin(), chunk.rel.end(), rel.begin() + ends[first]);
-    });
-    std::vector<int64_t> entries;
-    for (const int64_t row : rows) entries.push_back(ends[static_cast<size_t>(row)]);
-    Share(processes, entries, 1, code.data());
-    Share(processes, entries, 1, rel.data());
-    for (size_t c = 0; c < lists_.chunks.size(); ++c) {
-      CandidateLists::Chunk& chunk = lists_.chunks[c];
-      const auto first = static_cast<int64_t>(c) * lists_.chunk_rows;
-      const int64_t last = std::min(lists_.rows, first + lists_.chunk_rows);
-      const int64_t begin = ends[static_cast<size_t>(first)];
-      chunk.code.assign(code.begin() + begin, code.begin() + ends[static_cast<size_t>(last)]);
-      chunk.rel.assign(rel.begin() + begin, rel.begin() + ends[static_cast<size_t>(last)]);
-      chunk.error.assign(error.begin() + first, error.begin() + last);
-      chunk.low.assign(low.begin() + first, low.begin() + last);
-      chunk.age.assign(age.begin() + first, age.begin() + last);
-      chunk.offset.clear();
-      for (int64_t r = first; r <= last; ++r) {
-        chunk.offset.push_back(ends[static_cast<size_t>(r)] - begin);
-      }
-    }
-  }
-
   void Finish(bool certify, double* prices, int32_t* labels) {
     const double begin = Seconds();
     if (solved_ && !certify) return;
@@ -1070,7 +595,7 @@ class Search {
     centers_.SetPrices(nullptr);
     std::unique_ptr<TileCosts> costs;
     if (lists_.rows > 0 && lists_.total * kMoveBytes <= options_.memory_budget / 2) {
-      ShareLists();
+      maker_.Gather();
       costs = std::make_unique<ListCosts>(
           x_, nodes_.centers.data(), centers_, kernels_, lists_, prices,
           solved_ ? kReach * lists_.scale : std::numeric_limits<double>::infinity());
@@ -1244,7 +769,8 @@ class Search {
   std::vector<double> share_;
   Annealer annealer_;
   NodeCapacity capacity_;
-  CandidateLists lists_;
+  ListMaker maker_;
+  const CandidateLists& lists_;
   bool solved_ = false;  // labels are the cheapest of the right sizes, prices show it
   double eps_ = 0;       // of the last prices
   int64_t device_sweeps_ = 0;

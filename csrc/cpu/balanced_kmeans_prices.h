@@ -13,6 +13,8 @@
 
 namespace onerec {
 
+constexpr int64_t kEntryBytes = 8;  // of a candidate list's entry
+
 // For each row of a set of items, every centre whose cost + price is within `threshold` of the
 // smallest at the prices of the time, and of each group of neighbouring centres at least the best
 // if it is within `reach`: so that prices of whole groups can move far.

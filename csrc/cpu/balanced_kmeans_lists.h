@@ -1,0 +1,72 @@
+// The candidate lists of an assignment: for every item the clusters that may become its own, made
+// by passes over all centres and kept up as prices move.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/balanced_kmeans_pass.h"
+#include "cpu/balanced_kmeans_prices.h"
+#include "cpu/balanced_kmeans_simplex.h"
+#include "cpu/balanced_kmeans_solver.h"
+
+namespace onerec {
+
+class ListMaker {
+ public:
+  // Adds its passes and their time to `report`; `centers` are the nodes', packed.
+  ListMaker(const FloatRows& x, const std::vector<double>& mean, const Nodes& nodes,
+            const BalancedKMeansOptions& options, const KMeansKernels& kernels,
+            PackedCenters& centers, BalancedAssignment& report)
+      : x_(x),
+        mean_(mean),
+        nodes_(nodes),
+        options_(options),
+        kernels_(kernels),
+        centers_(centers),
+        report_(report) {}
+
+  // One pass over everything: candidate lists of about kListTarget entries on average, and as many
+  // leaders of groups, or what half of the budget has room for. Lists also what `basis` needs, if
+  // it is not null, and returns the number of rows that some cluster suits better than what the
+  // basis says.
+  int64_t Build(const double* prices, const ListSimplex* basis = nullptr);
+  // Prices of a few centres have fallen so far that lists miss them: looks at these centres alone,
+  // and adds them where they belong. False if they are not few.
+  bool Extend(const double* prices);
+  // Lists each row's label.
+  void AddLabels(const int32_t* labels);
+  // Looks at the rows whose lists are too short to tell that the basis is the best, and lists them
+  // again. Returns the number of rows that some cluster suits better than what the basis says.
+  int64_t ListAgain(const double* prices, const ListSimplex& basis);
+  // Gives every process all of the lists.
+  void Gather();
+  // Where the processes' rows of the lists begin.
+  std::vector<int64_t> RowBounds() const;
+
+  const CandidateLists& lists() const { return lists_; }
+
+ private:
+  void CountEntries();
+  bool ListRow(CandidateLists::Chunk& chunk, int64_t item, const float* row, double square,
+               const double* prices, const ListSimplex* basis);
+  bool Open(int64_t item, const float* row, float error, const std::vector<int32_t>& where,
+            int64_t found, const double* prices, const ListSimplex& basis) const;
+  int64_t AddLeaders(const float* row, float low, float limit, int64_t found,
+                     std::vector<int32_t>& where) const;
+  static size_t Place(const CandidateLists::Chunk& chunk, size_t row, int32_t cluster);
+  void Replace(CandidateLists::Chunk& chunk, int64_t first, const std::vector<int64_t>& rows,
+               const std::vector<CandidateLists::Chunk>& listed, int64_t listed_rows, uint8_t age,
+               const ListSimplex& basis);
+
+  const FloatRows& x_;
+  const std::vector<double>& mean_;
+  const Nodes& nodes_;
+  const BalancedKMeansOptions& options_;
+  const KMeansKernels& kernels_;
+  PackedCenters& centers_;
+  BalancedAssignment& report_;
+  CandidateLists lists_;
+};
+
+}  // namespace onerec

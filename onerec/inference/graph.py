@@ -52,6 +52,20 @@ class Bucket(NamedTuple):
     temperature: float = 1.0
 
 
+class Requests(NamedTuple):
+    """What sessions are wanted for, at most as many as a bucket's.
+
+    Attributes:
+        codes: The history of each request, int64 [S, L], or [S, L + 1] (`item_column`).
+        allow: uint64 [B], the tags of which an item must have one, as bits.
+        dead: For each level and request the edges not to be taken, int64, ascending.
+    """
+
+    codes: Sequence[_Ints]
+    allow: npt.NDArray[np.uint64]
+    dead: Sequence[Sequence[_Ints]]
+
+
 class SessionProgram:
     """The sessions of one bucket with static shapes; nothing in `run` waits for the device.
 
@@ -89,22 +103,14 @@ class SessionProgram:
             for flat in (self.host, self.inputs)
         ]
 
-    def fill(
-        self,
-        trie: DeviceTrie,
-        codes: Sequence[_Ints],
-        allow: npt.NDArray[np.uint64],
-        dead: Sequence[Sequence[_Ints]],
-    ) -> None:
-        """Sends other requests to the device.
+    def fill(self, trie: DeviceTrie, requests: Requests) -> None:
+        """Sends other requests to the device; no beam lives in the places left over.
 
         Args:
             trie: On the device; must live until the run has ended.
-            codes: The history of each request, at most as many as the bucket's; no beam lives in
-                the places left over.
-            allow: Tags of which an item must have one, for each request.
-            dead: For each level and request the edges not to be taken, ascending.
+            requests: That fit the bucket.
         """
+        codes, allow, dead = requests
         host = self._views[0]
         host["trie"].copy_(trie.addresses())
         host["widths"].zero_()[: len(codes)] = self.bucket.width
@@ -300,42 +306,20 @@ class GraphModel:
             sizes.append(2 * sizes[-1])
         return [*sizes[:-1], longest]
 
-    def sessions(
-        self,
-        bucket: Bucket,
-        trie: DeviceTrie,
-        codes: Sequence[_Ints],
-        allow: npt.NDArray[np.uint64],
-        dead: Sequence[Sequence[_Ints]],
-    ) -> Tensor:
-        """`SessionProgram.run` for these requests, as a new tensor on the CPU.
-
-        Args:
-            bucket: Sizes that they fit in.
-            trie: As for `SessionProgram.fill`, like the others.
-            codes: Histories.
-            allow: Tags.
-            dead: Edges not to be taken.
-        """
+    def sessions(self, bucket: Bucket, trie: DeviceTrie, requests: Requests) -> Tensor:
+        """`SessionProgram.run` for these requests, which fit the bucket, as a new CPU tensor."""
         with self._lock:
             if self.device.type == "cuda":
                 with torch.cuda.device(self.device):
-                    return self._replay(bucket, trie, codes, allow, dead)
+                    return self._replay(bucket, trie, requests)
             program = SessionProgram(self.network, bucket)
-            program.fill(trie, codes, allow, dead)
+            program.fill(trie, requests)
             return program.run(trie)
 
-    def _replay(
-        self,
-        bucket: Bucket,
-        trie: DeviceTrie,
-        codes: Sequence[_Ints],
-        allow: npt.NDArray[np.uint64],
-        dead: Sequence[Sequence[_Ints]],
-    ) -> Tensor:
+    def _replay(self, bucket: Bucket, trie: DeviceTrie, requests: Requests) -> Tensor:
         known = self._programs.get(bucket)
         program = SessionProgram(self.network, bucket) if known is None else known[0]
-        program.fill(trie, codes, allow, dead)
+        program.fill(trie, requests)
         if known is None:
             known = self._capture(program)
             while len(self._programs) >= self.max_graphs:
@@ -422,7 +406,7 @@ class GraphDecoder(TorchDecoder):
             **options,
         )
         check_scoring(bucket.scoring, bucket.temperature)
-        found = self.graphs.sessions(bucket, self._on_device, codes, allow, dead)
+        found = self.graphs.sessions(bucket, self._on_device, Requests(codes, allow, dead))
         found = found[: len(codes)]
         count = session_length * levels
         path, tokens = found[..., :count], found[..., count:-1]

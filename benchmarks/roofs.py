@@ -18,7 +18,7 @@ def roofs(dtype: torch.dtype, device: str) -> dict[str, float]:
 
     A CPU without bfloat16 arithmetic multiplies in float32.
     """
-    if device == "cpu" and dtype == torch.bfloat16 and core().isa() != "avx512":
+    if device == "cpu" and dtype == torch.bfloat16 and not core().isa().startswith("avx512"):
         dtype = torch.float32
     n = 8192 if device == "cuda" else 1024
     a = torch.randn(n, n, device=device).to(dtype)

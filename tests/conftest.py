@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+from onerec._native import core
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,6 +25,15 @@ def data_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set ONEREC_DATA)")
     return folder
+
+
+@pytest.fixture(params=core().isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs a test with each instruction set that the machine has."""
+    before = core().isa()
+    core().set_isa(request.param)
+    yield request.param
+    core().set_isa(before)
 
 
 @pytest.fixture(autouse=True)

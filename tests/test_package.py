@@ -99,12 +99,13 @@ def test_the_environment_chooses_the_instruction_set() -> None:
         assert python(code, ONEREC_ISA=isa).stdout.strip() == isa
     result = python(code, ONEREC_ISA="sse9")
     assert result.returncode == 1
-    assert "ValueError: ONEREC_ISA: wanted baseline, avx2 or avx512, got sse9" in result.stderr
+    wanted = "ONEREC_ISA: wanted baseline, avx2, avx512 or avx512_bf16, got sse9"
+    assert f"ValueError: {wanted}" in result.stderr
 
 
 def test_an_unavailable_instruction_set_is_refused() -> None:
     code = "from onerec import _native; print(_native.core().isa())"
-    for isa in {"avx2", "avx512"} - set(_native.core().isas()):
+    for isa in {"avx2", "avx512", "avx512_bf16"} - set(_native.core().isas()):
         result = python(code, ONEREC_ISA=isa)
         assert result.returncode == 1
         assert f"ValueError: ONEREC_ISA={isa}: not available here" in result.stderr

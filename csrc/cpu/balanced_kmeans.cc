@@ -302,16 +302,11 @@ void KMeansDevice::ColumnSums(int64_t, double, const double*, double*) {}
 #endif
 
 const KMeansKernels& CurrentKMeansKernels() {
-  switch (CurrentIsa()) {
 #ifdef ONEREC_X86
-    case Isa::kAvx512:
-      return avx512::kKMeansKernels;
-    case Isa::kAvx2:
-      return avx2::kKMeansKernels;
+  if (CurrentIsa() >= Isa::kAvx512) return avx512::kKMeansKernels;
+  if (CurrentIsa() == Isa::kAvx2) return avx2::kKMeansKernels;
 #endif
-    default:
-      return baseline::kKMeansKernels;
-  }
+  return baseline::kKMeansKernels;
 }
 
 std::vector<int64_t> DrawRows(int64_t total, int64_t count, uint64_t seed) {

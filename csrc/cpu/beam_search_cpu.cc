@@ -31,7 +31,7 @@ using ScanRowFunction = void (*)(const RowInput&, float*, Collector&);
 
 ScanRowFunction ScanRowFor(Isa isa) {
 #ifdef ONEREC_X86
-  if (isa == Isa::kAvx512) return &avx512::ScanRow;
+  if (isa >= Isa::kAvx512) return &avx512::ScanRow;
   if (isa == Isa::kAvx2) return &avx2::ScanRow;
 #endif
   (void)isa;

@@ -12,7 +12,7 @@ using DotFunction = float (*)(const float*, const float*, int64_t);
 
 DotFunction DotFor(Isa isa) {
 #ifdef ONEREC_X86
-  if (isa == Isa::kAvx512) return &avx512::Dot;
+  if (isa >= Isa::kAvx512) return &avx512::Dot;
   if (isa == Isa::kAvx2) return &avx2::Dot;
 #endif
   (void)isa;

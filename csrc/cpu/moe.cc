@@ -14,7 +14,7 @@ namespace onerec {
 
 EngineKernels CurrentEngineKernels() {
 #ifdef ONEREC_X86
-  if (CurrentIsa() == Isa::kAvx512) return avx512::EngineTable();
+  if (CurrentIsa() >= Isa::kAvx512) return avx512::EngineTable();
   if (CurrentIsa() == Isa::kAvx2) return avx2::EngineTable();
 #endif
   return baseline::EngineTable();
@@ -23,9 +23,13 @@ EngineKernels CurrentEngineKernels() {
 namespace {
 
 constexpr int64_t kRows = 96;   // rows of an expert that one task takes
-constexpr int64_t kPanels = 4;  // columns that it makes, over 16
+constexpr int64_t kPanels = 8;  // columns that it makes, over 16
 
 int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
+// Floats from one row of `hidden` to the next: rows a power of two apart would share their places
+// in the cache.
+int64_t HiddenStride(const PackedExperts& experts) { return (experts.hidden + 31) / 16 * 16; }
 
 // The parts of the workspace.
 struct Workspace {
@@ -41,7 +45,7 @@ struct Workspace {
     take(blocks, experts.count + 1);
     take(place, pairs);
     take(token, pairs);
-    take(hidden, pairs * experts.hidden);
+    take(hidden, pairs * HiddenStride(experts));
     take(out, pairs * experts.width);
   }
 
@@ -49,7 +53,7 @@ struct Workspace {
   int64_t* blocks;  // [E + 1], row blocks of the experts before
   int32_t* place;   // [P], sorted row of each pair, -1 for nobody
   int32_t* token;   // [P], token of each sorted row
-  float* hidden;    // [P, hidden]
+  float* hidden;    // [P, hidden], HiddenStride apart
   float* out;       // [P, width]
   int64_t bytes = 0;
 };
@@ -81,6 +85,7 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
   const GemmFunction gemm = CurrentGemm();
   const EngineKernels kernels = CurrentEngineKernels();
   const int64_t pairs = tokens * slots, width = experts.width, hidden = experts.hidden;
+  const int64_t hidden_stride = HiddenStride(experts);
   const Workspace w(static_cast<char*>(workspace), tokens, slots, experts);
 
   // Pairs sorted by expert (stable).
@@ -120,9 +125,9 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
     tile.x_stride = x_stride;
     tile.rows = w.token + task.row;
     tile.m = task.rows;
-    float* const first = w.hidden + task.row * hidden + task.panel * kPanelWidth;
+    float* const first = w.hidden + task.row * hidden_stride + task.panel * kPanelWidth;
     tile.y = first;
-    tile.y_stride = hidden;
+    tile.y_stride = hidden_stride;
     gemm(tile);
     alignas(64) float up[kRows * kPanels * kPanelWidth];
     constexpr int64_t kStride = kPanels * kPanelWidth;
@@ -134,14 +139,14 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
       gemm(tile);
     }
     for (int64_t r = 0; r < task.rows; ++r) {
-      kernels.activate(first + r * hidden, up + r * kStride, tile.n, activation);
+      kernels.activate(first + r * hidden_stride, up + r * kStride, tile.n, activation);
     }
   });
   ParallelFor(blocks * groups(width), num_threads, [&](int64_t index) {
     const Task task = TaskAt(index, groups(width), experts.count, w);
     GemmTile tile = TileOf(packed(experts.down, task.expert, width, hidden), task.panel, kPanels);
-    tile.x = w.hidden + task.row * hidden;
-    tile.x_stride = hidden;
+    tile.x = w.hidden + task.row * hidden_stride;
+    tile.x_stride = hidden_stride;
     tile.m = task.rows;
     tile.y = w.out + task.row * width + task.panel * kPanelWidth;
     tile.y_stride = width;

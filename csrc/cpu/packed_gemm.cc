@@ -66,6 +66,7 @@ void UnpackRow(const PackedMatrix& w, int64_t row, float* out) {
 
 GemmFunction CurrentGemm() {
 #ifdef ONEREC_X86
+  if (CurrentIsa() == Isa::kAvx512Bf16) return &avx512_bf16::RunTile;
   if (CurrentIsa() == Isa::kAvx512) return &avx512::RunTile;
   if (CurrentIsa() == Isa::kAvx2) return &avx2::RunTile;
 #endif

@@ -6,15 +6,17 @@
 namespace onerec::ONEREC_ISA {
 namespace {
 
-// Rows of a block, and registers that its sums may take where it has several panels.
+// Rows of a block, those that the last one may have, and registers that the sums may take where a
+// block has several panels. More than eight rows can share their places in the L1 cache, so that
+// they take only what would be a second reading of the weights.
 #if defined(ONEREC_ISA_avx512)
-constexpr int kRows = 6, kBudget = 24;
+constexpr int kRows = 8, kLastRows = 14, kBudget = 8;
 #elif defined(ONEREC_ISA_avx2)
-constexpr int kRows = 6, kBudget = 8;
+constexpr int kRows = 6, kLastRows = 6, kBudget = 8;
 #elif defined(__SSE2__)
-constexpr int kRows = 2, kBudget = 8;
+constexpr int kRows = 2, kLastRows = 2, kBudget = 8;
 #else
-constexpr int kRows = 1, kBudget = 16;
+constexpr int kRows = 1, kLastRows = 1, kBudget = 16;
 #endif
 constexpr int64_t kRowBlock = 96;  // rows whose inputs stay in the cache while panels pass by
 
@@ -42,13 +44,18 @@ inline Floats Fma(Floats a, Floats b, Floats c) {
 
 struct Float32 {
   using Type = float;
-  static constexpr int kStep = 1;  // columns of W that lie together
+  using Input = float;
+  static constexpr int kStep = 1;    // columns of W that lie together
+  static constexpr int kInputs = 1;  // of x, that are multiplied with them
   static Lanes Read(const float* p, int) { return Load(p); }
+  static Floats MultiplyAdd(Floats a, Floats b, Floats c) { return Fma(a, b, c); }
 };
 
 struct BFloat16 {
   using Type = uint32_t;  // two neighbours of a row of W, the first in the low half
+  using Input = float;
   static constexpr int kStep = 2;
+  static constexpr int kInputs = 2;
   static Lanes Read(const uint32_t* p, int second) {
     Lanes out;
     ONEREC_EACH {
@@ -70,19 +77,38 @@ struct BFloat16 {
     }
     return out;
   }
+  static Floats MultiplyAdd(Floats a, Floats b, Floats c) { return Fma(a, b, c); }
 };
+
+#if defined(ONEREC_ISA_avx512_bf16)
+// The same weights; x in such pairs too, and two products in one instruction.
+struct BFloat16Pairs {
+  using Type = uint32_t;
+  using Input = uint32_t;
+  static constexpr int kStep = 2;
+  static constexpr int kInputs = 1;
+  static Lanes Read(const uint32_t* p, int) { return Load(reinterpret_cast<const float*>(p)); }
+  static Floats MultiplyAdd(Floats a, Floats b, Floats c) {
+    return _mm512_dpbf16_ps(c, (__m512bh)a, (__m512bh)b);
+  }
+};
+
+inline Floats Broadcast(uint32_t pair) {
+  return ONEREC_CAST_FLOAT(_mm512_set1_epi32(static_cast<int>(pair)));
+}
+#endif
 
 // kColumns columns of W that lie together (of each panel) times R rows. Panel by panel, for the
 // registers do not hold what all panels' columns are read from.
 template <class Format, int kColumns, int R, int P>
-inline void Columns(const float* const* a, int64_t at, const typename Format::Type* const* w,
-                    int64_t offset, Lanes (&acc)[R][P]) {
+inline void Columns(const typename Format::Input* const* a, int64_t at,
+                    const typename Format::Type* const* w, int64_t offset, Lanes (&acc)[R][P]) {
   _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
     _Pragma("GCC unroll 2") for (int j = 0; j < kColumns; ++j) {
       const Lanes b = Format::Read(w[p] + offset, j);
-      _Pragma("GCC unroll 6") for (int r = 0; r < R; ++r) {
+      _Pragma("GCC unroll 14") for (int r = 0; r < R; ++r) {
         const Floats x = Broadcast(a[r][at + j]);
-        ONEREC_EACH acc[r][p].r[i] = Fma(x, b.r[i], acc[r][p].r[i]);
+        ONEREC_EACH acc[r][p].r[i] = Format::MultiplyAdd(x, b.r[i], acc[r][p].r[i]);
       }
     }
   }
@@ -90,10 +116,10 @@ inline void Columns(const float* const* a, int64_t at, const typename Format::Ty
 
 template <class Format, int R, int P>
 void Block(const GemmTile& tile, int64_t row, int64_t panel) {
-  const float* a[R];
+  const typename Format::Input* a[R];
   for (int r = 0; r < R; ++r) {
     const int64_t at = tile.rows != nullptr ? tile.rows[row + r] : row + r;
-    a[r] = tile.x + at * tile.x_stride;
+    a[r] = reinterpret_cast<const typename Format::Input*>(tile.x) + at * tile.x_stride;
   }
   const int64_t steps = tile.k / Format::kStep;
   const int64_t elements = (tile.k + Format::kStep - 1) / Format::kStep * kPanelWidth;
@@ -107,7 +133,10 @@ void Block(const GemmTile& tile, int64_t row, int64_t panel) {
     for (int p = 0; p < P; ++p) acc[r][p] = Set(0.0f);
   }
   _Pragma("GCC unroll 4") for (int64_t s = 0; s < steps; ++s) {
-    Columns<Format, Format::kStep>(a, s * Format::kStep, w, s * kPanelWidth, acc);
+    if constexpr (R > 2) {  // the next panels; fewer rows wait for the memory alone
+      for (int p = 0; p < P; ++p) __builtin_prefetch(w[p] + P * elements + s * kPanelWidth, 0, 2);
+    }
+    Columns<Format, Format::kInputs>(a, s * Format::kInputs, w, s * kPanelWidth, acc);
   }
   if (steps * Format::kStep < tile.k) {
     Columns<Format, 1>(a, tile.k - 1, w, steps * kPanelWidth, acc);
@@ -153,7 +182,9 @@ void Run(const GemmTile& tile) {
   const int64_t panels = (tile.n + kPanelWidth - 1) / kPanelWidth;
   for (int64_t block = 0; block < tile.m; block += kRowBlock) {
     const int64_t end = block + kRowBlock < tile.m ? block + kRowBlock : tile.m;
-    const int64_t whole = end - (end - block) % kRows;
+    const int64_t rest = (end - block) % kRows;
+    const bool longer = rest > 0 && end - block > kRows && kRows + rest <= kLastRows;
+    const int64_t whole = end - rest - (longer ? kRows : 0);
     for (int64_t panel = 0; panel < panels; panel += kGroup) {
       const int64_t count = panels - panel < kGroup ? panels - panel : kGroup;
       constexpr int P = PanelsFor(kRows);
@@ -162,13 +193,45 @@ void Run(const GemmTile& tile) {
           Rows<Format, kRows>(tile, row, kRows, panel + p, count - p < P ? count - p : P);
         }
       }
-      if (whole < end) Rows<Format, kRows>(tile, whole, end - whole, panel, count);
+      if (whole < end) Rows<Format, kLastRows>(tile, whole, end - whole, panel, count);
     }
   }
 }
 
+#if defined(ONEREC_ISA_avx512_bf16)
+// Rounds some rows of x after the other to pairs.
+void RunBFloat16(const GemmTile& tile) {
+  constexpr int64_t kMost = 1 << 16;  // pairs that the stack has room for
+  const int64_t stride = (tile.k + 31) / 32 * kPanelWidth + kPanelWidth;  // see kRows
+  if (stride > kMost) return Run<BFloat16>(tile);
+  alignas(64) uint32_t pairs[kMost];
+  const int64_t most = kMost / stride < kRowBlock ? kMost / stride : kRowBlock;
+  GemmTile some = tile;
+  some.x = reinterpret_cast<const float*>(pairs);
+  some.x_stride = stride;
+  some.rows = nullptr;
+  some.k = (tile.k + 1) / 2 * 2;
+  for (int64_t row = 0; row < tile.m; row += most) {
+    some.m = tile.m - row < most ? tile.m - row : most;
+    some.y = tile.y + row * tile.y_stride;
+    for (int64_t r = 0; r < some.m; ++r) {
+      const int64_t at = tile.rows != nullptr ? tile.rows[row + r] : row + r;
+      const float* const x = tile.x + at * tile.x_stride;
+      for (int64_t i = 0; i < tile.k; i += 32) {
+        const int64_t left = tile.k - i;
+        const __mmask16 low = left < 16 ? (1u << left) - 1 : 0xFFFF;
+        const __mmask16 high = left < 16 ? 0 : left < 32 ? (1u << (left - 16)) - 1 : 0xFFFF;
+        _mm512_store_si512(pairs + r * stride + i / 2,
+                           (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, x + i + 16),
+                                                        _mm512_maskz_loadu_ps(low, x + i)));
+      }
+    }
+    Run<BFloat16Pairs>(some);
+  }
+}
+#else
 // Widens each panel once where several blocks of rows read it.
-void RunWidened(const GemmTile& tile) {
+void RunBFloat16(const GemmTile& tile) {
   constexpr int64_t kMost = 2048;  // columns that the stack has room for
   if (tile.m <= 2 * kRows || tile.k > kMost) return Run<BFloat16>(tile);
   alignas(64) float wide[kMost * kPanelWidth];
@@ -187,11 +250,12 @@ void RunWidened(const GemmTile& tile) {
     Run<Float32>(one);
   }
 }
+#endif
 
 }  // namespace
 
 void RunTile(const GemmTile& tile) {
-  tile.type == WeightType::kFloat32 ? Run<Float32>(tile) : RunWidened(tile);
+  tile.type == WeightType::kFloat32 ? Run<Float32>(tile) : RunBFloat16(tile);
 }
 
 }  // namespace onerec::ONEREC_ISA

@@ -47,6 +47,7 @@ GemmTile TileOf(const PackedMatrix& w, int64_t first_panel, int64_t panels);
 ONEREC_DECLARE(baseline)
 ONEREC_DECLARE(avx2)
 ONEREC_DECLARE(avx512)
+ONEREC_DECLARE(avx512_bf16)
 #undef ONEREC_DECLARE
 
 }  // namespace onerec

@@ -8,21 +8,21 @@
 namespace onerec {
 namespace {
 
-constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512"};
+constexpr const char* kIsaNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
 
 Isa ChooseIsa() {
   if (const char* name = std::getenv("ONEREC_ISA"); name != nullptr && *name != '\0') {
-    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+    for (Isa isa : kIsas) {
       if (std::string(name) != IsaName(isa)) continue;
       if (IsaAvailable(isa)) return isa;
       throw std::invalid_argument(std::string("ONEREC_ISA=") + name + ": not available here");
     }
-    throw std::invalid_argument(std::string("ONEREC_ISA: wanted baseline, avx2 or avx512, got ") +
-                                name);
+    throw std::invalid_argument(
+        std::string("ONEREC_ISA: wanted baseline, avx2, avx512 or avx512_bf16, got ") + name);
   }
-  if (IsaAvailable(Isa::kAvx512)) return Isa::kAvx512;
-  if (IsaAvailable(Isa::kAvx2)) return Isa::kAvx2;
-  return Isa::kBaseline;
+  Isa best = Isa::kBaseline;
+  for (Isa isa : kIsas) best = IsaAvailable(isa) ? isa : best;
+  return best;
 }
 
 std::atomic<int>& IsaChoice() {
@@ -42,8 +42,11 @@ bool IsaAvailable(Isa isa) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
   if (isa == Isa::kAvx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512 =
+      avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (isa == Isa::kAvx512) return avx512;
+  return avx512 && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

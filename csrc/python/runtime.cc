@@ -14,16 +14,16 @@ void BindRuntime(py::module_& m) {
   m.def("isa", [] { return IsaName(CurrentIsa()); });
   m.def("isas", [] {
     py::list names;
-    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+    for (Isa isa : kIsas) {
       if (IsaAvailable(isa)) names.append(IsaName(isa));
     }
     return names;
   });
   m.def("set_isa", [](const std::string& name) {
-    for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+    for (Isa isa : kIsas) {
       if (name == IsaName(isa)) return SetIsa(isa);
     }
-    throw std::invalid_argument("isa: wanted baseline, avx2 or avx512, got " + name);
+    throw std::invalid_argument("isa: wanted baseline, avx2, avx512 or avx512_bf16, got " + name);
   });
   m.def("cuda_info", [] {
     const CudaInfo info = GetCudaInfo();

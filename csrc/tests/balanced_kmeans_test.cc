@@ -172,13 +172,12 @@ std::string Refusal(const std::function<void()>& call) {
   return "";
 }
 
-const std::vector<Isa> kIsas = {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512};
 
 class OnEveryIsa : public testing::Test {
  protected:
   void Run(const std::function<void()>& body) {
     for (const Isa isa : kIsas) {
-      if (!IsaAvailable(isa)) continue;
+      if (!IsaAvailable(isa) || isa > Isa::kAvx512) continue;
       SCOPED_TRACE(IsaName(isa));
       SetIsa(isa);
       body();

@@ -27,8 +27,8 @@ constexpr Scoring kScorings[] = {Scoring::kFullSoftmax, Scoring::kLegalSoftmax, 
 
 std::vector<Isa> Isas() {
   std::vector<Isa> isas;
-  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
-    if (IsaAvailable(isa)) isas.push_back(isa);
+  for (Isa isa : kIsas) {
+    if (IsaAvailable(isa) && isa <= Isa::kAvx512) isas.push_back(isa);
   }
   return isas;
 }

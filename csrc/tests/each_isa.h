@@ -11,11 +11,11 @@
 
 namespace onerec {
 
-// For INSTANTIATE_TEST_SUITE_P over 0, 1, 2: the values of Isa.
-class EachIsa : public ::testing::TestWithParam<int> {
+// For INSTANTIATE_TEST_SUITE_P over kIsas.
+class EachIsa : public ::testing::TestWithParam<Isa> {
  protected:
   void SetUp() override {
-    const auto isa = static_cast<Isa>(GetParam());
+    const Isa isa = GetParam();
     if (!IsaAvailable(isa)) GTEST_SKIP() << IsaName(isa) << " is not available here";
     SetIsa(isa);
   }

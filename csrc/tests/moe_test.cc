@@ -85,7 +85,7 @@ TEST_P(MoeTest, IsTheSumOverChosenExperts) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(AllIsas, MoeTest, ::testing::Values(0, 1, 2));
+INSTANTIATE_TEST_SUITE_P(AllIsas, MoeTest, ::testing::ValuesIn(kIsas));
 
 }  // namespace
 }  // namespace onerec

@@ -78,8 +78,8 @@ TEST_P(PackedGemmTest, ATileTakesTheRowsAndPanelsThatItIsTold) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, PackedGemmTest, ::testing::Values(0, 1, 2),
-                         [](const auto& info) { return IsaName(static_cast<Isa>(info.param)); });
+INSTANTIATE_TEST_SUITE_P(Isas, PackedGemmTest, ::testing::ValuesIn(kIsas),
+                         [](const auto& info) { return IsaName(info.param); });
 
 }  // namespace
 }  // namespace onerec

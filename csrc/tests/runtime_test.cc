@@ -146,11 +146,12 @@ TEST(Isa, CurrentIsAvailableAndNamed) {
   EXPECT_STREQ(IsaName(Isa::kBaseline), "baseline");
   EXPECT_STREQ(IsaName(Isa::kAvx2), "avx2");
   EXPECT_STREQ(IsaName(Isa::kAvx512), "avx512");
+  EXPECT_STREQ(IsaName(Isa::kAvx512Bf16), "avx512_bf16");
 }
 
 TEST(Isa, CanBeSetToWhatTheMachineHasOnly) {
   const Isa before = CurrentIsa();
-  for (Isa isa : {Isa::kBaseline, Isa::kAvx2, Isa::kAvx512}) {
+  for (Isa isa : kIsas) {
     if (IsaAvailable(isa)) {
       SetIsa(isa);
       EXPECT_EQ(CurrentIsa(), isa);

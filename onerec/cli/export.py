@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
         "--dtype",
         choices=("float32", "bfloat16"),
         default="float32",
-        help="type of the packed matrices; activations and sums are float32 always",
+        help="type of the packed matrices; sums are float32 always",
     )
     parser.add_argument(
         "--format",

@@ -92,8 +92,9 @@ class NativeModel:
 
     Attributes:
         config: The network's.
-        dtype: `torch.float32` or `torch.bfloat16`: how matrices are stored. Activations and sums
-            are float32 always.
+        dtype: `torch.float32` or `torch.bfloat16`: how matrices are stored. Sums are float32
+            always; activations too, unless the CPU multiplies bfloat16 itself (instruction set
+            "avx512_bf16"), where those of bfloat16 matrices are rounded.
         nbytes: Size in memory and in the file, in bytes.
     """
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from onerec import OneRec, OneRecConfig, Recommendation, Recommender
-from onerec._native import core
 from onerec.errors import DataError
 from onerec.inference.exported import export
 from onerec.inference.native import NativeModel, refuse_unsupported
@@ -44,14 +42,6 @@ def catalog() -> Catalog:
     sids = np.random.default_rng(0).integers(0, K, (N, 3))
     sids[10:14] = sids[9]  # a semantic id of five items
     return Catalog.build([f"v{i}" for i in range(N)], sids, K)
-
-
-@pytest.fixture(params=core().isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = core().isa()
-    core().set_isa(request.param)
-    yield request.param
-    core().set_isa(before)
 
 
 HISTORIES = [
@@ -156,7 +146,7 @@ def test_more_beams_than_sessions_and_more_items_than_are_left() -> None:
         assert len(native[0].item_ids) == count
 
 
-def test_bfloat16_keeps_most_of_the_best(catalog: Catalog) -> None:
+def test_bfloat16_keeps_most_of_the_best(catalog: Catalog, isa: str) -> None:
     model = build(init_std=0.1, d_model=48)
     exact, rounded = (
         Recommender(model, catalog, backend="native", dtype=dtype)
@@ -167,13 +157,13 @@ def test_bfloat16_keeps_most_of_the_best(catalog: Catalog) -> None:
         for a, b in zip(exact.rank(HISTORIES, 20), rounded.rank(HISTORIES, 20), strict=True)
     ]
     assert np.mean(overlap) >= 0.9
-    # Weights that bfloat16 holds exactly give float32's results.
+    # Weights that bfloat16 holds exactly give float32's results, but where activations are rounded.
     for parameter in model.parameters():
         parameter.data = parameter.data.bfloat16().float()
     same(
         Recommender(model, catalog, backend="native", dtype=torch.bfloat16).recommend(HISTORIES),
         Recommender(model, catalog, backend="native").recommend(HISTORIES),
-        atol=1e-6,
+        atol=0.05 if isa == "avx512_bf16" else 1e-6,
     )
 
 

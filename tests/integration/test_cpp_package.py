@@ -86,7 +86,8 @@ def test_consumer_outside_the_tree_builds_and_runs(
     run(cmake, "-S", source, "-B", build, f"-DCMAKE_PREFIX_PATH={prefix}")
     run(cmake, "--build", build)
     output = run(build / "consumer")  # ends with 1 if a result is wrong
-    assert re.search(rf"^onerec {re.escape(__version__)} on (baseline|avx2|avx512)$", output, re.M)
+    isas = "baseline|avx2|avx512|avx512_bf16"
+    assert re.search(rf"^onerec {re.escape(__version__)} on ({isas})$", output, re.M)
     assert len(re.findall(r"^session \d+ \d+: -\d+\.\d{3}$", output, re.M)) == 5
 
 

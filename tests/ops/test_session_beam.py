@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -18,14 +17,6 @@ from onerec.ops import BeamSearch, BeamState
 
 ISAS = core().isas()
 SCORINGS = ("full_softmax", "legal_softmax", "raw")
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = core().isa()
-    core().set_isa(request.param)
-    yield request.param
-    core().set_isa(before)
 
 
 def random_trie(n: int, levels: int, codebook_size: int, seed: int = 0) -> SidTrie:

@@ -3,7 +3,9 @@
 // Every y[r][j] is one chain of fused multiply-adds, acc = x[r][i] * W[j][i] + acc for i = 0 .. k-1
 // from acc = 0 (on the baseline instruction set a product, then a sum). It therefore depends on row
 // r and column j alone: not on the other rows, the threads or the tiles; AVX2 and AVX-512 agree bit
-// for bit.
+// for bit. With bfloat16 weights and Isa::kAvx512Bf16 x is rounded to bfloat16 too (nearest, ties to
+// even; subnormals count as zero), and a link of the chain is the CPU's dot product of two pairs:
+// twice as fast, and still a row's own.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +17,8 @@ namespace onerec {
 enum class WeightType { kFloat32 = 0, kBFloat16 = 1 };
 
 // W [n, k] as ceil(n / 16) panels of 16 rows of W each; rows past n are zero. A panel is [k][16]
-// floats, or [ceil(k / 2)][16][2] bfloat16 with a zero past an odd k. bfloat16 weights are widened
-// to float before they are multiplied: activations and sums are float always.
+// floats, or [ceil(k / 2)][16][2] bfloat16 with a zero past an odd k. Sums are float always, and
+// so is x but for the dot products above.
 inline constexpr int64_t kPanelWidth = 16;
 
 struct PackedMatrix {

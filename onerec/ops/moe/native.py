@@ -37,6 +37,8 @@ class PackedExperts:
             w2: [E, d, F].
             activation: "swiglu", "geglu", "gelu" or "relu".
             dtype: torch.float32, or torch.bfloat16 for half the bytes; sums are float32 always.
+                Where the CPU multiplies bfloat16 itself (instruction set "avx512_bf16") bfloat16
+                weights meet inputs and hidden values rounded to it.
             num_threads: None asks torch.
 
         Raises:

@@ -264,8 +264,9 @@ class Lab:
             model = OneRec.from_pretrained(self.folder / "generator" / "model")
             result = align(model, reward, self.train, self.valid, self.catalog, config, folder)
         seconds = time.perf_counter() - began
-        measured = self.measured(model)
         rounds = result.record["iterations"]
+        assert rounds, result.stopped
+        measured = self.measured(model)
         measured["seconds"] = seconds
         measured["rounds"] = [{k: v for k, v in r.items() if k != "rewards"} for r in rounds]
         measured["settings"] = dataclasses.asdict(config)

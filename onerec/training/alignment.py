@@ -35,7 +35,6 @@ from safetensors.torch import load_model
 from torch import Tensor, nn
 
 from onerec.data.session_set import Samples
-from onerec.errors import OneRecError
 from onerec.files import atomic_directory, atomic_write
 from onerec.inference import Recommender
 from onerec.model.onerec import OneRec
@@ -43,7 +42,7 @@ from onerec.model.reward import RewardModel
 from onerec.tokenizer import Catalog
 from onerec.training.alignment_config import FREE_ON_RESUME, PAIRED, AlignmentConfig
 from onerec.training.batches import Batch, OrderedBatches
-from onerec.training.candidates import CHUNK, Ahead, Candidates
+from onerec.training.candidates import CHUNK, Ahead, Candidates, Found
 from onerec.training.loop import (
     Progress,
     Run,
@@ -106,8 +105,9 @@ def align(
     this needs `if __name__ == "__main__":`. When it fails the next iteration raises its traceback.
 
     It ends before its time when the unconstrained legality, the winners' log-probability or the
-    divergence from the seed model break their bounds; the snapshot before that iteration is then
-    the result. The reward model's own score never decides: it is what is being pushed.
+    divergence from the seed model break their bounds, or when no sample of an iteration gets a
+    preference; the snapshot before that iteration, or the seed model, is then the result, and a
+    warning says why. The reward model's own score never decides: it is what is being pushed.
 
     Args:
         model: The pretrained model; afterwards it has the chosen weights.
@@ -123,8 +123,7 @@ def align(
         ValueError: On settings, samples or models that do not fit together.
         TrainingInterrupted: After Ctrl-C or SIGTERM; the same call goes on.
         TrainingDiverged: On a loss or gradient that is not finite.
-        OneRecError: Where `out_dir` holds another run, no sample got a preference, or the second
-            process failed.
+        OneRecError: Where `out_dir` holds another run, or the second process failed.
     """
     if reward.config.n_items != len(catalog):
         raise ValueError(
@@ -252,13 +251,15 @@ class _Alignment(Run):
 
     # The loop
 
+    def _more(self) -> bool:
+        if super()._more() and self.groups is None:
+            self._begin(self.step // self.steps)
+        return super()._more()
+
     def _train_step(self) -> None:
-        iteration = self.step // self.steps
-        if self.groups is None:
-            self._begin(iteration)
         super()._train_step()
         if self.step % self.steps == 0:
-            self._end(iteration + 1)
+            self._end(self.step // self.steps)
 
     def _record(self, record: Record) -> None:
         if record["kind"] == "train" and self.sums["groups"]:
@@ -331,6 +332,12 @@ class _Alignment(Run):
             self.groups = Groups.load(path, shape.session_length, shape.levels)
         else:
             self.groups = self._generate(iteration)
+            if self.state["stopped"]:
+                self.window.settle()
+                if self.window.steps:
+                    self._record(self.window.record(self.step, self.seconds))
+                self._write_state()
+                return
             if self.main:
                 with writing(path):
                     self.groups.save(path)
@@ -344,7 +351,7 @@ class _Alignment(Run):
         self._write_state()
 
     def _generate(self, iteration: int) -> Groups:
-        """The groups of an iteration, the same in every process."""
+        """The groups of an iteration, the same in every process; ends the run without any."""
         shape = self.module.config
         if self.align.method == "ntp":
             return Groups.of([], shape.session_length, shape.levels)
@@ -363,34 +370,44 @@ class _Alignment(Run):
                     self.progress(self.step, self.total, f"candidates of {done}/{share} users")
 
             mine = self.candidates.generate(self.reference, self._share(rows), iteration, after)
-        totals = self.accelerator.reduce(
-            torch.tensor(
-                [mine.made, mine.spread, mine.seconds, waited], device=self.accelerator.device
-            ),
-            "sum",
-        ).tolist()
-        found = sorted(gather_object(mine.groups), key=lambda each: each[0])
+        parts: list[tuple[Found, float]] = gather_object([(mine, waited)])
+        every = [part for part, _ in parts]
+        found = sorted((group for part in every for group in part.groups), key=lambda each: each[0])
+        made = sum(part.made for part in every)
+        seconds = sum(part.seconds for part in every)
         facts = {
             "samples": len(rows),
             "groups": len(found),
-            "candidates": int(totals[0]),
-            "candidates_per_s": totals[0] * self.world / totals[2] if totals[2] else 0.0,
-            "reward_spread": totals[1] / max(len(found), 1),
+            "candidates": made,
+            "candidates_per_s": made * self.world / seconds if seconds else 0.0,
+            "reward_spread": sum(part.spread for part in every) / max(len(found), 1),
         }
         if self.align.asynchronous:
             facts["stale_steps"] = self.steps if iteration else 0
-            facts["waited_s"] = totals[3] / self.world
+            facts["waited_s"] = sum(waited for _, waited in parts) / self.world
         self.state["generated"][str(iteration + 1)] = facts
-        if not found:
-            raise OneRecError(
-                f"no sample of iteration {iteration + 1} got a preference ({len(rows)} were drawn; "
-                "rewards of all others were within min_gap): raise --align.rate, --align.steps or "
-                "--align.candidates, or lower --align.min_gap; --align.iterations 0 leaves "
-                "alignment out"
-            )
         groups = Groups.of(found, shape.session_length, shape.levels)
-        self.candidates.refer(self.reference, groups)
+        if found:
+            self.candidates.refer(self.reference, groups)
+        else:
+            widest = max(part.widest for part in every)
+            self._stop(self._nothing_found(iteration + 1, len(rows), widest))
         return groups
+
+    def _nothing_found(self, iteration: int, samples: int, widest: float) -> str:
+        """Why an iteration has no preferences, and what to change."""
+        otherwise = "; --align.iterations 0 leaves alignment out"
+        if not samples:
+            return (
+                f"iteration {iteration} drew no sample at rate {self.align.rate:g}; raise "
+                f"--align.rate or --align.steps{otherwise}"
+            )
+        return (
+            f"iteration {iteration} found nothing to prefer: of {samples} samples 0 have sessions "
+            f"whose rewards differ by min_gap {self.align.min_gap:g}, the widest gap is "
+            f"{widest:.3g}; raise --align.rate, --align.steps or --align.candidates, or lower "
+            f"--align.min_gap{otherwise}"
+        )
 
     def _generate_ahead(self, iteration: int) -> None:
         """Begins a coming iteration's candidates, by the newest snapshot, in another process."""
@@ -471,12 +488,10 @@ class _Alignment(Run):
             "broken": broken[0],
         }
         self.state["iterations"].append(record)
-        self.state["stopped"] = broken[0]
         if broken[0] is None:
             self.state["chosen"] = iteration
         else:
-            self.total = self.step
-            self._tell("iteration %d is not taken and ends the run: %s", iteration, broken[0])
+            self._stop(broken[0])
         self._write_state()
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
         self._record({"kind": "iteration", **numbers})
@@ -577,6 +592,15 @@ class _Alignment(Run):
         }
 
     # Small things
+
+    def _stop(self, reason: str) -> None:
+        """Ends the run with the model that it has."""
+        self.state["stopped"] = reason
+        self.total = self.step
+        if self.main:
+            chosen = self.state["chosen"]
+            kept = f"of iteration {chosen}" if chosen else "before alignment"
+            logger.warning("alignment ended early with the model %s: %s", kept, reason)
 
     def _check_stop(self) -> None:
         if self.stop and self.world == 1:

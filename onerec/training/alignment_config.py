@@ -55,7 +55,8 @@ class AlignmentConfig:
             which the reward model's errors choose less often.
         losers: Losers of a sample with "softmax_dpo", the worst ones.
         min_gap: Least difference of reward between winner and loser, in rewards of an average
-            session; other samples are skipped, as noise of the reward model.
+            session; other samples are skipped, as noise of the reward model. An iteration that
+            skips all of them ends the run.
         weight: lambda. None chooses it once, before the first step, such that the gradient of the
             preference loss has `gradient_share` of the norm of the next-token loss's.
         gradient_share: See `weight`.

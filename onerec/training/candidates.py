@@ -33,7 +33,7 @@ from onerec.tokenizer import Catalog
 from onerec.training.alignment_config import AlignmentConfig
 from onerec.training.batches import SessionBatches
 from onerec.training.losses import contrastive_token_scores
-from onerec.training.preferences import Groups, choose
+from onerec.training.preferences import Groups, choose, ranked
 
 CHUNK = 64  # users whose candidates are held at once
 
@@ -49,12 +49,14 @@ class Found(NamedTuple):
             rewards [g] and advantages [g].
         made: Candidates generated.
         spread: Sum over the groups of the difference between the best and the worst reward.
+        widest: Largest difference of reward among the samples without a preference.
         seconds: Time in the search.
     """
 
     groups: list[tuple[int, Ints, Floats, Floats]]
     made: int
     spread: float
+    widest: float
     seconds: float
 
 
@@ -98,7 +100,7 @@ class Candidates:
         """
         config = self.config
         recommender = self.recommender(model)
-        found = Found([], 0, 0.0, 0.0)
+        found = Found([], 0, 0.0, 0.0, 0.0)
         for begin in range(0, len(rows), CHUNK):
             part = rows[begin : begin + CHUNK]
             started = time.perf_counter()
@@ -107,7 +109,7 @@ class Candidates:
                 beam_width=config.candidates,
                 exclude_history=config.exclude_history,
             )
-            spent, spread = time.perf_counter() - started, 0.0
+            spent, spread, widest = time.perf_counter() - started, 0.0, found.widest
             rewards = self.rewards(self.train, part, [each.items for each in candidates])
             free = config.method in ("ecpo", "gbpo") and config.format_samples
             legal = self._unconstrained(model, part) if free else None
@@ -117,6 +119,7 @@ class Candidates:
                 draw = np.random.default_rng([config.seed, 4, iteration, sample])
                 chosen = choose(each.items, reward, config, draw)
                 if chosen is None:
+                    widest = max(widest, ranked(each.items, reward)[1])
                     continue
                 spread += float(reward.max() - reward.min())
                 items, reward, advantage = each.items[chosen[0]], reward[chosen[0]], chosen[1]
@@ -129,7 +132,11 @@ class Candidates:
                 found.groups.append((sample, items, reward, advantage))
             made = sum(len(each.items) for each in candidates)
             found = Found(
-                found.groups, found.made + made, found.spread + spread, found.seconds + spent
+                found.groups,
+                found.made + made,
+                found.spread + spread,
+                widest,
+                found.seconds + spent,
             )
             after(begin + len(part))
         return found

@@ -244,7 +244,7 @@ class Run:
         # On one CPU process, reading the loss costs nothing; elsewhere it waits for the device.
         settle_every = 1 if self.world == 1 and self.accelerator.device.type == "cpu" else None
         self.model.train()
-        while self.step < self.total:
+        while self._more():
             self._train_step()
             step = self.step
             last = step == self.total
@@ -295,6 +295,10 @@ class Run:
             self.seconds,
             self.resumed_from,
         )
+
+    def _more(self) -> bool:
+        """Whether there is another step to take."""
+        return self.step < self.total
 
     def _train_step(self) -> None:
         began = time.perf_counter()

@@ -131,13 +131,30 @@ _SCHEMA = pa.schema(
 )
 
 
+def ranked(items: Ints, rewards: Floats) -> tuple[Ints, float]:
+    """Places of a sample's candidates, best by reward first, and how far apart the rewards are.
+
+    Candidates of one set of items count once.
+
+    Args:
+        items: int64 [n, m], the candidates, best by the generator first.
+        rewards: float32 [n].
+    """
+    if not len(items):
+        return np.empty(0, dtype=np.int64), 0.0
+    _, first = np.unique(np.sort(items, axis=1), axis=0, return_index=True)
+    first = np.sort(first)
+    order = first[np.argsort(-rewards[first], kind="stable")]
+    return order, float(rewards[order[0]] - rewards[order[-1]])
+
+
 def choose(
     items: Ints, rewards: Floats, config: AlignmentConfig, rng: np.random.Generator
 ) -> tuple[Ints, Floats] | None:
     """Which candidates of a sample make its group, and their advantages.
 
-    Candidates of one set of items count once. None where rewards differ by less than `min_gap`:
-    such a sample would teach the reward model's noise.
+    None where rewards differ by less than `min_gap`: such a sample would teach the reward model's
+    noise.
 
     Args:
         items: int64 [n, m], the candidates, best by the generator first.
@@ -145,12 +162,8 @@ def choose(
         config: Settings.
         rng: Of what is drawn.
     """
-    if not len(items):
-        return None
-    _, first = np.unique(np.sort(items, axis=1), axis=0, return_index=True)
-    first = np.sort(first)
-    order = first[np.argsort(-rewards[first], kind="stable")]
-    if rewards[order[0]] - rewards[order[-1]] < max(config.min_gap, 1e-12):
+    order, gap = ranked(items, rewards)
+    if gap < max(config.min_gap, 1e-12):
         return None
     if config.method in PAIRED:
         if config.method == "softmax_dpo":

@@ -32,6 +32,11 @@ class Window:
         self._sums: dict[str, Any] = {}
         self._clear()
 
+    @property
+    def steps(self) -> int:
+        """Settled steps since the last record."""
+        return int(self._sums["steps"])
+
     def _clear(self) -> None:
         self._sums = {
             "steps": 0,

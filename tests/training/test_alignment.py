@@ -216,9 +216,81 @@ def test_a_broken_bound_gives_the_snapshot_before(
         assert words in result.stopped
     assert result.chosen == (2 if result.stopped is None else result.iterations - 1)
     if result.chosen == 0:
-        seed = job.job.make_model(0.1).state_dict()
         final = load_file(tmp_path / "model" / "model.safetensors")
-        assert all(torch.equal(final[name], value) for name, value in seed.items())
+        assert all(torch.equal(final[name], value) for name, value in seed_weights().items())
+
+
+def seed_weights() -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = job.job.make_model(0.1).state_dict()
+    return found
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["one process", "asynchronous"])
+def test_without_preferences_the_seed_is_the_result(
+    asynchronous: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = job.run(tmp_path / "none", min_gap=9.0, asynchronous=asynchronous, steps=4)
+    assert (result.iterations, result.chosen) == (0, 0)
+    facts = result.record["generated"]["1"]
+    assert facts["samples"] > 0
+    assert facts["groups"] == 0
+    assert result.stopped is not None
+    assert f"of {facts['samples']} samples 0 have" in result.stopped
+    assert "lower --align.min_gap; --align.iterations 0" in result.stopped
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warned == [f"alignment ended early with the model before alignment: {result.stopped}"]
+    final = load_file(tmp_path / "none" / "model" / "model.safetensors")
+    assert all(torch.equal(final[name], value) for name, value in seed_weights().items())
+    assert read_metrics(tmp_path / "none" / "metrics.jsonl") == []
+
+    # The widest gap that is told is where preferences begin.
+    widest = float(result.stopped.split("widest gap is ")[1].split(";")[0])
+    settings: dict[str, Any] = {"steps": 4, "iterations": 1, "weight": 1.0}
+    below = job.run(tmp_path / "below", min_gap=widest * 0.995, **settings)
+    above = job.run(tmp_path / "above", min_gap=widest * 1.005, **settings)
+    assert below.record["generated"]["1"]["groups"] >= 1
+    assert above.record["generated"]["1"]["groups"] == 0
+
+
+def test_no_sample_drawn_is_told_apart(tmp_path: Path) -> None:
+    result = job.run(tmp_path, rate=1e-9, steps=1)
+    assert result.chosen == 0
+    assert result.stopped is not None
+    assert result.stopped.startswith("iteration 1 drew no sample at rate 1e-09; raise --align.rate")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["one process", "asynchronous"])
+def test_later_without_preferences_the_last_iteration_is_the_result(
+    asynchronous: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    generate = Candidates.generate
+
+    def only_at_first(self: Candidates, *arguments: Any) -> Found:
+        found = generate(self, *arguments)
+        return found if arguments[2] == 0 else found._replace(groups=[], widest=0.0123)
+
+    monkeypatch.setattr(Candidates, "generate", only_at_first)
+    monkeypatch.setattr(alignment, "Ahead", Direct)
+    settings = {"steps": 5, "iterations": 3, "checkpoint_every": 3, "monitor": 8, "weight": 1.0}
+    results = []
+    for _ in range(2):  # the second goes on from step 3, as after a kill before the end
+        results.append(job.run(tmp_path, asynchronous=asynchronous, **settings))
+        assert (results[-1].iterations, results[-1].chosen) == (1, 1)
+        last = load_file(tmp_path / "snapshots" / "iteration_01" / "model.safetensors")
+        final = load_file(tmp_path / "model" / "model.safetensors")
+        assert all(torch.equal(final[name], value) for name, value in last.items())
+        assert any(not torch.equal(final[name], value) for name, value in seed_weights().items())
+        trained = [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl") if "lr" in r]
+        assert trained == [4, 5], "a record of the last steps too"
+        assert not (tmp_path / "pairs" / "iteration_02.parquet").exists()
+    assert results[0].stopped == results[1].stopped
+    assert results[0].stopped is not None
+    assert results[0].stopped.startswith("iteration 2 found nothing to prefer")
+    assert "the widest gap is 0.0123" in results[0].stopped
+    assert "ended early with the model of iteration 1: iteration 2 found" in caplog.text
 
 
 def weights(folder: Path) -> bytes:
@@ -304,16 +376,14 @@ def test_an_error_of_the_other_process_comes_with_its_traceback(tmp_path: Path) 
     assert str(tmp_path / "nothing") in told
 
 
-@pytest.mark.slow
-def test_two_processes_align_as_one(tmp_path: Path) -> None:
-    overrides = {"steps": 5, "iterations": 1, "checkpoint_every": 0, "weight": 1.0}
-    one = job.run(tmp_path / "one", **overrides)
+def in_two_processes(out_dir: Path, overrides: dict[str, Any]) -> dict[str, Any]:
+    """What alignment.json tells of an alignment in two processes."""
     with socket.create_server(("localhost", 0)) as free:
         port = str(free.getsockname()[1])
     common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2", "MASTER_PORT": port}
     processes = [
         subprocess.Popen(
-            [sys.executable, str(JOB), str(tmp_path / "two"), json.dumps(overrides)],
+            [sys.executable, str(JOB), str(out_dir), json.dumps(overrides)],
             stderr=subprocess.PIPE,
             text=True,
             env={**common, "MASTER_ADDR": "localhost", "RANK": rank, "LOCAL_RANK": rank},
@@ -322,7 +392,15 @@ def test_two_processes_align_as_one(tmp_path: Path) -> None:
     ]
     told = [process.communicate()[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
-    two = json.loads((tmp_path / "two" / "alignment.json").read_text())
+    record: dict[str, Any] = json.loads((out_dir / "alignment.json").read_text())
+    return record
+
+
+@pytest.mark.slow
+def test_two_processes_align_as_one(tmp_path: Path) -> None:
+    overrides = {"steps": 5, "iterations": 1, "checkpoint_every": 0, "weight": 1.0}
+    one = job.run(tmp_path / "one", **overrides)
+    two = in_two_processes(tmp_path / "two", overrides)
     first, other = one.record["iterations"][0], two["iterations"][0]
     assert (first["groups"], first["candidates"]) == (other["groups"], other["candidates"])
     a, b = (
@@ -330,6 +408,18 @@ def test_two_processes_align_as_one(tmp_path: Path) -> None:
         for name in ("one", "two")
     )
     np.testing.assert_array_equal(a.items, b.items)
+
+
+@pytest.mark.slow
+def test_two_processes_end_without_preferences_as_one(tmp_path: Path) -> None:
+    overrides = {"steps": 5, "min_gap": 9.0}
+    one = job.run(tmp_path / "one", **overrides)
+    two = in_two_processes(tmp_path / "two", overrides)
+    assert two["stopped"] == one.stopped
+    assert two["stopped"].startswith("iteration 1 found nothing to prefer")
+    assert two["generated"]["1"]["candidates"] == one.record["generated"]["1"]["candidates"]
+    final = load_file(tmp_path / "two" / "model" / "model.safetensors")
+    assert all(torch.equal(final[name], value) for name, value in seed_weights().items())
 
 
 @pytest.mark.parametrize(

@@ -113,8 +113,9 @@ def show(folder: Path, summary: dict[str, Any]) -> None:
             f"asynchronous     candidates {stale} steps old, {waited:.1f} s waited"
         )
     if summary["stopped"]:
-        console.stdout().print(escape(f"ended early      {summary['stopped']}"))
-    console.stdout().print(f"* chosen         {escape(str(folder / 'model'))}")
+        console.stdout().print(escape(f"ended early      {summary['stopped']}"), soft_wrap=True)
+    same = "" if summary["chosen"] else ", the pretrained model as it was"
+    console.stdout().print(f"* chosen         {escape(str(folder / 'model'))}{same}")
 
 
 def main(argv: list[str]) -> None:

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
         "--model",
         type=str,
         default=None,
-        help="default DIR/align/model, or DIR/pretrain/model of a run without alignment",
+        help="default DIR/align/model, or DIR/pretrain/model where alignment changed nothing",
     )
     parser.add_argument("--catalog", type=str, default=None, help="default DIR/tokenize")
     parser.add_argument(

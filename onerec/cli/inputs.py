@@ -21,23 +21,31 @@ def has_feedback(directory: Path) -> bool:
     return (directory / "sessions" / "exposed.parquet").is_file()
 
 
-def served_model(directory: Path, settings: Settings) -> StageRecord:
-    """The stage whose model is measured and served: `align` if it belongs to `pretrain`.
+def alignment(directory: Path, settings: Settings) -> StageRecord | None:
+    """The stage `align` if it belongs to `pretrain`; its files are not looked at.
 
     Args:
         directory: The run's directory.
-        settings: With `align.iterations` of 0 it is `pretrain` in any case.
+        settings: With `align.iterations` of 0 there is none in any case.
+    """
+    pretrain, found = (read_record(directory / name) for name in ("pretrain", "align"))
+    if pretrain is None or found is None or settings.align.iterations == 0:
+        return None
+    return found if found.inputs.get("pretrain") == pretrain.fingerprint else None
+
+
+def served_model(directory: Path, settings: Settings) -> StageRecord:
+    """The stage whose model is measured and served: `align` if the run has one that changed it.
+
+    Where alignment took no iteration its model is the pretrained one: the run is then like one
+    without alignment, and nothing compares the model with itself.
 
     Raises:
         OneRecError: There is no trained model, or the stage is damaged.
     """
     pretrain = require(directory, "pretrain")
-    aligned = read_record(directory / "align")
-    if (
-        aligned is None
-        or settings.align.iterations == 0
-        or aligned.inputs.get("pretrain") != pretrain.fingerprint
-    ):
+    aligned = alignment(directory, settings)
+    if aligned is None or aligned.summary.get("chosen") == 0:
         return pretrain
     return require(directory, "align")
 

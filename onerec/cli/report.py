@@ -7,7 +7,7 @@ from typing import Any
 
 from onerec.cli import console
 from onerec.cli.config import Settings
-from onerec.cli.inputs import served_model
+from onerec.cli.inputs import alignment
 from onerec.cli.stage import StageResult, require, run_stage
 from onerec.cli.verb import stage_verb
 
@@ -15,7 +15,7 @@ from onerec.cli.verb import stage_verb
 def make(directory: Path, settings: Settings) -> StageResult:
     """Makes `directory/report/report.html` from the files of the stages before it."""
     names = ["sessions", "tokenize", "pretrain", "evaluate"]
-    if served_model(directory, settings).stage == "align":
+    if alignment(directory, settings) is not None:  # shown also where it changed nothing
         names += ["reward", "align"]
     inputs = {name: require(directory, name).fingerprint for name in names}
 

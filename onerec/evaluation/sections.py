@@ -584,9 +584,24 @@ _SHOWN_PAIRS = 4
 def alignment(run: Path) -> dict[str, Any]:
     record = _json(run, "align/alignment.json")
     rounds = [record["seed"], *record["iterations"]]
+    return {
+        "method": record["method"],
+        "weight": record["weight"],
+        "stopped": record["stopped"],
+        "chosen": record["chosen"],
+        "rounds": [
+            {"name": "seed" if n == 0 else str(n), "chosen": n == record["chosen"], **one}
+            for n, one in enumerate(rounds)
+        ],
+        "figure": Markup(plots.alignment(rounds)) if record["iterations"] else None,
+        "pairs": _pairs(run, len(record["iterations"])) if record["iterations"] else [],
+    }
+
+
+def _pairs(run: Path, iteration: int) -> list[dict[str, Any]]:
+    """Some of an iteration's samples, with the sessions of highest and lowest reward."""
     pairs = []
-    chosen = record["iterations"][-1]["iteration"]
-    table = pq.read_table(_file(run, f"align/pairs/iteration_{chosen:02d}.parquet"))
+    table = pq.read_table(_file(run, f"align/pairs/iteration_{iteration:02d}.parquet"))
     items = pq.read_table(_file(run, "sessions/items.parquet"), columns=["text", "tags"])
     texts, tags = items["text"].to_pylist(), items["tags"].to_pylist()
     rows = table.to_pylist()
@@ -604,15 +619,4 @@ def alignment(run: Path) -> dict[str, Any]:
             sides.append({"name": name, "reward": row["reward"], "items": listed})
         sides.sort(key=lambda side: -side["reward"])
         pairs.append({"sample": rows[begins[number]]["sample"], "sides": sides})
-    return {
-        "method": record["method"],
-        "weight": record["weight"],
-        "stopped": record["stopped"],
-        "chosen": record["chosen"],
-        "rounds": [
-            {"name": "seed" if n == 0 else str(n), "chosen": n == record["chosen"], **one}
-            for n, one in enumerate(rounds)
-        ],
-        "figure": Markup(plots.alignment(rounds)),
-        "pairs": pairs,
-    }
+    return pairs

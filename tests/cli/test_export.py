@@ -20,19 +20,29 @@ from onerec.tokenizer import Catalog
 
 def test_exports_what_a_run_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    config = OneRecConfig.preset("tiny", codebook_size=16, init_std=0.3)
-    models = {name: OneRec(config).eval() for name in ("pretrain", "align")}
+    shape = OneRecConfig.preset("tiny", codebook_size=16, init_std=0.3)
+    models = {name: OneRec(shape).eval() for name in ("pretrain", "align")}
     catalog = Catalog.build(list(range(40)), np.random.default_rng(0).integers(0, 16, (40, 3)), 16)
     catalog.save(tmp_path / "tokenize")
     inputs: dict[str, str] = {}
-    for name, model in models.items():
+    # Of an alignment that took no iteration, the model is the pretrained one.
+    for name, chosen, served in (
+        ("pretrain", None, "pretrain"),
+        ("align", 0, "pretrain"),
+        ("align", 2, "align"),
+    ):
+        model = models[served]
 
-        def build(folder: Path, model: OneRec = model) -> dict[str, Any]:
-            model.save_pretrained(folder / "model")
-            return {}
+        def build(folder: Path, name: str = name, chosen: int | None = chosen) -> dict[str, Any]:
+            models[name].save_pretrained(folder / "model")
+            return {"chosen": chosen}
 
-        made = run_stage(tmp_path, name, config={}, inputs=inputs, code=[], build=build, say=print)
-        inputs = {name: made.record.fingerprint}
+        config = {"chosen": chosen}
+        made = run_stage(
+            tmp_path, name, config=config, inputs=inputs, code=[], build=build, say=print
+        )
+        if name == "pretrain":
+            inputs = {name: made.record.fingerprint}
         capsys.readouterr()
         assert main(["export", str(tmp_path), "--json"]) == 0
         record = json.loads(capsys.readouterr().out)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from onerec.cli import run
 from onerec.cli.main import main
 from onerec.data import SessionSet
 
+Start = Callable[..., "subprocess.CompletedProcess[str]"]
 Finished = tuple[Path, dict[str, Any]]
 STAGES = [name for name, _ in run.STAGES]
 
@@ -107,6 +111,37 @@ def test_stages_one_by_one_give_the_same(
         "tokenize/catalog.parquet",
     ):
         assert (out / name).read_bytes() == (finished[0] / name).read_bytes(), name
+
+
+def test_a_log_without_preferences_gets_its_report(
+    run_copy: Path, settings: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", "--out", run_copy, "--config", settings]
+    ended = start(*command, "--align.min_gap", "100")
+    assert ended.returncode == 0, ended.stderr
+    stage = json.loads((run_copy / "align" / "stage.json").read_text())["summary"]
+    assert (stage["iterations"], stage["chosen"], stage["rounds"]) == (0, 0, [])
+    why = stage["stopped"]
+    assert "0 have sessions whose rewards differ by min_gap 100" in why
+    assert "lower --align.min_gap" in why
+    assert f"ended early with the model before alignment: {why}" in ended.stderr
+    assert f"ended early      {why}" in ended.stdout
+    assert "the pretrained model as it was" in ended.stdout
+    page = html.unescape((run_copy / "report" / "report.html").read_text())
+    assert why in page
+    assert "there is no aligned one to compare it with" in page
+    assert "cannot be read" not in page
+    before, after = (run_copy / name / "model/model.safetensors" for name in ("pretrain", "align"))
+    assert before.read_bytes() == after.read_bytes()
+    evaluation = (run_copy / "evaluate" / "evaluation.json").read_text()
+    assert '"model - popularity"' in evaluation
+    assert '"pretrained"' not in evaluation, "the model is not compared with itself"
+
+    # Without alignment the same is measured and recommended.
+    assert main([*map(str, command), "--align.iterations", "0"]) == 0
+    said = capsys.readouterr().err
+    for name in ("evaluate", "recommend"):
+        assert f"{name}: unchanged, skipped" in said
 
 
 def test_terminal_shows_texts_beside_histories(

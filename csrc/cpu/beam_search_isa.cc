@@ -9,9 +9,9 @@ namespace {
 
 constexpr float kInfinity = __builtin_inff();
 constexpr float kLargest = 0x1.fffffep127f;
-constexpr int kFirstBlock = 32;  // read twice, to know how large the values are
-constexpr int kBlock = 2048;     // logits whose exponentials are summed in float, 128 a lane
-constexpr int kAhead = 512;      // logits on their way to the cache; runs into the next row
+constexpr int kFirst = 32;    // logits read twice, to know how large the values are
+constexpr int kBlock = 2048;  // logits whose exponentials are summed in float, 128 a lane
+constexpr int kAhead = 512;   // logits on their way to the cache; runs into the next row
 
 struct Float32 {
   using Type = float;
@@ -98,18 +98,40 @@ struct Float16 {
   }
 };
 
+// None is NaN.
 float Largest(const Lanes& lanes) {
   float values[16];
   Store(values, lanes);
-  float top = -kInfinity;
-  for (float value : values) top = value > top ? value : top;
-  return top;
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) {
+      values[i] = values[i + half] > values[i] ? values[i + half] : values[i];
+    }
+  }
+  return values[0];
+}
+
+// Whether Exp2Near met a value that it does not take.
+bool MetFar(const Lanes& far) {
+  float values[16];
+  Store(values, far);
+  uint32_t bits = 0;
+  for (float value : values) bits |= __builtin_bit_cast(uint32_t, value);
+  return bits >= 1024;
 }
 
 // log sum exp(x / temperature) of a row, read block by block. The sum is kept relative to a value
 // near the largest so far; each lane's part of a block is a float, added to a double.
 struct LogSumExp {
   explicit LogSumExp(const RowInput& row) : temperature(row.temperature), scale(row.scale) {}
+
+  // Learns from some of the n values to come how large they are.
+  template <class Format>
+  void Expect(const typename Format::Type* p, int64_t n) {
+    if (n < kFirst) return;
+    Lanes a, b;
+    Format::Read(p, &a, &b);
+    RaiseTo(Largest(Max(b, Max(a, Set(-kInfinity)))));
+  }
 
   // Takes n <= kBlock values.
   template <class Format>
@@ -118,22 +140,20 @@ struct LogSumExp {
   }
 
   // Takes n values, a multiple of 32, in one pass, relative to `largest` as it is; false, and takes
-  // nothing, if one is so much larger that its exponent would lose digits.
+  // nothing, if one is so much larger that its exponent would lose digits, far below, or NaN.
   template <class Format>
   bool TakeNear(const typename Format::Type* p, int n) {
     const Lanes shift = Set(largest), factor = Set(scale);
-    Lanes part = Set(0.0f), top = Set(-kInfinity);
+    Lanes part = Set(0.0f), far = Set(0.0f);
     for (int i = 0; i < n; i += 32) {
       __builtin_prefetch(p + i + kAhead);
       if (sizeof *p == 4) __builtin_prefetch(p + i + kAhead + 16);
       Lanes a, b;
       Format::Read(p + i, &a, &b);
-      top = Max(a, top);
-      part = Add(part, Exp2(Mul(Sub(a, shift), factor)));
-      top = Max(b, top);
-      part = Add(part, Exp2(Mul(Sub(b, shift), factor)));
+      part = Add(part, Exp2Near(Mul(Sub(a, shift), factor), &far));
+      part = Add(part, Exp2Near(Mul(Sub(b, shift), factor), &far));
     }
-    if (!((Largest(top) - largest) * scale < 8.0f)) return false;
+    if (MetFar(far)) return false;
     Collect(part);
     return true;
   }
@@ -327,9 +347,10 @@ double FullNorm(const RowInput& row, const float* values, double threshold) {
   LogSumExp sum(row);
   float seen = -kInfinity;
   double bound = infinity;  // of the sum relative to `seen`, beyond which the row is out
-  for (int64_t i = 0, block = kFirstBlock; i < row.vocab; i += block, block = kBlock) {
+  sum.Expect<Format>(logits, row.vocab);
+  for (int64_t i = 0; i < row.vocab; i += kBlock) {
     const int64_t left = row.vocab - i;
-    sum.Take<Format>(logits + i, static_cast<int>(left < block ? left : block));
+    sum.Take<Format>(logits + i, static_cast<int>(left < kBlock ? left : kBlock));
     if (!bounded) continue;
     if (sum.largest != seen) {
       seen = sum.largest;
@@ -362,9 +383,10 @@ double LegalNorm(const RowInput& row, const float* values) {
   }
   LogSumExp sum(row);
   const int64_t whole = (row.degree + 15) & ~int64_t{15};  // -inf follows
-  for (int64_t i = 0, block = kFirstBlock; i < whole; i += block, block = kBlock) {
+  sum.Expect<Float32>(values, whole);
+  for (int64_t i = 0; i < whole; i += kBlock) {
     const int64_t left = whole - i;
-    sum.Take<Float32>(values + i, static_cast<int>(left < block ? left : block));
+    sum.Take<Float32>(values + i, static_cast<int>(left < kBlock ? left : kBlock));
   }
   return sum.Value();
 }

@@ -128,12 +128,37 @@ ONEREC_INLINE uint32_t AtLeast(const Lanes& a, const Lanes& b) {
 }
 #endif
 
-// Bits of 2^(i / 8) less those that i << 20 will add to them.
-alignas(64) constexpr uint32_t kEighths[16] = {
-    0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7,
-    0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7, 0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+// The bits of a or'ed with those in which b differs from `bits`.
+ONEREC_INLINE Lanes OrDifferent(const Lanes& a, const Lanes& b, uint32_t bits) {
+  Lanes out;
+#if defined(ONEREC_ISA_avx512)
+  out.r[0] = ONEREC_CAST_FLOAT(_mm512_ternarylogic_epi32(
+      ONEREC_CAST_INT(a.r[0]), ONEREC_CAST_INT(b.r[0]), _mm512_set1_epi32(bits), 0xF6));
+#else
+  const Lanes same = Set(__builtin_bit_cast(float, bits));
+  ONEREC_EACH {
+#if defined(__SSE2__)
+    out.r[i] = ONEREC_F(or_ps)(a.r[i], ONEREC_F(xor_ps)(b.r[i], same.r[i]));
+#else
+    const auto of = [](float x) { return __builtin_bit_cast(uint32_t, x); };
+    out.r[i] = __builtin_bit_cast(float, of(a.r[i]) | (of(b.r[i]) ^ of(same.r[i])));
+#endif
+  }
+#endif
+  return out;
+}
 
-// 2^(k / 8) for shifted = k / 8 + 1.5 * 2^20, whose last bits are k's.
+// Bits of 2^(i / 8) less those that (i - 64) << 20 will add to them.
+alignas(64) constexpr uint32_t kEighths[16] = {
+    0x43800000, 0x437b95c2, 0x437837f0, 0x4375fed7, 0x437504f3, 0x4375672a, 0x437744fd, 0x437ac0c7,
+    0x43800000, 0x437b95c2, 0x437837f0, 0x4375fed7, 0x437504f3, 0x4375672a, 0x437744fd, 0x437ac0c7};
+
+// Adding it rounds to whole eighths k / 8. The sum's last bits are those of k - 64, and those above
+// the last ten tell whether k is from -960 to 63.
+constexpr float kEighthsMagic = 1.5f * 0x1p20f - 8.0f;
+constexpr uint32_t kEighthsNear = 0x49BFFC00;
+
+// 2^(k / 8) for shifted = k / 8 + kEighthsMagic.
 ONEREC_INLINE Lanes Eighths(const Lanes& shifted) {
   Lanes out;
 #if defined(ONEREC_ISA_avx512)
@@ -157,17 +182,31 @@ ONEREC_INLINE Lanes Eighths(const Lanes& shifted) {
   return out;
 }
 
-// 2^y for y < 128: a table for the eighths and a polynomial of degree 3 for the rest, relative
-// error below 2e-7; 0 for y <= -127 and NaN.
-ONEREC_INLINE Lanes Exp2(const Lanes& exponent) {
-  const Lanes magic = Set(1572864.0f);  // 1.5 * 2^20: adding it rounds to whole eighths
-  const Lanes y = Max(exponent, Set(-127.0f));
-  const Lanes shifted = Add(y, magic);
-  const Lanes f = Sub(y, Sub(shifted, magic));
+// 2^y for y from -127 to 128 and shifted = y + kEighthsMagic: a table for the eighths and a
+// polynomial of degree 3 for the rest, relative error below 2e-7.
+ONEREC_INLINE Lanes Exp2Of(const Lanes& y, const Lanes& shifted) {
+#if defined(ONEREC_ISA_avx512)
+  const Lanes f = {{_mm512_reduce_ps(y.r[0], 0x30)}};  // the same, in one operation
+#else
+  const Lanes f = Sub(y, Sub(shifted, Set(kEighthsMagic)));
+#endif
   // In pairs, so that the chain of dependent operations is short.
   const Lanes high = Add(Mul(Set(0x1.c6a004p-5f), f), Set(0x1.ec0c32p-3f));
   const Lanes low = Add(Mul(Set(0x1.62e432p-1f), f), Set(1.0f));
   return Mul(Add(Mul(high, Mul(f, f)), low), Eighths(shifted));
+}
+
+// 2^y for y < 128; 0 for y <= -127 and NaN.
+ONEREC_INLINE Lanes Exp2(const Lanes& exponent) {
+  const Lanes y = Max(exponent, Set(-127.0f));
+  return Exp2Of(y, Add(y, Set(kEighthsMagic)));
+}
+
+// 2^y for y from -120 to 8; sets bits above the last ten in `far` where one is not, or is NaN.
+ONEREC_INLINE Lanes Exp2Near(const Lanes& y, Lanes* far) {
+  const Lanes shifted = Add(y, Set(kEighthsMagic));
+  *far = OrDifferent(*far, shifted, kEighthsNear);
+  return Exp2Of(y, shifted);
 }
 
 // Natural logarithm of a positive normal double, error below 2 ulp.

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from onerec.data import SimulatorConfig, World, open_log, simulate
-from onerec.data.simulator import KUAIRAND, _cohesion
+from onerec.data.simulator.marginals import KUAIRAND, cohesion
 from onerec.errors import DataError
 
 SMALL = {"n_users": 60, "n_items": 200, "n_creators": 12, "requests_per_user": 6.0}
@@ -289,7 +289,7 @@ def test_cohesion_is_the_share_of_equal_pairs() -> None:
     pairs = [len(inside[u]) for u in range(8)]
     wanted = sum(map(sum, inside.values())) / np.dot(pairs, [np.mean(apart[u]) for u in range(8)])
     order = rng.permutation(160)
-    assert _cohesion(kind[order], group[order], user[order]) == pytest.approx(wanted)
+    assert cohesion(kind[order], group[order], user[order]) == pytest.approx(wanted)
 
 
 def test_topics_of_a_request_cohere_by_the_switch() -> None:

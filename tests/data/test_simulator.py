@@ -201,6 +201,13 @@ def test_the_policy_is_neither_even_nor_the_truth() -> None:
     assert (counts > 0).mean() > 0.9
 
 
+@pytest.mark.parametrize("coherence", [0.0, 2.0])
+def test_a_policy_may_show_nothing_personal(coherence: float) -> None:
+    world = simulate(config(explore=0.4, popular=0.6, coherence=coherence))
+    shown = world.shown(np.repeat(np.arange(60), 2), np.random.default_rng(0))
+    assert ((shown >= 0).sum(axis=1) >= 5).mean() > 0.9
+
+
 def test_equal_configs_give_equal_worlds_and_logs(tmp_path: Path) -> None:
     a, b, other = (simulate(config(seed=seed)) for seed in (5, 5, 6))
     assert a.texts == b.texts

@@ -47,7 +47,7 @@ class LoggingPolicy:
         items[popular] = self._popular(int(popular.sum()), rng)
         personal = source < 1.0 - config.explore - config.popular
         who = users[np.nonzero(personal)[0]]
-        draws = self._popular(len(who) * config.candidates, rng).reshape(len(who), -1)
+        draws = self._popular((len(who), config.candidates), rng)
         even = rng.random(draws.shape) < 0.5
         draws[even] = rng.integers(0, config.n_items, int(even.sum()))
         guess = self._guess(who, draws)
@@ -103,9 +103,9 @@ class LoggingPolicy:
             out[low:high] = of_users[row[low:high, None] - begin, items[low:high]]
         return out - np.float32(mean / spread)
 
-    def _popular(self, n: int, rng: np.random.Generator) -> Ints:
+    def _popular(self, shape: int | tuple[int, int], rng: np.random.Generator) -> Ints:
         table = self._by_popularity
-        return np.asarray(table[rng.integers(0, len(table), n)], dtype=np.int64)
+        return np.asarray(table[rng.integers(0, len(table), shape)], dtype=np.int64)
 
 
 def _repeated(group: Ints, items: Ints) -> npt.NDArray[np.bool_]:

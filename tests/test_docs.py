@@ -22,7 +22,7 @@ PAPER = (ROOT / "docs" / "paper.md").read_text()
 HOMES = {
     "OneRecConfig": "onerec.model.config",
     "TrainConfig": "onerec.training.config",
-    "SessionConfig": "onerec.data.sessions",
+    "SessionConfig": "onerec.data.config",
     "RewardConfig": "onerec.training.reward_config",
     "AlignmentConfig": "onerec.training.alignment_config",
     "TokenizeConfig": "onerec.cli.config",

@@ -17,7 +17,7 @@ from onerec.data.schema import bad
 
 SPLITS = ("train", "valid", "test")
 
-_COLUMNS = {
+COLUMNS = {
     "items": {
         "item_index": pa.int32(),
         "item_id": None,
@@ -43,7 +43,7 @@ _COLUMNS = {
         "interactions": pa.int32(),
     },
 }
-_EXPOSED = {
+EXPOSED = {
     "user_row": pa.int32(),
     "start": pa.int32(),
     "split": pa.string(),
@@ -229,7 +229,7 @@ class SessionSet:
         """
         folder = Path(folder)
         tables = {
-            name: _read(folder / f"{name}.parquet", columns) for name, columns in _COLUMNS.items()
+            name: _read(folder / f"{name}.parquet", columns) for name, columns in COLUMNS.items()
         }
         funnel_path, vectors_path = folder / "funnel.json", folder / "embeddings.npy"
         for path in (funnel_path, vectors_path):
@@ -342,7 +342,7 @@ class SessionSet:
         inside = items >= 0
         feedback = {}
         for name in rows.column_names:
-            if name in _EXPOSED:
+            if name in EXPOSED:
                 continue
             column = np.full(items.shape, np.nan, dtype=np.float32)
             column[inside] = list_values(rows[name])[0]
@@ -366,7 +366,7 @@ class SessionSet:
 
 def _read_exposed(path: Path) -> pa.Table:
     """exposed.parquet: its fixed columns, and its feedback as lists of equal lengths."""
-    table = _read(path, _EXPOSED)
+    table = _read(path, EXPOSED)
     whole = pq.read_table(path)
     offsets = list_values(table["items"])[1]
     for name in whole.column_names:

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onerec.inference.decoding import TorchDecoder
+from onerec.model.cache import Memory
 from onerec.model.feed_forward import MoE
-from onerec.model.onerec import DecoderLayer, Memory, OneRec
+from onerec.model.layers import DecoderLayer
+from onerec.model.onerec import OneRec
 from onerec.ops import BeamResult, ancestry_attention, cross_attention
 from onerec.ops.beam_step import SCORINGS, allow_masks, check_scoring
 from onerec.ops.moe.reference import activate
@@ -209,13 +211,12 @@ class SessionProgram:
             level: Level of the code that comes next.
         """
         network = self.network
-        table = network.codes if network.decoder_codes is None else network.decoder_codes
         size, levels = network.config.codebook_size, network.config.levels
         time = network.time.weight
         if start == 0:
             return (network.bos + time[0]).expand(*tokens.shape, 1, -1)
         before = (level - 1) % levels
-        rows = table.weight[before * size : (before + 1) * size]
+        rows = network.session_codes.weight[before * size : (before + 1) * size]
         x = (F.embedding(tokens.clamp(min=0), rows) + time[start]).unsqueeze(2)
         if level:
             return x

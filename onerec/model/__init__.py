@@ -11,17 +11,19 @@ from onerec._lazy import lazy
 from onerec.model.config import OneRecConfig, RewardModelConfig
 
 if TYPE_CHECKING:
-    from onerec.model.onerec import DecoderCache, Memory, OneRec, OneRecOutput, RouterStats
+    from onerec.model.cache import DecoderCache, Memory
+    from onerec.model.onerec import OneRec
+    from onerec.model.output import OneRecOutput, RouterStats
     from onerec.model.reward import RewardModel
     from onerec.model.sasrec import SASRec, SASRecConfig
 
 _HOMES = {
-    "DecoderCache": "onerec.model.onerec",
-    "Memory": "onerec.model.onerec",
+    "DecoderCache": "onerec.model.cache",
+    "Memory": "onerec.model.cache",
     "OneRec": "onerec.model.onerec",
-    "OneRecOutput": "onerec.model.onerec",
+    "OneRecOutput": "onerec.model.output",
     "RewardModel": "onerec.model.reward",
-    "RouterStats": "onerec.model.onerec",
+    "RouterStats": "onerec.model.output",
     "SASRec": "onerec.model.sasrec",
     "SASRecConfig": "onerec.model.sasrec",
 }

@@ -4,184 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onerec.model.attention import CrossAttention, RMSNorm, SelfAttention
+from onerec.model.attention import RMSNorm
+from onerec.model.cache import DecoderCache, Memory
 from onerec.model.config import OneRecConfig
-from onerec.model.feed_forward import FeedForward, MoE
+from onerec.model.feed_forward import MoE
 from onerec.model.item_loss import item_cross_entropy, sampled_item_cross_entropy
+from onerec.model.layers import DecoderLayer, EncoderLayer, decoder_dropout
+from onerec.model.output import OneRecOutput, RouterStats
 from onerec.model.pretrained import Pretrained
 from onerec.model.trie_mask import TrieMask
 from onerec.ops import MoEStats
 
 ArrayLike = Any  # whatever torch.as_tensor takes
-
-
-class RouterStats(NamedTuple):
-    """Routing of one forward pass, a row for each decoder layer.
-
-    Attributes:
-        counts: int64 [layers, E], (token, slot) pairs of each expert; padding not counted.
-        mean_probability: [layers, E].
-        entropy: [layers], mean entropy of the routing softmax in nats.
-        z_loss: [layers].
-    """
-
-    counts: Tensor
-    mean_probability: Tensor
-    entropy: Tensor
-    z_loss: Tensor
-
-
-class OneRecOutput(NamedTuple):
-    """What a training step needs.
-
-    Attributes:
-        loss: [], `loss_per_level.sum()` plus the weighted losses of the router and of the item.
-        loss_per_level: [L], mean over predicted items of -log p(code), in nats.
-        items: int64 [], predicted items, the weight of this batch in an average.
-        router: None for a dense decoder.
-    """
-
-    loss: Tensor
-    loss_per_level: Tensor
-    items: Tensor
-    router: RouterStats | None
-
-
-class Memory(NamedTuple):
-    """The encoded history as the decoder reads it; made once a request, shared by its beams.
-
-    Attributes:
-        keys: For each decoder layer [B, heads, S, dh].
-        values: As `keys`.
-        mask: bool [B, 1, 1, S], True at real tokens.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    mask: Tensor
-
-
-@dataclass
-class DecoderCache:
-    """Keys and values of generated tokens; they stay where they were written.
-
-    A beam finds its ancestors by `slots`: the token at time t of beam m lies in slot
-    `slots[b, m, t]` of time t. Choosing beams rewrites that small table only.
-
-    Attributes:
-        keys: For each decoder layer [B, T, M, heads, dh].
-        values: As `keys`.
-        slots: int64 [B, M, T]; M is the present number of beams.
-        length: Tokens written so far.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    slots: Tensor
-    length: int = 0
-
-    def choose(self, parents: Tensor) -> None:
-        """Goes on with beam `parents[b, m]` as beam m.
-
-        Args:
-            parents: int64 [B, M]; -1 (a dead beam) is read as 0.
-        """
-        index = parents.clamp(min=0).unsqueeze(-1).expand(-1, -1, self.slots.shape[2])
-        self.slots = self.slots.gather(1, index)
-
-
-class EncoderLayer(nn.Module):
-    """Pre-norm self-attention and a dense feed-forward layer."""
-
-    def __init__(self, config: OneRecConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = SelfAttention(config.d_model, config.n_heads)
-        self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.ffn = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x [B, S, d]; the mask of real tokens, bool [B, 1, 1, S], or None for causal attention."""
-        normed = self.attention_norm(x)
-        x = x + self.dropout(self.attention(normed, mask=mask, causal=mask is None))
-        out: Tensor = x + self.dropout(self.ffn(self.ffn_norm(x)))
-        return out
-
-
-class DecoderLayer(nn.Module):
-    """Pre-norm causal self-attention, cross-attention and a mixture of experts."""
-
-    def __init__(self, config: OneRecConfig) -> None:
-        super().__init__()
-        self.attention_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.attention = SelfAttention(config.d_model, config.n_heads)
-        self.cross_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.cross = CrossAttention(config.d_model, config.n_heads)
-        self.ffn_norm = RMSNorm(config.d_model, config.norm_eps)
-        self.ffn = MoE(config) if config.n_experts else FeedForward(config)
-        self.dropout = nn.Dropout(_decoder_dropout(config))
-
-    def forward(
-        self,
-        x: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        memory_mask: Tensor,
-        valid: Tensor,
-        blocks: int = 1,
-    ) -> tuple[Tensor, MoEStats | None]:
-        """One layer over sequences that share a memory.
-
-        Args:
-            x: [B, blocks * T, d]; a block does not see another one.
-            keys: [B, heads, S, dh].
-            values: As `keys`.
-            memory_mask: bool, broadcasts to [B, heads, blocks * T, S].
-            valid: bool [B, blocks * T], False at padding.
-            blocks: Sequences of each row.
-        """
-        normed = self.attention_norm(x).unflatten(1, (blocks, -1)).flatten(0, 1)
-        x = x + self.dropout(self.attention(normed, causal=True).view_as(x))
-        return self._after_self_attention(x, keys, values, memory_mask, valid)
-
-    def cached(
-        self,
-        x: Tensor,
-        own: tuple[Tensor, Tensor],
-        slots: Tensor,
-        start: int,
-        keys: Tensor,
-        values: Tensor,
-        memory_mask: Tensor,
-    ) -> Tensor:
-        """x [B, M, q, d], new tokens of M beams; see `SelfAttention.cached`."""
-        x = x + self.attention.cached(self.attention_norm(x), *own, slots, start)
-        rows, _ = self._after_self_attention(x.flatten(1, 2), keys, values, memory_mask, None)
-        return rows.view_as(x)
-
-    def _after_self_attention(
-        self, x: Tensor, keys: Tensor, values: Tensor, memory_mask: Tensor, valid: Tensor | None
-    ) -> tuple[Tensor, MoEStats | None]:
-        x = x + self.dropout(self.cross(self.cross_norm(x), keys, values, memory_mask))
-        normed, stats = self.ffn_norm(x), None
-        if isinstance(self.ffn, MoE):
-            rows, stats = self.ffn(normed.flatten(0, 1), None if valid is None else valid.flatten())
-            out = rows.view_as(x)
-        else:
-            out = self.ffn(normed)
-        return x + self.dropout(out), stats
-
-
-def _decoder_dropout(config: OneRecConfig) -> float:
-    return config.dropout if config.decoder_dropout is None else config.decoder_dropout
 
 
 class OneRec(Pretrained):
@@ -230,7 +70,7 @@ class OneRec(Pretrained):
         self.age = nn.Embedding(config.history_length, config.d_model)
         self.time = nn.Embedding(config.session_length * (config.levels + 1), config.d_model)
         self.dropout = nn.Dropout(config.dropout)
-        self.decoder_dropout = nn.Dropout(_decoder_dropout(config))
+        self.decoder_dropout = nn.Dropout(decoder_dropout(config))
         encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.encoder_layers))
         self.encoder = cast("Sequence[EncoderLayer]", encoder)
         self.encoder_norm = RMSNorm(config.d_model, config.norm_eps)
@@ -260,6 +100,11 @@ class OneRec(Pretrained):
     def item_column(self) -> bool:
         """Whether rows of codes carry the item's index last."""
         return self.config.n_items > 0
+
+    @property
+    def session_codes(self) -> nn.Embedding:
+        """The table from which the decoder reads codes."""
+        return self.codes if self.decoder_codes is None else self.decoder_codes
 
     @torch.no_grad()
     def set_catalog(self, sids: ArrayLike, vectors: ArrayLike | None = None) -> None:
@@ -333,28 +178,17 @@ class OneRec(Pretrained):
         rows, wanted = hidden[real], target[real]
         losses = []
         for level in range(config.levels):
-            logits = self._logits(rows[:, level], level)
-            if config.legal_softmax:
-                logits = self._mask_illegal(logits, wanted[:, config.levels], level)
+            logits = self._trained_logits(rows[:, level], wanted[:, -1], level)
             losses.append(F.cross_entropy(logits, wanted[:, level], reduction="sum"))
         per_level = torch.stack(losses) / items.clamp(min=1)
         loss = per_level.sum()
         if config.item_loss:
             loss = loss + config.item_loss * self._item_loss(context, history, target)
-        router = None
-        if stats:
-            router = RouterStats(
-                torch.stack([s.counts for s in stats]),
-                torch.stack([s.mean_probability for s in stats]),
-                torch.stack([s.entropy for s in stats]),
-                torch.stack([s.z_loss for s in stats]),
-            )
-            if config.router_balance_loss:
-                share = router.counts / router.counts.sum(dim=-1, keepdim=True).clamp(min=1)
-                balance = config.n_experts * (share * router.mean_probability).sum()
-                loss = loss + config.router_balance_loss * balance
-            if config.router_z_loss:
-                loss = loss + config.router_z_loss * router.z_loss.sum()
+        router = RouterStats.stack(stats) if stats else None
+        if router is not None and config.router_balance_loss:
+            loss = loss + config.router_balance_loss * router.balance()
+        if router is not None and config.router_z_loss:
+            loss = loss + config.router_z_loss * router.z_loss.sum()
         return OneRecOutput(loss, per_level.detach(), items, router)
 
     def session_logits(self, history: Tensor, target: Tensor, copies: int = 1) -> Tensor:
@@ -398,17 +232,12 @@ class OneRec(Pretrained):
         Returns:
             [B, C], at least float32, of the softmax that the network is trained with.
         """
-        config = self.config
         sids = self.item_sids[items]
         context, mask = self._encode(history)
         hidden, _ = self._decode_blocks(context, mask, sids.unsqueeze(2))
         total = hidden.new_zeros(items.shape, dtype=torch.float32)
-        for level in range(config.levels):
-            logits = self._logits(hidden[:, :, 0, level], level)
-            if config.legal_softmax:
-                shape = logits.shape
-                logits = self._mask_illegal(logits.flatten(0, 1), items.flatten(), level)
-                logits = logits.view(shape)
+        for level in range(self.config.levels):
+            logits = self._trained_logits(hidden[:, :, 0, level], items, level)
             codes = sids[..., level, None]
             total = total + logits.log_softmax(dim=-1).gather(-1, codes).squeeze(-1)
         return total
@@ -455,13 +284,6 @@ class OneRec(Pretrained):
         """The encoder's state [B, d] at the latest item, or at the start token."""
         last = mask[:, 0, 0].sum(dim=1) - 1
         return context[torch.arange(len(context), device=context.device), last]
-
-    def _mask_illegal(self, logits: Tensor, items: Tensor, level: int) -> Tensor:
-        """Logits [T, K] of one level, -inf where the trie has no such code after the item's codes
-        before it."""
-        if self._trie is None:
-            self._trie = TrieMask(self.item_sids, self.config.codebook_size)
-        return logits.masked_fill(~self._trie.items(items, level), float("-inf"))
 
     def update_router_bias(self, counts: Tensor) -> None:
         """Loss-free balancing after an optimiser step; nothing when the config has it off.
@@ -590,15 +412,14 @@ class OneRec(Pretrained):
         """Embeds tokens [..., q] of times start .. start + q - 1; a BOS's token is not read."""
         times = torch.arange(start, start + tokens.shape[-1], device=tokens.device)
         level = times % (self.config.levels + 1) - 1
-        table = self.codes if self.decoder_codes is None else self.decoder_codes
-        x: Tensor = table(tokens.clamp(min=0) + level.clamp(min=0) * self.config.codebook_size)
+        rows = tokens.clamp(min=0) + level.clamp(min=0) * self.config.codebook_size
+        x: Tensor = self.session_codes(rows)
         times_embedded: Tensor = self.time(times)
         return torch.where((level < 0)[:, None], self.bos.to(x.dtype), x) + times_embedded
 
     def head(self, level: int) -> Tensor:
         """The output layer of one level, [K, d]."""
-        table = self.codes if self.decoder_codes is None else self.decoder_codes
-        weight = table.weight if self.heads is None else self.heads
+        weight = self.session_codes.weight if self.heads is None else self.heads
         size = self.config.codebook_size
         return weight[level * size : (level + 1) * size]
 
@@ -606,6 +427,19 @@ class OneRec(Pretrained):
         """[..., d] -> [..., K] of one level, in at least float32."""
         logits = F.linear(hidden, self.head(level))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _trained_logits(self, hidden: Tensor, items: Tensor, level: int) -> Tensor:
+        """[..., d] -> [..., K] of one level, under the softmax that the network is trained with.
+
+        With `legal_softmax`, -inf where the trie has no such code after the codes before it of
+        items [...]; else these are not read.
+        """
+        logits = self._logits(hidden, level)
+        if not self.config.legal_softmax:
+            return logits
+        if self._trie is None:
+            self._trie = TrieMask(self.item_sids, self.config.codebook_size)
+        return logits.masked_fill(~self._trie.items(items, level), float("-inf"))
 
     # Incremental decoding
 

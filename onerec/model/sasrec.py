@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from onerec.model.attention import SelfAttention
 from onerec.model.item_loss import item_cross_entropy, sampled_item_cross_entropy
-from onerec.model.onerec import OneRecOutput
+from onerec.model.output import OneRecOutput
 from onerec.model.pretrained import Pretrained
 
 

@@ -41,11 +41,11 @@ class TrieMask:
         """Whether a code may follow the codes of items before a level.
 
         Args:
-            items: int64 [T], rows of the catalogue.
+            items: int64 [...], rows of the catalogue.
             level: 0..L-1.
 
         Returns:
-            bool [T, K] on the device of `items`.
+            bool [..., K] on the device of `items`.
         """
         self._move(items.device)
         return self._row(self._nodes[level][items], level)

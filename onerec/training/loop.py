@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from onerec.data.session_set import Samples
-    from onerec.model.onerec import OneRecOutput
+    from onerec.model.output import OneRecOutput
 
 logger = logging.getLogger(__name__)
 

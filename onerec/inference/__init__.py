@@ -1,5 +1,6 @@
 """Serving: decode loops and the `Recommender`."""
 
-from onerec.inference.recommender import Candidates, NextItems, Recommendation, Recommender
+from onerec.inference.recommender import Recommender
+from onerec.inference.results import Candidates, NextItems, Recommendation
 
 __all__ = ["Candidates", "NextItems", "Recommendation", "Recommender"]

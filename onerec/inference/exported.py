@@ -50,16 +50,10 @@ def export(
             size or, for a network that knows its items, other items.
         OSError: It cannot be written.
     """
-    config = model.config
-    if (config.levels, config.codebook_size) != (catalog.levels, catalog.codebook_size):
-        raise ValueError(
-            f"catalog must have {config.levels} levels of {config.codebook_size} codes as the "
-            f"model, got {catalog.levels} of {catalog.codebook_size}"
-        )
-    check_items(model, catalog)
+    check_catalog(model, catalog)
     packed = NativeModel.pack(model, dtype=dtype) if isinstance(model, OneRec) else model
     with atomic_directory(folder) as temporary:
-        fields = {"model_type": OneRec.model_type, **config.to_dict()}
+        fields = {"model_type": OneRec.model_type, **model.config.to_dict()}
         with atomic_write(temporary / CONFIG) as file:
             file.write_text(json.dumps(fields, indent=2) + "\n")
         packed.save(temporary / ENGINE)
@@ -68,15 +62,22 @@ def export(
     return packed
 
 
-def check_items(model: OneRec | NativeModel, catalog: Catalog) -> None:
-    """Refuses a catalogue of other items than a network with `n_items` knows.
+def check_catalog(model: OneRec | NativeModel, catalog: Catalog) -> None:
+    """Refuses a catalogue that is not one of the network's.
 
     Raises:
-        ValueError: Semantic ids differ, or their order.
+        ValueError: Other levels or codebook size; or, for a network that knows its items
+            (`n_items`), other semantic ids or another order of them.
     """
-    if not model.config.n_items:
-        return
-    if not np.array_equal(catalog.sids, torch.as_tensor(model.item_sids).cpu().numpy()):
+    config = model.config
+    if (config.levels, config.codebook_size) != (catalog.levels, catalog.codebook_size):
+        raise ValueError(
+            f"catalog must have {config.levels} levels of {config.codebook_size} codes as the "
+            f"model, got {catalog.levels} of {catalog.codebook_size}"
+        )
+    if config.n_items and not np.array_equal(
+        catalog.sids, torch.as_tensor(model.item_sids).cpu().numpy()
+    ):
         raise ValueError("catalog must hold the semantic ids that the model was given, in order")
 
 

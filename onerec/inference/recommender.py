@@ -2,97 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from onerec.inference.decoding import FreeBeams, TorchDecoder
-from onerec.inference.exported import check_items, load_exported
+from onerec.inference.backends import Model, decoder_of, prepared
+from onerec.inference.decoding import FreeBeams
+from onerec.inference.exported import check_catalog, load_exported
 from onerec.inference.graph import GraphDecoder, GraphModel
-from onerec.inference.native import NativeDecoder, NativeModel
+from onerec.inference.native import NativeDecoder
+from onerec.inference.results import Candidates, NextItems, Recommendation
+from onerec.inference.rules import ItemId, Request, Rules, Tags
 from onerec.model.onerec import OneRec
-from onerec.ops import BeamResult
 from onerec.tokenizer import Catalog
 
-ItemId = Any  # int or str, as in the catalogue
-Tags = Sequence[str | int]  # words, or numbers
 _Ints = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Recommendation:
-    """Sessions for one request, best first; fewer than asked when the beam found fewer.
+class _Found(NamedTuple):
+    """Sessions that the beam found for a request, best first.
 
     Attributes:
-        item_ids: For each session its items in order.
-        scores: For each session the sum of the log-probabilities of its codes.
-        sids: int32 [sessions, items, L], semantic ids.
+        request: The request.
+        leaves: int64 [n, m].
+        sids: int32 [n, m, L].
+        scores: float32 [n].
     """
 
-    item_ids: list[list[ItemId]]
-    scores: list[float]
+    request: Request
+    leaves: _Ints
     sids: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """All sessions that a beam found for one request, best first, as arrays.
-
-    Attributes:
-        items: int64 [n, m], item indices of the catalogue.
-        scores: float32 [n], sums of the log-probabilities of the codes.
-    """
-
-    items: _Ints
     scores: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class NextItems:
-    """Items that the beam or the dense head found for one request, and what each head thinks.
-
-    Attributes:
-        items: int64 [c], indices of the catalogue, none excluded, ascending.
-        beamed: bool [c], whether the beam found it; the others are the dense head's.
-        generator: float32 [c], log-probability of the item's semantic id.
-        dense: float32 [c], log-probability under the dense head's softmax over all items.
-    """
-
-    items: _Ints
-    beamed: npt.NDArray[np.bool_]
-    generator: npt.NDArray[np.float32]
-    dense: npt.NDArray[np.float32]
-
-    def best(self, k: int, dense_weight: float) -> _Ints:
-        """The k best by (1 - dense_weight) * generator + dense_weight * dense, best first."""
-        score = (1 - dense_weight) * self.generator + dense_weight * self.dense
-        return self.items[np.argsort(-score, kind="stable")[:k]]
-
-
-@dataclass(frozen=True)
-class _Request:
-    """One history as the model sees it, and what it must not get.
-
-    Attributes:
-        place: Position in the caller's list.
-        codes: int64 [S, L], or [S, L + 1] with the item's index last.
-        excluded: Item indices, sorted.
-        denied: Leaves with an excluded item and none that it may get, sorted.
-        allow: Tags of which an item must have one, or None.
-        items: Items that its session can have.
-    """
-
-    place: int
-    codes: _Ints
-    excluded: _Ints
-    denied: _Ints
-    allow: int | None
-    items: int
 
 
 class Recommender:
@@ -137,7 +81,7 @@ class Recommender:
 
     def __init__(
         self,
-        model: OneRec | NativeModel | GraphModel,
+        model: Model,
         catalog: Catalog,
         *,
         device: str | torch.device = "cpu",
@@ -147,57 +91,22 @@ class Recommender:
         max_rows: int = 4096,
         num_threads: int | None = None,
     ) -> None:
-        config = model.config
-        if (config.levels, config.codebook_size) != (catalog.levels, catalog.codebook_size):
-            raise ValueError(
-                f"catalog must have {config.levels} levels of {config.codebook_size} codes as the "
-                f"model, got {catalog.levels} of {catalog.codebook_size}"
-            )
-        if backend not in ("torch", "native", "graph"):
-            raise ValueError(f"backend must be 'torch', 'native' or 'graph', got {backend!r}")
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        check_items(model.network if isinstance(model, GraphModel) else model, catalog)
-        self.config, self.catalog, self.backend = config, catalog, backend
-        # Empty where there are no tags: a request with some is refused then.
-        trie = catalog.trie
-        self._leaf_tags = trie.tags.astype(np.int64) if trie.has_tags else np.empty(0, np.int64)
-        self._item_tags = self._leaf_tags
-        if trie.has_tags:
-            given = catalog.tags
-            self._item_tags = self._leaf_tags[catalog.leaf_of_item] if given is None else given
+        check_catalog(model.network if isinstance(model, GraphModel) else model, catalog)
+        self.config, self.catalog, self.backend = model.config, catalog, backend
         self.device = torch.device(device)
         if self.device.type == "cpu":
             self.device = torch.device("cpu")  # to "cpu:0", as torchrun has it, all would be copied
         self.max_rows, self.num_threads = max_rows, num_threads
-        self._decoder: TorchDecoder | NativeDecoder
-        if backend == "native":
-            if self.device.type != "cpu":
-                raise ValueError(f"backend 'native' runs on the CPU, got device {str(device)!r}")
-            if isinstance(model, GraphModel):
-                raise ValueError("backend 'native' needs a network, got one's graphs")
-            if isinstance(model, OneRec):
-                model = NativeModel.pack(model, dtype=dtype, num_threads=num_threads)
-            elif dtype not in (None, model.dtype):
-                raise ValueError(f"dtype must be None or {model.dtype}, as packed, got {dtype}")
-            self._decoder = NativeDecoder(model, catalog.trie, num_threads)
-            self.batching = batching is None or batching
-        else:
-            if isinstance(model, NativeModel):
-                raise ValueError(f"backend {backend!r} needs a OneRec network, got a packed one")
-            if isinstance(model, GraphModel) and backend == "torch":
-                raise ValueError("backend 'torch' needs a network, got one's graphs")
-            if backend == "graph" and self.device.type != "cuda":
-                raise ValueError(f"backend 'graph' needs a CUDA device, got {str(device)!r}")
-            if backend == "graph" and isinstance(model, OneRec):
-                model = GraphModel(model, device=device, dtype=dtype)
-            if isinstance(model, GraphModel):
-                self._decoder = GraphDecoder(model, catalog.trie)
-            else:
-                model = model.to(device=self.device, dtype=dtype).eval()
-                self._decoder = TorchDecoder(model, catalog.trie, self.device)
-            self.batching = self.device.type != "cpu" if batching is None else batching
-        self._model = model
+        if batching is None:
+            batching = backend == "native" or self.device.type != "cpu"
+        self.batching = batching
+        self._rules = Rules(catalog, model.config)
+        self._model = prepared(
+            model, backend, device=self.device, dtype=dtype, num_threads=num_threads
+        )
+        self._decoder = decoder_of(self._model, catalog.trie, self.device, num_threads)
 
     @classmethod
     def from_pretrained(
@@ -285,23 +194,16 @@ class Recommender:
             raise ValueError(
                 f"num_sessions must lie in 1..beam_width = {beam_width}, got {num_sessions}"
             )
-        results: list[Recommendation] = [self._nothing() for _ in histories]
-
-        def keep(request: _Request, result: BeamResult, row: int) -> None:
-            found = min(int(result.valid[row]), num_sessions)
-            leaves = result.items[row, :found].numpy()
-            results[request.place] = Recommendation(
-                [[self._first_item(leaf, request) for leaf in session] for session in leaves],
-                result.scores[row, :found].tolist(),
-                result.sids[row, :found].numpy(),
+        nothing = Recommendation([], [], np.empty((0, 0, self.catalog.levels), dtype=np.int32))
+        results = [nothing for _ in histories]
+        requests = self._rules.requests(histories, exclude, exclude_history, length, allow_tags)
+        for found in self._search(requests, beam_width, scoring, temperature):
+            leaves = found.leaves[:num_sessions]
+            results[found.request.place] = Recommendation(
+                self.catalog.item_ids[self._rules.first(leaves, found.request)].tolist(),
+                found.scores[:num_sessions].tolist(),
+                found.sids[:num_sessions],
             )
-
-        self._search(
-            self._requests(histories, exclude, exclude_history, length, allow_tags),
-            beam_width,
-            {"scoring": scoring, "temperature": temperature},
-            keep,
-        )
         return results
 
     def rank(
@@ -345,7 +247,7 @@ class Recommender:
         width = max(k, 128) if beam_width is None else beam_width
         self._check_search(1, width)
         if dense_weight:
-            found = self.next_items(
+            fused = self.next_items(
                 histories,
                 beam_width=width,
                 dense_top=dense_top,
@@ -355,19 +257,16 @@ class Recommender:
                 scoring=scoring,
                 temperature=temperature,
             )
-            return [self.catalog.item_ids[c.best(k, dense_weight)].tolist() for c in found]
+            return [self.catalog.item_ids[c.best(k, dense_weight)].tolist() for c in fused]
         results: list[list[ItemId]] = [[] for _ in histories]
-
-        def keep(request: _Request, result: BeamResult, row: int) -> None:
-            leaves = result.items[row, : int(result.valid[row]), 0].numpy()
-            results[request.place] = self._all_items(leaves, request, k)
-
-        self._search(
-            self._requests(histories, exclude, exclude_history, 1, allow_tags),
-            width,
-            {"scoring": scoring, "temperature": temperature},
-            keep,
-        )
+        requests = self._rules.requests(histories, exclude, exclude_history, 1, allow_tags)
+        for found in self._search(requests, width, scoring, temperature):
+            ids: list[ItemId] = []
+            for leaf in found.leaves[:, 0].tolist():
+                ids += self.catalog.item_ids[self._rules.free(leaf, found.request)].tolist()
+                if len(ids) >= k:
+                    break
+            results[found.request.place] = ids[:k]
         return results
 
     def candidates(
@@ -394,18 +293,11 @@ class Recommender:
         self._check_search(length, beam_width)
         nothing = Candidates(np.empty((0, length), np.int64), np.empty(0, np.float32))
         results = [nothing for _ in histories]
-
-        def keep(request: _Request, result: BeamResult, row: int) -> None:
-            found = int(result.valid[row])
-            leaves = result.items[row, :found].numpy()
-            if leaves.shape[1] < length:
-                return
-            items = self.catalog.leaf_item_indices[self.catalog.leaf_offsets[leaves]]
-            for at in np.argwhere(np.isin(items, request.excluded)):
-                items[tuple(at)] = self._free(int(leaves[tuple(at)]), request)[0]
-            results[request.place] = Candidates(items, result.scores[row, :found].numpy())
-
-        self._search(self._requests(histories, None, exclude_history, length), beam_width, {}, keep)
+        requests = self._rules.requests(histories, None, exclude_history, length)
+        for found in self._search(requests, beam_width):
+            if found.leaves.shape[1] == length:
+                items = self._rules.first(found.leaves, found.request)
+                results[found.request.place] = Candidates(items, found.scores)
         return results
 
     @torch.inference_mode()
@@ -447,37 +339,31 @@ class Recommender:
         empty = NextItems(none.astype(np.int64), none > 0, *[none.astype(np.float32)] * 2)
         results = [empty for _ in histories]
         beamed: dict[int, _Ints] = {}
-
-        def keep(request: _Request, result: BeamResult, row: int) -> None:
-            leaves = result.items[row, : int(result.valid[row]), 0].numpy()
-            items = [self._free(int(leaf), request) for leaf in leaves]
-            beamed[request.place] = np.concatenate([*items, np.empty(0, np.int64)])
-
-        requests = self._requests(histories, exclude, exclude_history, 1, allow_tags)
-        options = {"scoring": scoring, "temperature": temperature}
-        self._search(requests, beam_width, options, keep)
+        requests = self._rules.requests(histories, exclude, exclude_history, 1, allow_tags)
+        for found in self._search(requests, beam_width, scoring, temperature):
+            free = [self._rules.free(leaf, found.request) for leaf in found.leaves[:, 0].tolist()]
+            beamed[found.request.place] = np.concatenate([*free, np.empty(0, np.int64)])
+        every = np.arange(len(self.catalog))
         for chunk in self._chunks([r for r in requests if r.items], beam_width):
             codes = [request.codes for request in chunk]
             dense = self._decoder.item_scores(codes).log_softmax(dim=-1)
             rows = []
             for request, scores in zip(chunk, dense.clone(), strict=True):
-                scores[request.excluded] = float("-inf")
-                if request.allow is not None:
-                    lacking = self._item_tags & request.allow == 0
-                    scores[torch.from_numpy(lacking)] = float("-inf")
+                allowed = self._rules.allowed(every, request.excluded, request.allow)
+                scores[torch.from_numpy(~allowed)] = float("-inf")
                 best = scores.topk(min(dense_top, len(scores)))
-                found = best.indices[best.values > float("-inf")].numpy()
-                rows.append(np.union1d(beamed[request.place], found))
+                top = best.indices[best.values > float("-inf")].numpy()
+                rows.append(np.union1d(beamed[request.place], top))
             items = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-            for row, found in enumerate(rows):
-                items[row, : len(found)] = torch.from_numpy(found)
+            for row, mine in enumerate(rows):
+                items[row, : len(mine)] = torch.from_numpy(mine)
             generator = self._decoder.item_log_probs(codes, items)
-            for row, (request, found) in enumerate(zip(chunk, rows, strict=True)):
+            for row, (request, mine) in enumerate(zip(chunk, rows, strict=True)):
                 results[request.place] = NextItems(
-                    found,
-                    np.isin(found, beamed[request.place]),
-                    generator[row, : len(found)].numpy(),
-                    dense[row][torch.from_numpy(found)].numpy(),
+                    mine,
+                    np.isin(mine, beamed[request.place]),
+                    generator[row, : len(mine)].numpy(),
+                    dense[row][torch.from_numpy(mine)].numpy(),
                 )
         return results
 
@@ -503,7 +389,8 @@ class Recommender:
         length = self.config.session_length if session_length is None else session_length
         self._check_search(length, beam_width)
         sids = np.zeros((len(histories), length, self.catalog.levels), dtype=np.int32)
-        for chunk in self._chunks(self._requests(histories, None, False, length), beam_width):
+        requests = self._rules.requests(histories, None, False, length)
+        for chunk in self._chunks(requests, beam_width):
             beams = FreeBeams(
                 self.catalog.levels,
                 batch_size=len(chunk),
@@ -545,89 +432,7 @@ class Recommender:
             for size in self._decoder.graphs.history_sizes():
                 self.recommend([full[:size]], beam_width=beam_width, exclude_history=False)
 
-    # Requests
-
-    def _requests(
-        self,
-        histories: Sequence[Sequence[ItemId]],
-        exclude: Sequence[Sequence[ItemId]] | None,
-        exclude_history: bool,
-        length: int,
-        allow_tags: Sequence[Tags | None] | None = None,
-    ) -> list[_Request]:
-        if exclude is not None and len(exclude) != len(histories):
-            raise ValueError(
-                f"exclude must have a list for each of {len(histories)} histories, "
-                f"got {len(exclude)}"
-            )
-        if allow_tags is not None and len(allow_tags) != len(histories):
-            raise ValueError(
-                f"allow_tags must have a list of tags, or None, for each of {len(histories)} "
-                f"histories, got {len(allow_tags)}"
-            )
-        requests = []
-        for place, history in enumerate(histories):
-            known = self._known("histories", place, history)
-            excluded = known if exclude_history else known[:0]
-            if exclude is not None:
-                excluded = np.concatenate([excluded, self._known("exclude", place, exclude[place])])
-            excluded = np.unique(excluded)
-            allow = None
-            if allow_tags is not None and (tags := allow_tags[place]) is not None:
-                try:
-                    allow = self.catalog.tag_bits(tags)
-                except (TypeError, ValueError) as error:
-                    raise type(error)(f"allow_tags[{place}]: {error}") from None
-            denied = self._exhausted(excluded, allow)
-            window = known[-self.config.history_length :]
-            codes = self.catalog.sids[window].astype(np.int64)
-            if self.config.n_items:
-                codes = np.concatenate([codes, window[:, None]], axis=1)
-            requests.append(
-                _Request(
-                    place,
-                    codes,
-                    excluded,
-                    denied,
-                    allow,
-                    self._left(denied, allow, length),
-                )
-            )
-        return requests
-
-    def _known(self, name: str, place: int, ids: Sequence[ItemId]) -> _Ints:
-        if isinstance(ids, str):
-            raise TypeError(f"{name}[{place}] must be a list of item ids, got the string {ids!r}")
-        found = self.catalog.find(ids)
-        return found[found >= 0]
-
-    def _exhausted(self, excluded: _Ints, allow: int | None) -> _Ints:
-        """Leaves that have an item in `excluded` (distinct) and none that may be shown, sorted."""
-        leaves, counts = np.unique(self.catalog.leaf_of_item[excluded], return_counts=True)
-        offsets = self.catalog.leaf_offsets
-        out = counts == offsets[leaves + 1] - offsets[leaves]
-        if allow is not None:  # a shared leaf may lack the tags among the items that are left
-            for i in np.flatnonzero(~out):
-                items = self.catalog.leaf_items(int(leaves[i]))
-                free = items[self._item_tags[items] & allow != 0]
-                out[i] = np.isin(free, excluded).all()
-        exhausted: _Ints = leaves[out]
-        return exhausted
-
-    def _left(self, denied: _Ints, allow: int | None, most: int) -> int:
-        """How many leaves a request may still get, at most `most`."""
-        leaves = self.catalog.trie.n_leaves
-        if allow is None:
-            return min(most, leaves - len(denied))
-        left, block = 0, 4096
-        for start in range(0, leaves, block):
-            tagged = np.flatnonzero(self._leaf_tags[start : start + block] & allow) + start
-            left += len(np.setdiff1d(tagged, denied))
-            if left >= most:
-                return most
-        return left
-
-    def _chunks(self, requests: list[_Request], beam_width: int) -> Iterator[list[_Request]]:
+    def _chunks(self, requests: list[Request], beam_width: int) -> Iterator[list[Request]]:
         """Requests to decode together: of one session length, of similar history lengths."""
         size = max(1, self.max_rows // beam_width) if self.batching else 1
         ordered = sorted(requests, key=lambda r: (r.items, len(r.codes)))
@@ -641,18 +446,16 @@ class Recommender:
             yield ordered[start:end]
             start = end
 
-    # Search
-
     def _search(
         self,
-        requests: list[_Request],
+        requests: list[Request],
         beam_width: int,
-        options: dict[str, Any],
-        keep: Callable[[_Request, BeamResult, int], None],
-    ) -> None:
-        if options.get("scoring") is None:
-            trained = "legal_softmax" if self.config.legal_softmax else "full_softmax"
-            options = {**options, "scoring": trained}
+        scoring: str | None = None,
+        temperature: float = 1.0,
+    ) -> Iterator[_Found]:
+        """What the beam finds for each request that can have a session, in no order."""
+        if scoring is None:
+            scoring = "legal_softmax" if self.config.legal_softmax else "full_softmax"
         for chunk in self._chunks(requests, beam_width):
             length = chunk[0].items
             if length == 0:
@@ -663,10 +466,16 @@ class Recommender:
                 [request.allow for request in chunk],
                 beam_width=beam_width,
                 session_length=length,
-                **options,
+                scoring=scoring,
+                temperature=temperature,
             )
             for row, request in enumerate(chunk):
-                keep(request, result, row)
+                count = int(result.valid[row])
+                leaves, sids, scores = (
+                    of_all[row, :count].numpy()
+                    for of_all in (result.items, result.sids, result.scores)
+                )
+                yield _Found(request, leaves, sids, scores)
 
     def _check_search(self, session_length: int, beam_width: int) -> None:
         longest = self.config.session_length
@@ -676,29 +485,3 @@ class Recommender:
             )
         if beam_width < 1:
             raise ValueError(f"beam_width must be at least 1, got {beam_width}")
-
-    # Items
-
-    def _free(self, leaf: int, request: _Request) -> _Ints:
-        """Items of a leaf that the search found that the request may get, ascending."""
-        items = self.catalog.leaf_items(leaf)
-        if len(items) == 1:  # or the search would not have found it
-            return items
-        if request.allow is not None:
-            items = items[self._item_tags[items] & request.allow != 0]
-        return items[~np.isin(items, request.excluded)]
-
-    def _first_item(self, leaf: int, request: _Request) -> ItemId:
-        return self._all_items([leaf], request, 1)[0]
-
-    def _all_items(self, leaves: Iterable[int], request: _Request, most: int) -> list[ItemId]:
-        """Ids of the items of `leaves` that the request may get, at most `most`."""
-        found: list[ItemId] = []
-        for leaf in leaves:
-            found += self.catalog.item_ids[self._free(int(leaf), request)].tolist()
-            if len(found) >= most:
-                break
-        return found[:most]
-
-    def _nothing(self) -> Recommendation:
-        return Recommendation([], [], np.empty((0, 0, self.catalog.levels), dtype=np.int32))

@@ -548,8 +548,8 @@ BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers, int6
   CheckFinite(x, options.num_threads);
   const std::vector<double> mean = ColumnMeans(x, options.num_threads);
   const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
-  return SolveAssignment(x, mean, centers, clusters, options, device.get(), prices_given, false,
-                         true, prices, labels);
+  return SolveAssignment(x, mean, centers, clusters, options, device.get(), prices_given,
+                         labels_given, true, prices, labels);
 }
 
 BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,

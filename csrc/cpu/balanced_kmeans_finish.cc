@@ -110,41 +110,25 @@ bool ExactFinish::TakeKnown(int32_t index) {
   Node& node = nodes_[static_cast<size_t>(index)];
   const std::vector<int32_t> items = Members(index);
   if (items.empty()) return false;  // those that arrive later need arcs to everywhere
-  struct Found {
-    int32_t to;
-    double delta;
-    int32_t item;
-  };
-  std::vector<Found> found;
-  const double frontier =
-      costs_.Known(items.data(), static_cast<int64_t>(items.size()), index,
-                   [&](int64_t i, int32_t to, double delta) {
-                     found.push_back({to, delta, items[static_cast<size_t>(i)]});
-                   });
+  std::vector<std::vector<Move>> found(static_cast<size_t>(count_));  // by where they go
+  const double frontier = costs_.Known(
+      items.data(), static_cast<int64_t>(items.size()), index,
+      [&](int64_t i, int32_t to, double delta) {
+        found[static_cast<size_t>(to)].push_back({delta, items[static_cast<size_t>(i)], false});
+      });
   if (!(frontier > prices_[index])) return false;
   node.expanded = true;
   node.frontier = frontier;
-  std::sort(found.begin(), found.end(), [](const Found& a, const Found& b) {
-    return a.to != b.to ? a.to < b.to : a.delta != b.delta ? a.delta < b.delta : a.item < b.item;
-  });
-  std::vector<std::pair<double, size_t>> order;  // by least, where the arc's moves begin
-  for (size_t t = 0; t < found.size(); ++t) {
-    if (t > 0 && found[t].to == found[t - 1].to) continue;
-    const int32_t to = found[t].to;
+  for (int32_t to = 0; to < count_; ++to) {
+    std::vector<Move>& heap = found[static_cast<size_t>(to)];
+    if (heap.empty()) continue;
+    std::make_heap(heap.begin(), heap.end());
     const double rest = frontier - start_prices_[static_cast<size_t>(to)];
-    order.emplace_back(std::min(found[t].delta, rest) + prices_[to], t);
+    const double bound = std::min(heap.front().delta, rest);
+    node.arcs.push_back({bound, bound + prices_[to], to});
+    node.moves.push_back({rest, std::move(heap)});
   }
-  std::sort(order.begin(), order.end());
-  for (const auto& [least, begin] : order) {
-    const int32_t to = found[begin].to;
-    Moves moves;
-    moves.rest = frontier - start_prices_[static_cast<size_t>(to)];
-    for (size_t t = begin; t < found.size() && found[t].to == to; ++t) {
-      moves.heap.push_back({found[t].delta, found[t].item, false});  // sorted: a heap
-    }
-    node.arcs.push_back({std::min(found[begin].delta, moves.rest), least, to});
-    node.moves.push_back(std::move(moves));
-  }
+  Sort(node);
   return true;
 }
 

@@ -11,9 +11,11 @@
 namespace onerec {
 namespace {
 
-constexpr size_t kAges = 250;        // times that rows are listed again
-constexpr int64_t kListTarget = 16;  // entries of an average candidate list
-constexpr int64_t kRowBytes = 20;    // of a list beside its entries
+constexpr size_t kAges = 250;       // times that rows are listed again
+constexpr int64_t kShortest = 6;    // entries of an average candidate list, of few clusters
+constexpr int64_t kLongest = 16;    // and of many
+constexpr int64_t kListShare = 10;  // clusters for each entry between
+constexpr int64_t kRowBytes = 20;   // of a list beside its entries
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
 
@@ -23,7 +25,8 @@ int64_t ListMaker::Build(const double* prices, const ListSimplex* basis) {
   const double begin = Seconds();
   const int64_t columns = centers_.columns();
   const int64_t entries = (options_.memory_budget / 2 / x_.rows - kRowBytes) / kEntryBytes;
-  const int64_t target = std::clamp<int64_t>((entries - kListPad / 2) / 2, 1, kListTarget);
+  const int64_t target = std::clamp<int64_t>(
+      (entries - kListPad / 2) / 2, 1, std::clamp(nodes_.count / kListShare, kShortest, kLongest));
   centers_.SetPrices(prices);
   lists_.prices.assign(prices, prices + nodes_.count);
   lists_.again.clear();

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from onerec._native import core
 from onerec.tokenizer import BalancedKMeans, reference
 from onerec.tokenizer.balanced_kmeans import priced_argmin
 
@@ -284,6 +285,37 @@ def test_sequential_is_algorithm_1(make, n: int, clusters: int) -> None:
     assert np.array_equal(kmeans.labels_, labels)
     np.testing.assert_allclose(kmeans.cluster_centers_, centers, rtol=1e-6, atol=1e-6)
     assert np.isnan(kmeans.gap_)
+
+
+def test_a_step_from_given_labels_needs_the_simplex_alone() -> None:
+    n, clusters, d = 140_000, 32, 4  # more costs than are kept at once, clusters of thousands
+    x = np.random.default_rng(0).normal(size=(n, d)).astype(np.float32)
+    fitted = BalancedKMeans(clusters, max_iter=2, random_state=0).fit(x)
+    centers = np.stack([x[fitted.labels_ == k].mean(axis=0) for k in range(clusters)])
+    found = []
+    for with_labels in (False, True):
+        labels, prices = fitted.labels_.copy(), fitted.prices_.copy()
+        work = core().balanced_assign(
+            x=x.ctypes.data,
+            rows=n,
+            columns=d,
+            stride=d,
+            centers=centers.ctypes.data,
+            clusters=clusters,
+            seed=0,
+            num_threads=2,
+            memory_budget=1 << 30,
+            prices_given=True,
+            prices=prices.ctypes.data,
+            labels=labels.ctypes.data,
+            labels_given=with_labels,
+        )
+        found.append((work["moves"], work["cost"], work["gap"]))
+    (searched, cost, gap), (moves, same, exact) = found
+    assert searched > 0
+    assert moves == 0
+    assert same == pytest.approx(cost, rel=1e-12)
+    assert max(abs(gap), abs(exact)) < 1e-9
 
 
 def test_predict_is_the_priced_argmin() -> None:

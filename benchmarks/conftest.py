@@ -39,13 +39,16 @@ class Comparison:
         check: Callable[[Any, Any], None],
         expected: Any = None,
         work: Mapping[str, float] | None = None,
-        facts: Mapping[str, Any] | None = None,
+        facts: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         calls: int = 1,
         steps: int = 1,
         seconds: float = 2.0,
         device: str = "cpu",
     ) -> None:
         """Checks every provider's result, then times them in turn, one call of each a round.
+
+        Another provider than the first whose result is wrong, or that cannot be called, is left
+        out and named in the record; the test fails once the others are timed.
 
         On the CPU each turn begins once the threads of the one before have stopped polling, which
         would take a core from it, and its own are awake.
@@ -60,7 +63,8 @@ class Comparison:
                 there). One of the two must be given: `expected`, or two providers or more.
             work: Unit -> amount that one call does, in that unit times seconds (for "GB/s" the
                 gigabytes that it must move); stored as a rate at each provider's median.
-            facts: Anything else for the record, e.g. a relative error or a beam width.
+            facts: Anything else for the record, e.g. a relative error or a beam width; a call that
+                gives it is made after the timing.
             calls: Calls in one round, for calls of microseconds; times are stored per call.
             steps: Equal parts that a call consists of; times are stored per part.
             seconds: Time to spend in all, 5 rounds at least and 200 at most.
@@ -71,9 +75,16 @@ class Comparison:
             raise ValueError("compare: wanted `expected` or a second provider to check against")
         if expected is None:
             expected = providers[names[-1]]()
-        for provider in providers.values():
-            getattr(provider, "prepare", lambda: None)()
-            check(provider(), expected)
+        wrong: dict[str, str] = {}
+        for name, provider in providers.items():
+            try:
+                getattr(provider, "prepare", lambda: None)()
+                check(provider(), expected)
+            except Exception as error:
+                if name == names[0]:
+                    raise
+                wrong[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+        names = [name for name in names if name not in wrong]
 
         def timed(call: Callable[[], Any], count: int) -> float:
             prepare = getattr(call, "prepare", None)
@@ -102,10 +113,11 @@ class Comparison:
 
         if self._benchmark.disabled:
             self._benchmark.pedantic(once, args=(providers[names[0]],))
+            assert not wrong, f"wrong: {wrong}"
             return
         begin = time.perf_counter()
-        for call in providers.values():
-            once(call)
+        for name in names:
+            once(providers[name])
         rounds = int(np.clip(seconds / (time.perf_counter() - begin), 5, 200))
         times: dict[str, list[float]] = {name: [] for name in names}
 
@@ -123,18 +135,24 @@ class Comparison:
         self._benchmark.extra_info.update(
             device=device,
             rounds=rounds,
-            facts=dict(facts or {}),
+            facts={},
             providers={
                 name: _summary(np.asarray(times[name]) / (calls * steps), work or {})
                 for name in names
             },
         )
+        if wrong:
+            self._benchmark.extra_info["wrong"] = wrong
+        found = facts() if callable(facts) else facts
+        self._benchmark.extra_info["facts"] = dict(found or {})
+        assert not wrong, f"wrong: {wrong}"
 
     def alone(
         self,
         providers: Mapping[str, Callable[[], Mapping[str, float]]],
         *,
         facts: Mapping[str, Any] | None = None,
+        device: str = "cpu",
     ) -> None:
         """Records long runs, one call of each provider, that check and time themselves.
 
@@ -143,6 +161,7 @@ class Comparison:
                 its own too, and returns figures with their units for names: "seconds", and what
                 else there is to say ("peak MiB", "objective"); ours first.
             facts: As above.
+            device: As above.
         """
         names = list(providers)
         if self._benchmark.disabled:
@@ -151,7 +170,7 @@ class Comparison:
         figures = {names[0]: self._benchmark.pedantic(providers[names[0]])}
         figures.update({name: providers[name]() for name in names[1:]})
         self._benchmark.extra_info.update(
-            device="cpu",
+            device=device,
             rounds=1,
             facts=dict(facts or {}),
             providers={

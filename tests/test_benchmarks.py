@@ -42,6 +42,12 @@ def test_prepared(compare):
 def test_wrong(compare):
     compare({"ours": lambda: 1, "reference": lambda: 2}, check=same)
 
+def test_wrong_peer(compare):
+    compare(
+        {"ours": lambda: 1, "peer": lambda: 2}, check=same, expected=1,
+        facts=lambda: {"beams": 4}, seconds=0.01,
+    )
+
 def test_alone(compare):
     compare({"ours": lambda: 1}, check=same)
 
@@ -74,9 +80,20 @@ def test_only_a_right_result_is_timed(
     measured: tuple[str, list[dict[str, object]]],
 ) -> None:
     output, benchmarks = measured
-    assert "2 failed, 2 passed, 1 deselected" in output
+    assert "3 failed, 2 passed, 1 deselected" in output
     assert "wanted `expected` or a second provider" in output
-    assert [entry["name"] for entry in benchmarks] == ["test_right", "test_prepared"]
+    names = [entry["name"] for entry in benchmarks]
+    assert names == ["test_right", "test_prepared", "test_wrong_peer"]
+
+
+def test_a_wrong_peer_is_named_and_the_others_are_timed(
+    measured: tuple[str, list[dict[str, object]]],
+) -> None:
+    info = measured[1][2]["extra_info"]
+    assert isinstance(info, dict)
+    assert list(info["providers"]) == ["ours"]
+    assert info["wrong"] == {"peer": "AssertionError: assert 2 == 1"}
+    assert info["facts"] == {"beams": 4}
 
 
 def test_every_provider_has_its_median_spread_and_rate(

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from onerec.tokenizer.balanced_kmeans import priced_argmin
 PEERS = {"faiss": "faiss", "scikit-learn": "sklearn", "k-means-constrained": "k_means_constrained"}
 
 
+@lru_cache(maxsize=1)
 def items(n: int, d: int, seed: int = 0) -> NDArray[np.float32]:
     """300 anisotropic Gaussians with Zipf weights, the largest about a sixth of the rows."""
     generator = np.random.default_rng(seed)
@@ -88,7 +89,15 @@ def forget_peak() -> None:
 
 
 def fit(provider: str, n: int, clusters: int, d: int, steps: int) -> dict[str, float]:
-    """One fit from random rows, in this process; seconds, peak memory over the data's, quality."""
+    """One fit from random rows, in this process; seconds, peak memory over the data's, quality.
+
+    Args:
+        provider: A peer's name, or a method of ours, "priced on cuda" for one on another device.
+        n: Rows.
+        clusters: K.
+        d: Columns.
+        steps: Lloyd steps.
+    """
     x = items(n, d)
     threads = torch.get_num_threads()
     start = x[np.random.default_rng(1).choice(n, clusters, replace=False)]
@@ -105,9 +114,16 @@ def fit(provider: str, n: int, clusters: int, d: int, steps: int) -> dict[str, f
     forget_peak()
     before = memory("VmRSS")
     begin, processor = time.perf_counter(), time.process_time()
-    if provider in ("priced", "fast", "sequential"):
+    method, _, device = provider.partition(" on ")
+    if method in ("priced", "fast", "sequential"):
         kmeans = BalancedKMeans(
-            clusters, method=provider, max_iter=steps, tol=0, init=start, num_threads=threads
+            clusters,
+            method=method,
+            max_iter=steps,
+            tol=0,
+            init=start,
+            num_threads=threads,
+            device=device or None,
         ).fit(x)
         labels, gap = kmeans.labels_, kmeans.gap_
     elif provider == "faiss":
@@ -134,9 +150,11 @@ def fit(provider: str, n: int, clusters: int, d: int, steps: int) -> dict[str, f
     sizes = np.bincount(labels, minlength=clusters)
     if provider not in ("faiss", "scikit-learn"):
         assert (sizes.min(), sizes.max()) == (n // clusters, -(-n // clusters))
-    if provider == "priced":
+    if method == "priced":
         assert gap <= 1e-6
         figures["of it in passes"] = kmeans.work_["pass_seconds"] / seconds
+    if device:
+        figures |= kmeans.work_
     objective = reference.assignment_cost(x, means_of(x, labels, clusters), labels) / n
     return {
         "seconds": seconds,
@@ -210,10 +228,8 @@ class Step:
         prices: NDArray[np.float64],
         labels: NDArray[np.int32],
         threads: int,
-        cuda_device: int = -1,
     ) -> None:
-        self.x, self.centers, self.prices = x, centers, prices
-        self.threads, self.cuda_device = threads, cuda_device
+        self.x, self.centers, self.prices, self.threads = x, centers, prices, threads
         self.start, self.labels = labels, labels.copy()
 
     def __call__(self) -> dict[str, float]:
@@ -234,7 +250,6 @@ class Step:
                 prices=prices.ctypes.data,
                 labels=self.labels.ctypes.data,
                 labels_given=True,
-                cuda_device=self.cuda_device,
             )
         )
 
@@ -297,24 +312,17 @@ def test_exact_step(compare: Any, n: int, clusters: int, d: int) -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_step(compare: Any) -> None:
-    """One exact assignment at the size of OneRec's codebooks, warm, and the argmin alone."""
-    n, clusters, d = 1_000_000, 8192, 256
-    x = items(n, d)
-    kmeans = BalancedKMeans(clusters, max_iter=1, random_state=0, device="cuda").fit(x)
-    centers = means_of(x, kmeans.labels_, clusters)
-    threads = torch.get_num_threads()
-    step = Step(x, centers, kmeans.prices_, kmeans.labels_, threads, cuda_device=0)
-    cost = step()["cost"]
-    compare(
-        {
-            "exact": step,
-            "priced argmin": lambda: priced_argmin(x, centers, kmeans.prices_, device="cuda"),
-        },
-        check=step.check,
-        expected=cost,
-        facts=dict(kmeans.work_),
-        seconds=5,
+@pytest.mark.parametrize("method", ["fast", "priced"])
+@pytest.mark.parametrize(
+    ("n", "clusters", "d"),
+    [(200_000, 1024, 128), (1_000_000, 8192, 256)],  # the second: OneRec's codebooks
+    ids=["200k-1024", "1M-8192"],
+)
+def test_fit_on_gpu(compare: Any, n: int, clusters: int, d: int, method: str) -> None:
+    """A Lloyd step: two assignments, the second from the first one's prices, and a certificate."""
+    compare.alone(
+        {method: partial(fit, f"{method} on cuda", n, clusters, d, 1)},
+        facts={"steps": 1, "data MiB": round(n * d * 4 / 2**20, 1)},
         device="cuda",
     )
 

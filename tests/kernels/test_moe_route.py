@@ -70,4 +70,5 @@ def test_on_gpu_equals_reference(tokens: int, dtype: torch.dtype) -> None:
         loss = gates[mask].square().sum() + stats.z_loss + stats.mean_probability.square().sum()
         results.append((ids, gates, *stats, *torch.autograd.grad(loss, (x, router))))
     for got, want in zip(*results, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+        rtol = 1e-2 if got.dtype == torch.bfloat16 else 1e-4  # a bit of the gradient's own type
+        torch.testing.assert_close(got, want, rtol=rtol, atol=1e-5)

@@ -101,13 +101,15 @@ bench: $(VENV)/.installed $(VENV)/.extra-dev
 	$(BIN)/python benchmarks/results.py run
 	$(BIN)/python benchmarks/results.py render
 
+# Goes on after failures; ONLY="beam moe tests/ops/test_moe.py" for some suites and tests.
+ONLY ?=
+LOGS ?= build/gpu-check
 gpu-check:
 	@$(GPU_PYTHON) -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else \
 	  f'make gpu-check needs a CUDA device; torch {torch.__version__} sees none')"
-	$(GPU_PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
-	$(GPU_PYTHON) -m pytest -q -m gpu $$(grep -rl "mark.gpu" tests)
-	$(GPU_PYTHON) benchmarks/results.py run --gpu
-	$(GPU_PYTHON) benchmarks/results.py render
+	PATH="$$PATH:/usr/local/cuda/bin" ONEREC_CUDA=ON \
+	  $(GPU_PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+	$(GPU_PYTHON) benchmarks/gpu_check.py --logs $(LOGS) $(ONLY)
 
 clean:
 	rm -rf $(VENV) build site *.egg-info onerec/*.so onerec/*.so.*

@@ -1,7 +1,7 @@
 """Runs the benchmarks, keeps their records and renders docs/benchmarks.md from them.
 
-python benchmarks/results.py run [--gpu] [SUITE ...]   # -> benchmarks/results/<device>.json
-python benchmarks/results.py render [--check]          # -> docs/benchmarks.md
+python benchmarks/results.py run [SUITE ...]    # on the CPU -> benchmarks/results/<device>.json
+python benchmarks/results.py render [--check]   # -> docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -110,10 +110,19 @@ def section(record: dict[str, Any]) -> str:
                     f"{times['median_s'] / ours:.2f}",
                     ", ".join(figures),
                 )
-                lines.append(
-                    f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-                )
+                lines.append(row(cells))
+            for provider, message in entry.get("wrong", {}).items():
+                lines.append(row(("", provider, "wrong", "", "", message)))
+        lines += [
+            f"\n{failed['name']} {failed['outcome']}: {failed['message']}"
+            for failed in record.get("failed", [])
+            if failed["suite"] == suite
+        ]
     return "\n".join(lines) + "\n"
+
+
+def row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def worlds(entries: list[dict[str, Any]]) -> list[str]:
@@ -334,7 +343,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="measure and keep the record of this device")
-    run.add_argument("--gpu", action="store_true", help="what needs a CUDA device, and only that")
     run.add_argument("suites", nargs="*", help="names of bench_NAME.py; all by default")
     render = verbs.add_parser("render", help="write docs/benchmarks.md")
     render.add_argument("--check", action="store_true", help="only say whether it is up to date")
@@ -345,7 +353,7 @@ def main() -> None:
             parser.error(f"no suite {min(unknown)!r}; one of: {', '.join(known)}")
         files = [known[name] for name in options.suites or bench.quick(known)]
         try:
-            record = bench.measure(files, gpu=options.gpu)
+            record = bench.measure(files, gpu=False)
             print(store(record, options.suites).relative_to(ROOT))
         except OneRecError as error:
             sys.exit(str(error))

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/balanced_kmeans_kernels.h"
+#include "cpu/line_vector.h"
 #include "cpu/thread_pool.h"
 #include "onerec/balanced_kmeans.h"
 
@@ -52,8 +53,8 @@ class PackedCenters {
   int64_t count_;
   int64_t columns_;  // count rounded up to whole panels; the rest have an infinite bias
   int64_t d_;
-  std::vector<float> packed_;
-  std::vector<float> bias_;
+  LineVector<float> packed_;
+  LineVector<float> bias_;
   std::vector<float> mean_;
   std::vector<double> squares_;
   double largest_ = 0;  // norm of the longest centred centre
@@ -99,8 +100,8 @@ void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
   const int64_t most =
       std::min(plan.block_rows, (count + kernels.mr - 1) / kernels.mr * kernels.mr);
   const auto run = [&](int64_t chunk) {
-    std::vector<float> a(static_cast<size_t>(most * d));
-    std::vector<float> tile(static_cast<size_t>(most * columns));
+    LineVector<float> a(static_cast<size_t>(most * d));
+    LineVector<float> tile(static_cast<size_t>(most * columns));
     std::vector<double> squares(static_cast<size_t>(most));
     const int64_t chunk_end = std::min(count, (chunk + 1) * plan.chunk_rows);
     for (int64_t first = chunk * plan.chunk_rows; first < chunk_end; first += plan.block_rows) {

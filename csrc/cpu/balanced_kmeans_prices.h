@@ -21,8 +21,8 @@ constexpr int64_t kEntryBytes = 8;  // of a candidate list's entry
 struct CandidateLists {
   struct Chunk {
     std::vector<int64_t> offset = {0};
-    std::vector<int32_t> code;
-    std::vector<float> rel;    // cost + price above the row's smallest
+    LineVector<int32_t> code;
+    LineVector<float> rel;     // cost + price above the row's smallest
     std::vector<float> error;  // bound on the error of rel, a row
     std::vector<double> low;   // the smallest value itself, less |x|^2
     std::vector<uint8_t> age;  // which of `again` the row was listed at, from 1; 0: at `prices`
@@ -74,7 +74,7 @@ void EndRow(CandidateLists::Chunk& chunk, float error, double low, uint8_t age =
 struct CostMatrix {
   int64_t rows = 0;
   int64_t columns = 0;  // padded; the padding is infinite
-  std::vector<float> costs;
+  LineVector<float> costs;
   std::vector<float> errors;   // bound on the error of a row
   std::vector<float> weights;  // items that a row stands for; empty: one
 };

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/beam_search_isa.h"
+#include "cpu/line_vector.h"
 #include "cpu/thread_pool.h"
 #include "onerec/beam_search.h"
 #include "onerec/runtime.h"
@@ -182,12 +183,12 @@ struct BeamWorkspace::Impl {
   std::vector<Candidate> candidates;   // [batch, groups, capacity]
   std::vector<int64_t> sizes;          // [batch, groups]
   std::vector<double> thresholds;      // [batch]
-  std::vector<float> scratch;          // [chunks, 2 * vocab + 64]
+  LineVector<float> scratch;           // [chunks, 2 * vocab + 64]
   std::vector<int64_t> edges;          // [chunks, 2, rows]
   std::vector<int64_t> own;            // [chunks, items]
 
   template <class T>
-  static void Grow(std::vector<T>& v, int64_t size) {
+  static void Grow(T& v, int64_t size) {
     if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
   }
 };

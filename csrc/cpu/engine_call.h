@@ -10,6 +10,7 @@
 
 #include "cpu/engine_isa.h"
 #include "cpu/engine_model.h"
+#include "cpu/line_vector.h"
 #include "cpu/packed_gemm_tile.h"
 #include "cpu/thread_pool.h"
 #include "onerec/engine.h"
@@ -24,7 +25,7 @@ inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t PaddedTo16(int64_t n) { return DivideUp(n, kPanelWidth) * kPanelWidth; }
 
 template <class T>
-void Grow(std::vector<T>& v, int64_t size) {
+void Grow(T& v, int64_t size) {
   if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
 }
 
@@ -46,14 +47,14 @@ struct Context {
 
 // Buffers of one call; kept for the next.
 struct Workspace {
-  std::vector<float> x, normed, qkv, gates, last, logits;
+  LineVector<float> x, normed, qkv, gates, last, logits;
   std::vector<char> experts;         // of MoeForward
-  std::vector<float> context[2];     // encoder self-attention, this layer's and the next one's
-  std::vector<float> cross;          // [decoder layers]
-  std::vector<float> keys, values;   // [decoder layers, batch, times, width, d]
-  std::vector<float> scratch;        // [workers, scratch_size]
+  LineVector<float> context[2];      // encoder self-attention, this layer's and the next one's
+  LineVector<float> cross;           // [decoder layers]
+  LineVector<float> keys, values;    // [decoder layers, batch, times, width, d]
+  LineVector<float> scratch;         // [workers, scratch_size]
   std::vector<int64_t> offsets;      // [workers, times]
-  std::vector<float> found;          // [pairs of a beam and a panel, 16], of LegalHead
+  LineVector<float> found;           // [pairs of a beam and a panel, 16], of LegalHead
   std::vector<int32_t> panel_rows;   // [pairs], rows of `last`
   std::vector<int32_t> beams;        // [batch, width], the beams that a pass runs come first
   std::vector<int32_t> last_row;     // [batch, width], a beam's row of `last`

@@ -7,9 +7,9 @@ as wide as the experts that a token meets: about the same products, not the same
 results are checked to be items. `transformers, model alone` is what generate() asks of the model
 without what it does besides: the encoder, and a decoder pass a code for all beams with its caches.
 
-`floor ms` is the time below which no session can come: its products at the measured float32 rate
-of a large matrix product (activations and sums are float32 always), or the decoder's weights, read
-once a pass, at the measured rate of reading. Under the legal softmax the last code's pass and the
+`floor ms` is the time below which no session can come: its products at the measured rate of a large
+matrix product (of bfloat16 where the CPU multiplies it), or the decoder's weights, read once a
+pass, at the measured rate of reading. Under the legal softmax the last code's pass and the
 products with codes that are not legal are not counted.
 """
 
@@ -25,6 +25,7 @@ import torch
 from roofs import roofs
 
 from onerec import OneRec, OneRecConfig, SidTrie
+from onerec._native import core
 from onerec.inference.decoding import TorchDecoder
 from onerec.inference.native import NativeDecoder, NativeModel
 from onerec.integrations.huggingface import SidLogitsProcessor, prefix_allowed_tokens_fn
@@ -180,11 +181,12 @@ def floor(size: str, history: int, batch: int, m: int, legal: bool = False) -> d
     gflop = 2 * batch * products / 1e9
     passes = m * LEVELS - 1 - legal  # with all beams, which meet every expert
     weights = passes * c.decoder_layers * (mixing + c.n_experts * expert)
-    roof = roofs(torch.float32, "cpu")
-    facts = {"GFLOP": round(gflop, 2), **roof}
-    for name, bytes_each in (("float32", 4), ("bfloat16", 2)):
-        read = weights * bytes_each / 1e9
+    facts: dict[str, float] = {"GFLOP": round(gflop, 2)}
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        roof = roofs(dtype if core().isa() == "avx512_bf16" else torch.float32, "cpu")
+        read = weights * dtype.itemsize / 1e9
         least = max(gflop / roof["roof GFLOP/s"], read / roof["roof GB/s"])
+        facts |= {f"{what} {name}": value for what, value in roof.items()}
         facts |= {f"GB {name}": round(read, 3), f"floor ms {name}": round(1000 * least, 2)}
     return facts
 

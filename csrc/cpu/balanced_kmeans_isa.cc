@@ -108,6 +108,16 @@ void CostTile(const float* a, int64_t rows, int64_t d, const float* packed, cons
   }
 }
 
+// The smallest of the lanes, none of which is NaN.
+inline float Least(Vec lanes) {
+  float v[kLanes];
+  Store(v, lanes);
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) v[i] = v[i + half] < v[i] ? v[i + half] : v[i];
+  }
+  return v[0];
+}
+
 float RowMin(const float* v, int64_t n) {
   Vec low0 = Load<Vec>(v);
   Vec low1 = Load<Vec>(v + kLanes);
@@ -117,10 +127,7 @@ float RowMin(const float* v, int64_t n) {
     low0 = x0 < low0 ? x0 : low0;
     low1 = x1 < low1 ? x1 : low1;
   }
-  low0 = low1 < low0 ? low1 : low0;
-  float low = low0[0];
-  for (int i = 1; i < kLanes; ++i) low = low0[i] < low ? low0[i] : low;
-  return low;
+  return Least(low1 < low0 ? low1 : low0);
 }
 
 void GroupMin(const float* v, const int32_t* offset, int64_t groups, float* least) {
@@ -134,7 +141,7 @@ void GroupMin(const float* v, const int32_t* offset, int64_t groups, float* leas
         const Vec x = Load<Vec>(v + i);
         lows = x < lows ? x : lows;
       }
-      for (int lane = 0; lane < kLanes; ++lane) low = lows[lane] < low ? lows[lane] : low;
+      low = Least(lows);
     }
     for (; i < end; ++i) low = v[i] < low ? v[i] : low;
     least[g] = low;
@@ -165,6 +172,17 @@ inline uint32_t Below(Vec a, Vec b) {
   return mask;
 }
 #endif
+
+int64_t Find(const float* v, int64_t n, float limit) {
+  const Vec most = Vec{} + limit;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const uint32_t mask = NotAbove(Load<Vec>(v + i), most);
+    if (mask != 0) return i + __builtin_ctz(mask);
+  }
+  while (!(v[i] <= limit)) ++i;
+  return i;
+}
 
 int64_t Collect(const float* v, int64_t n, float limit, int32_t* where) {
   int64_t count = 0;
@@ -218,8 +236,7 @@ float SoftRow(const float* v, const float* p, int64_t n, float inverse_eps, floa
     Store(share + i, x);
     low = x < low ? x : low;
   }
-  float least = low[0];
-  for (int i = 1; i < kLanes; ++i) least = low[i] < least ? low[i] : least;
+  const float least = Least(low);
   Vec sums = {};
   for (int64_t i = 0; i < n; i += kLanes) {
     const Vec e = Exp((least - Load<Vec>(share + i)) * inverse_eps);
@@ -341,9 +358,9 @@ double ExactCost(const float* x, const float* c, int64_t d) {
 }  // namespace
 
 extern const KMeansKernels kKMeansKernels;
-const KMeansKernels kKMeansKernels = {kRows,    kWidth,     CostTile,    RowMin,
-                                      GroupMin, Collect,    CollectEach, SoftRow,
-                                      SoftList, ListArgmin, ListOther,   ExactCost};
+const KMeansKernels kKMeansKernels = {kRows,      kWidth,    CostTile,    RowMin,  GroupMin,
+                                      Find,       Collect,   CollectEach, SoftRow, SoftList,
+                                      ListArgmin, ListOther, ExactCost};
 
 }  // namespace ONEREC_ISA
 }  // namespace onerec

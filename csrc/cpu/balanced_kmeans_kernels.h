@@ -25,6 +25,9 @@ struct KMeansKernels {
   // least[g] = smallest of v[offset[g]..offset[g + 1]) for each of `groups` groups, none empty.
   void (*group_min)(const float* v, const int32_t* offset, int64_t groups, float* least);
 
+  // The first position with v[i] <= limit; there is one.
+  int64_t (*find)(const float* v, int64_t n, float limit);
+
   // Writes the positions with v[i] <= limit to `where`, in order, and returns their number.
   int64_t (*collect)(const float* v, int64_t n, float limit, int32_t* where);
 

@@ -180,9 +180,10 @@ int64_t ListMaker::AddLeaders(const float* row, float low, float limit, int64_t 
   for (int64_t g = 0; g < groups; ++g) {
     const float value = least[static_cast<size_t>(g)];
     if (value <= limit || static_cast<double>(value - low) > lists_.reach) continue;
-    int32_t k = nodes_.group_offset[static_cast<size_t>(g)];
-    while (row[k] != value) ++k;
-    where[static_cast<size_t>(found++)] = k;
+    const int32_t first = nodes_.group_offset[static_cast<size_t>(g)];
+    const int32_t last = nodes_.group_offset[static_cast<size_t>(g) + 1];
+    where[static_cast<size_t>(found++)] =
+        first + static_cast<int32_t>(kernels_.find(row + first, last - first, value));
   }
   std::inplace_merge(where.begin(), where.begin() + before, where.begin() + found);
   return found;

@@ -172,7 +172,6 @@ std::string Refusal(const std::function<void()>& call) {
   return "";
 }
 
-
 class OnEveryIsa : public testing::Test {
  protected:
   void Run(const std::function<void()>& body) {

@@ -3,9 +3,9 @@
 // Every y[r][j] is one chain of fused multiply-adds, acc = x[r][i] * W[j][i] + acc for i = 0 .. k-1
 // from acc = 0 (on the baseline instruction set a product, then a sum). It therefore depends on row
 // r and column j alone: not on the other rows, the threads or the tiles; AVX2 and AVX-512 agree bit
-// for bit. With bfloat16 weights and Isa::kAvx512Bf16 x is rounded to bfloat16 too (nearest, ties to
-// even; subnormals count as zero), and a link of the chain is the CPU's dot product of two pairs:
-// twice as fast, and still a row's own (for k up to 131,000; beyond, x stays float).
+// for bit. With bfloat16 weights and Isa::kAvx512Bf16 x is rounded to bfloat16 too (nearest, ties
+// to even; subnormals count as zero), and a link of the chain is the CPU's dot product of two
+// pairs: twice as fast, and still a row's own (for k up to 131,000; beyond, x stays float).
 #pragma once
 
 #include <cstdint>

@@ -131,7 +131,7 @@ void CheckSizes(int64_t rows, int64_t clusters, const int32_t* labels) {
 std::unique_ptr<KMeansDevice> OpenDevice(const FloatRows& x, const std::vector<double>& mean,
                                          const BalancedKMeansOptions& options) {
   if (options.cuda_device < 0 || options.method == BalancedMethod::kSequential) return nullptr;
-  return std::make_unique<KMeansDevice>(x, mean, options.seed, options.cuda_device);
+  return std::make_unique<KMeansDevice>(x, mean, options.cuda_device);
 }
 
 // Distinct rows drawn with the seed; repeats only when there are too few distinct ones.
@@ -292,13 +292,19 @@ class GroupCosts : public FinishCosts {
 
 #ifndef ONEREC_CUDA
 struct KMeansDevice::State {};
-KMeansDevice::KMeansDevice(const FloatRows&, const std::vector<double>&, uint64_t, int) {
+KMeansDevice::KMeansDevice(const FloatRows&, const std::vector<double>&, int) {
   throw std::runtime_error(GetCudaInfo().problem);
 }
 KMeansDevice::~KMeansDevice() = default;
-void KMeansDevice::SetCenters(const float*, int64_t) {}
-void KMeansDevice::Argmin(const double*, int32_t*) {}
-void KMeansDevice::ColumnSums(int64_t, double, const double*, double*) {}
+void KMeansDevice::SetCenters(const float*, int64_t, const std::vector<int32_t>&) {}
+void KMeansDevice::SetPrices(const double*) {}
+float KMeansDevice::Error(int64_t) const { return 0; }
+void KMeansDevice::Argmin(int32_t*) {}
+const KMeansDevice::Lists& KMeansDevice::Candidates(const int64_t*, int64_t, int64_t, double,
+                                                    double) {
+  static const Lists none;
+  return none;
+}
 #endif
 
 const KMeansKernels& CurrentKMeansKernels() {
@@ -644,9 +650,9 @@ void PricedArgmin(const FloatRows& x, const float* centers, int64_t clusters, co
   std::vector<int64_t> open;
   const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
   if (device != nullptr) {
-    const std::vector<double> zero(static_cast<size_t>(clusters));
-    device->SetCenters(centers, clusters);
-    device->Argmin(prices != nullptr ? prices : zero.data(), labels);
+    device->SetCenters(centers, clusters, {});
+    device->SetPrices(prices);
+    device->Argmin(labels);
     for (int64_t i = 0; i < x.rows; ++i) {
       if (labels[i] < 0) {
         open.push_back(i);

@@ -7,6 +7,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "cpu/balanced_kmeans_candidates.h"
 #include "cpu/balanced_kmeans_finish.h"
 #include "cpu/balanced_kmeans_lists.h"
 #include "cpu/balanced_kmeans_pass.h"
@@ -37,9 +38,6 @@ constexpr int64_t kMoveBytes = 24;      // of an entry as a move of the exact fi
 constexpr int64_t kNewtonEntries = 64;  // entries up to which lists pay in the search on a sample
 constexpr size_t kOffers = 4;           // free clusters that an item looks at in a greedy round
 constexpr double kListReach = 20;       // width of those lists in eps
-constexpr int kColdLevels = 8;          // halvings of eps on a device, from no prices
-constexpr int kWarmLevels = 4;          // and from given ones
-constexpr int kDeviceSweeps = 12;       // at one eps at most
 constexpr double kCooling = 3;          // from one eps to the next
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
@@ -105,13 +103,13 @@ class Search {
         mean_(mean),
         nodes_(nodes),
         options_(options),
-        device_(device),
         report_(report),
         kernels_(CurrentKMeansKernels()),
         centers_(nodes.centers.data(), nodes.count, x.columns, mean, kernels_),
         share_(Shares(nodes, clusters)),
         annealer_(share_, options, kernels_),
-        maker_(x, mean, nodes, options, kernels_, centers_, report),
+        pass_(x, nodes, options, kernels_, centers_, device),
+        maker_(x, mean, nodes, options, kernels_, centers_, pass_, report),
         lists_(maker_.lists()) {
     const int64_t low = x.rows / clusters;
     const int64_t rest = x.rows % clusters;
@@ -123,24 +121,15 @@ class Search {
   }
 
   void Run(bool prices_given, bool labels_given, bool certify, double* prices, int32_t* labels) {
-    if (device_ != nullptr) {
-      device_->SetCenters(nodes_.centers.data(), nodes_.count);
-      DevicePrices(prices_given, prices);
-      const double begin = Seconds();
-      DeviceLabels(prices, labels);
-      ++report_.passes;
-      report_.pass_seconds += Seconds() - begin;
-    } else {
-      HostLabels(prices_given, labels_given, prices, labels);
-    }
+    Labels(prices_given, labels_given, prices, labels);
     Finish(certify, prices, labels);
     if (certify) Certify(prices, labels);
-    report_.sweeps = annealer_.sweeps() + device_sweeps_;
+    report_.sweeps = annealer_.sweeps();
   }
 
  private:
   // Prices, and the hard argmin at them.
-  void HostLabels(bool prices_given, bool labels_given, double* prices, int32_t* labels) {
+  void Labels(bool prices_given, bool labels_given, double* prices, int32_t* labels) {
     CostMatrix matrix;
     const int64_t columns = centers_.columns();
     const int64_t affordable =
@@ -520,68 +509,11 @@ class Search {
 
   // Exact argmin of cost + price for some items, by a pass over all centres.
   void Decide(const std::vector<int64_t>& items, const double* prices, int32_t* labels) {
-    const int64_t columns = centers_.columns();
-    centers_.SetPrices(prices);
-    DensePass(x_, items.data(), static_cast<int64_t>(items.size()), centers_, kernels_, options_,
-              [&](int64_t, int64_t i, const float* row, double square) {
-                std::vector<int32_t> contenders(static_cast<size_t>(columns));
-                const float limit = std::nextafter(
-                    kernels_.row_min(row, columns) + 2 * centers_.Error(square), kInfinity);
-                contenders.resize(
-                    static_cast<size_t>(kernels_.collect(row, columns, limit, contenders.data())));
+    pass_.Run(prices, 0, 0, items.data(), static_cast<int64_t>(items.size()),
+              [&](int64_t, int64_t i, const Candidates& row) {
                 const int64_t item = items[static_cast<size_t>(i)];
-                labels[item] = Best(item, contenders, prices, labels[item]);
+                labels[item] = Best(item, row.code, prices, labels[item]);
               });
-  }
-
-  // The same for every item, on the device but for what float32 leaves open.
-  void DeviceLabels(const double* prices, int32_t* labels) {
-    device_->Argmin(prices, labels);
-    std::vector<int64_t> open;
-    for (int64_t i = 0; i < x_.rows; ++i) {
-      if (labels[i] < 0) open.push_back(i);
-    }
-    Decide(open, prices, labels);
-  }
-
-  // Sweeps p_k += eps log(s_k / target_k) with column sums from the device, of a sample while eps
-  // is large.
-  void DevicePrices(bool prices_given, double* prices) {
-    const double begin = Seconds();
-    std::vector<double> spread;
-    const std::vector<int64_t> some =
-        SampleRows(x_.rows, std::min<int64_t>(x_.rows, 256), options_.seed ^ 0x5A3F);
-    centers_.SetPrices(nullptr);
-    BalancedKMeansOptions alone;  // one thread: rows come in order
-    DensePass(x_, some.data(), static_cast<int64_t>(some.size()), centers_, kernels_, alone,
-              [&](int64_t, int64_t, const float* row, double) {
-                double sum = 0;
-                for (int64_t k = 0; k < nodes_.count; ++k) sum += static_cast<double>(row[k]);
-                spread.push_back(sum / static_cast<double>(nodes_.count) -
-                                 static_cast<double>(kernels_.row_min(row, centers_.columns())));
-              });
-    const auto middle = spread.begin() + static_cast<int64_t>(spread.size()) / 2;
-    std::nth_element(spread.begin(), middle, spread.end());
-    const int levels = prices_given ? kWarmLevels : kColdLevels;
-    eps_ = 0.3 * *middle / static_cast<double>(1 << (kColdLevels - levels));
-    const int64_t sample = std::min(x_.rows, 2 * kSampleRows * nodes_.count);
-    std::vector<double> sums(static_cast<size_t>(nodes_.count));
-    for (int level = 0; level < levels && eps_ > 0; ++level, eps_ /= 2) {
-      const int64_t rows = level + 2 < levels ? sample : x_.rows;
-      for (int sweep = 0; sweep < kDeviceSweeps; ++sweep) {
-        device_->ColumnSums(rows, eps_, prices, sums.data());
-        ++device_sweeps_;
-        double off = 0;
-        for (size_t k = 0; k < sums.size(); ++k) {
-          const double want = static_cast<double>(rows) * share_[k];
-          off += std::abs(sums[k] - want) / (2 * static_cast<double>(rows));
-          prices[k] += eps_ * std::clamp(std::log(std::max(sums[k], 1e-30) / want), -8.0, 8.0);
-        }
-        if (options_.on_step) options_.on_step();
-        if (off < 0.01) break;
-      }
-    }
-    report_.price_seconds += Seconds() - begin;
   }
 
   void Finish(bool certify, double* prices, int32_t* labels) {
@@ -686,32 +618,6 @@ class Search {
     }
   }
 
-  // Each item's cost, and smallest cost + price in float64, added up by chunks of its own pass.
-  void CertifyRows(const double* prices, const int32_t* labels, double* costs, double* duals) {
-    const int64_t columns = centers_.columns();
-    DensePass(
-        x_, nullptr, x_.rows, centers_, kernels_, options_,
-        [&](int64_t c, int64_t i, const float* row, double square) {
-          thread_local std::vector<int32_t> where;
-          if (static_cast<int64_t>(where.size()) < columns) {
-            where.resize(static_cast<size_t>(columns));
-          }
-          const double own = Cost(x_, i, nodes_.centers.data(), labels[i], kernels_);
-          double least = own + prices[labels[i]];
-          const float limit = std::nextafter(
-              kernels_.row_min(row, columns) + 2 * centers_.Error(square), kInfinity);
-          const int64_t found = kernels_.collect(row, columns, limit, where.data());
-          for (int64_t t = 0; t < found; ++t) {
-            const int32_t k = where[static_cast<size_t>(t)];
-            if (k == labels[i]) continue;
-            least = std::min(least, Cost(x_, i, nodes_.centers.data(), k, kernels_) + prices[k]);
-          }
-          costs[c] += own;
-          duals[c] += least;
-        },
-        true);
-  }
-
   // Cost of the assignment, and the lower bound that the prices prove: a pass over all items and
   // centres of its own, with float64 where float32 leaves the smallest open.
   void Certify(const double* prices, const int32_t* labels) {
@@ -719,24 +625,19 @@ class Search {
     const PassPlan plan = PlanPass(x_.rows, centers_.columns(), kernels_);
     std::vector<double> costs(static_cast<size_t>(plan.chunks));
     std::vector<double> duals(static_cast<size_t>(plan.chunks));
-    centers_.SetPrices(prices);
-    if (device_ != nullptr) {
-      std::vector<int32_t> nearest(static_cast<size_t>(x_.rows));
-      DeviceLabels(prices, nearest.data());
-      ParallelFor(plan.chunks, options_.num_threads, [&](int64_t c) {
-        const auto chunk = static_cast<size_t>(c);
-        for (int64_t i = c * plan.chunk_rows; i < std::min(x_.rows, (c + 1) * plan.chunk_rows);
-             ++i) {
-          const int32_t k = nearest[static_cast<size_t>(i)];
+    pass_.Run(
+        prices, 0, 0, nullptr, x_.rows,
+        [&](int64_t c, int64_t i, const Candidates& row) {
           const double own = Cost(x_, i, nodes_.centers.data(), labels[i], kernels_);
-          costs[chunk] += own;
-          duals[chunk] += std::min(own + prices[labels[i]],
-                                   Cost(x_, i, nodes_.centers.data(), k, kernels_) + prices[k]);
-        }
-      });
-    } else {
-      CertifyRows(prices, labels, costs.data(), duals.data());
-    }
+          double least = own + prices[labels[i]];
+          for (const int32_t k : row.code) {
+            if (k == labels[i]) continue;
+            least = std::min(least, Cost(x_, i, nodes_.centers.data(), k, kernels_) + prices[k]);
+          }
+          costs[static_cast<size_t>(c)] += own;
+          duals[static_cast<size_t>(c)] += least;
+        },
+        true);
     const std::vector<int64_t> bounds = ChunkBounds(plan.chunks, options_.processes);
     Share(options_.processes, bounds, 1, costs.data());
     Share(options_.processes, bounds, 1, duals.data());
@@ -762,18 +663,17 @@ class Search {
   const std::vector<double>& mean_;
   const Nodes& nodes_;
   const BalancedKMeansOptions& options_;
-  KMeansDevice* device_;
   BalancedAssignment& report_;
   const KMeansKernels& kernels_;
   PackedCenters centers_;
   std::vector<double> share_;
   Annealer annealer_;
   NodeCapacity capacity_;
+  CandidatePass pass_;
   ListMaker maker_;
   const CandidateLists& lists_;
   bool solved_ = false;  // labels are the cheapest of the right sizes, prices show it
   double eps_ = 0;       // of the last prices
-  int64_t device_sweeps_ = 0;
 };
 
 }  // namespace

@@ -12,23 +12,37 @@ namespace onerec {
 
 class KMeansDevice {
  public:
-  // Copies x, less `mean`, to the device, in an order drawn with the seed: the first rows there are
-  // a sample. Throws std::runtime_error if this build has no CUDA, the device cannot be used, or
-  // its memory is too small.
-  KMeansDevice(const FloatRows& x, const std::vector<double>& mean, uint64_t seed, int device);
+  // Rows of candidates; those of row r begin at start[r], by code.
+  struct Lists {
+    std::vector<int32_t> count;  // -1: there are too many, and none is here
+    std::vector<uint64_t> start;
+    std::vector<int32_t> code;
+    std::vector<float> value;  // cost + price, less the square of the row
+  };
+
+  // Copies x, less `mean`, to the device. Throws std::runtime_error if this build has no CUDA, the
+  // device cannot be used, or its memory is too small.
+  KMeansDevice(const FloatRows& x, const std::vector<double>& mean, int device);
   ~KMeansDevice();
   KMeansDevice(const KMeansDevice&) = delete;
   KMeansDevice& operator=(const KMeansDevice&) = delete;
 
-  void SetCenters(const float* centers, int64_t count);
+  // group_offset: [groups + 1] centres of each group, or empty.
+  void SetCenters(const float* centers, int64_t count, const std::vector<int32_t>& group_offset);
+  void SetPrices(const double* prices);  // null: zero
 
-  // labels[i] = argmin_k |x_i - c_k|^2 + prices[k] for every item, or -1 where the two smallest are
+  // Bound on |computed - exact| of an item's values at the prices.
+  float Error(int64_t item) const;
+
+  // labels[i] = argmin_k |x_i - c_k|^2 + price_k for every item, or -1 where the two smallest are
   // too close for float32 to tell.
-  void Argmin(const double* prices, int32_t* labels);
+  void Argmin(int32_t* labels);
 
-  // sums[k] = sum over the first `rows` items there of softmax_k(-(cost + price) / eps). Summed in
-  // fixed point: the same on every run.
-  void ColumnSums(int64_t rows, double eps, const double* prices, double* sums);
+  // The candidates of `count` items, those of `subset` or, if it is null, those from `first`: every
+  // centre within `threshold` of the smallest and, if `reach` is larger, the best of each group
+  // that is within that, as far as twice Error() leaves open. The answer lasts until the next call.
+  const Lists& Candidates(const int64_t* subset, int64_t first, int64_t count, double threshold,
+                          double reach);
 
  private:
   struct State;

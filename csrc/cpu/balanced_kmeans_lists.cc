@@ -17,7 +17,6 @@ constexpr int64_t kLongest = 16;    // and of many
 constexpr int64_t kListShare = 10;  // clusters for each entry between
 constexpr int64_t kRowBytes = 20;   // of a list beside its entries
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-constexpr float kLargest = std::numeric_limits<float>::max();
 
 }  // namespace
 
@@ -63,11 +62,11 @@ int64_t ListMaker::Build(const double* prices, const ListSimplex* basis) {
   lists_.chunk_rows = plan.chunk_rows;
   lists_.chunks.assign(static_cast<size_t>(plan.chunks), {});
   std::vector<int64_t> open(static_cast<size_t>(plan.chunks));
-  DensePass(
-      x_, nullptr, x_.rows, centers_, kernels_, options_,
-      [&](int64_t c, int64_t i, const float* row, double square) {
-        open[static_cast<size_t>(c)] +=
-            ListRow(lists_.chunks[static_cast<size_t>(c)], i, row, square, prices, basis) ? 1 : 0;
+  pass_.Run(
+      prices, lists_.threshold, lists_.reach, nullptr, x_.rows,
+      [&](int64_t c, int64_t i, Candidates& row) {
+        const auto at = static_cast<size_t>(c);
+        open[at] += ListRow(lists_.chunks[at], i, row, prices, basis) ? 1 : 0;
       },
       true);
   lists_.shared = true;
@@ -99,97 +98,72 @@ std::vector<int64_t> ListMaker::RowBounds() const {
   return bounds;
 }
 
-bool ListMaker::ListRow(CandidateLists::Chunk& chunk, int64_t item, const float* row, double square,
+bool ListMaker::ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& row,
                         const double* prices, const ListSimplex* basis) {
-  const int64_t columns = centers_.columns();
-  thread_local std::vector<int32_t> where;
-  if (static_cast<int64_t>(where.size()) < columns) where.resize(static_cast<size_t>(columns));
-  const float low = kernels_.row_min(row, columns);
-  float error = 2 * centers_.Error(square);
-  const float limit = static_cast<float>(
-      std::min(static_cast<double>(low) + lists_.threshold + static_cast<double>(error),
-               static_cast<double>(kLargest) / 2));
-  int64_t found = kernels_.collect(row, columns, std::nextafter(limit, kInfinity), where.data());
-  if (lists_.reach > lists_.threshold) found = AddLeaders(row, low, limit, found, where);
+  const auto exact = [&](int32_t k) {
+    return Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
+  };
   bool open = false;
   if (basis != nullptr) {
     basis->Basic(item, [&](int32_t k) {
-      const auto end = where.begin() + found;
-      const auto at = std::lower_bound(where.begin(), end, k);
-      if (at != end && *at == k) return;
-      std::move_backward(at, end, end + 1);
-      *at = k;
-      ++found;
+      const auto at = std::lower_bound(row.code.begin(), row.code.end(), k);
+      if (at != row.code.end() && *at == k) return;
+      const double square =
+          kernels_.exact_cost(x_.data + item * x_.stride, centers_.mean(), x_.columns);
+      row.value.insert(row.value.begin() + (at - row.code.begin()),
+                       static_cast<float>(exact(k) - square));
+      row.code.insert(at, k);
     });
-    open = Open(item, row, error, where, found, prices, *basis);
+    open = Open(item, row, prices, *basis);
   }
+  const size_t found = row.code.size();
+  float error = row.error;
   if (static_cast<double>(error) > lists_.scale / 16) {
     // The tile is too coarse here: costs again, in float64.
     double least = std::numeric_limits<double>::infinity();
-    std::vector<double> exact(static_cast<size_t>(found));
-    for (int64_t t = 0; t < found; ++t) {
-      const int32_t k = where[static_cast<size_t>(t)];
-      exact[static_cast<size_t>(t)] =
-          Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
-      least = std::min(least, exact[static_cast<size_t>(t)]);
+    std::vector<double> costs(found);
+    for (size_t t = 0; t < found; ++t) {
+      costs[t] = exact(row.code[t]);
+      least = std::min(least, costs[t]);
     }
-    for (int64_t t = 0; t < found; ++t) {
-      const double above = exact[static_cast<size_t>(t)] - least;
-      if (basis == nullptr && above > lists_.threshold &&
-          static_cast<double>(row[where[static_cast<size_t>(t)]]) <= static_cast<double>(limit)) {
-        continue;
-      }
-      chunk.code.push_back(where[static_cast<size_t>(t)]);
+    for (size_t t = 0; t < found; ++t) {
+      const double above = costs[t] - least;
+      if (basis == nullptr && above > lists_.threshold && row.value[t] <= row.limit) continue;
+      chunk.code.push_back(row.code[t]);
       chunk.rel.push_back(static_cast<float>(above));
     }
     error = static_cast<float>(1e-6 * lists_.scale);
   } else {
-    for (int64_t t = 0; t < found; ++t) {
-      const int32_t k = where[static_cast<size_t>(t)];
-      chunk.code.push_back(k);
-      chunk.rel.push_back(row[k] - low);
+    for (size_t t = 0; t < found; ++t) {
+      chunk.code.push_back(row.code[t]);
+      chunk.rel.push_back(row.value[t] - row.low);
     }
   }
-  EndRow(chunk, error, static_cast<double>(low));
+  EndRow(chunk, error, static_cast<double>(row.low));
   return open;
 }
 
 // Says if one of the listed clusters suits the item better than its own.
-bool ListMaker::Open(int64_t item, const float* row, float error, const std::vector<int32_t>& where,
-                     int64_t found, const double* prices, const ListSimplex& basis) const {
+bool ListMaker::Open(int64_t item, const Candidates& row, const double* prices,
+                     const ListSimplex& basis) const {
   const int32_t own = basis.labels()[static_cast<size_t>(item)];
   const auto value = [&](int32_t k) {
     return Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
   };
-  for (int64_t t = 0; t < found; ++t) {
-    const int32_t k = where[static_cast<size_t>(t)];
-    if (k == own || row[k] > row[own] + error) continue;
-    if (row[k] < row[own] - error || value(k) < value(own) - basis.rounding()) return true;
+  const auto place = std::lower_bound(row.code.begin(), row.code.end(), own) - row.code.begin();
+  const float own_value = row.value[static_cast<size_t>(place)];
+  for (size_t t = 0; t < row.code.size(); ++t) {
+    const int32_t k = row.code[t];
+    if (k == own || row.value[t] > own_value + row.error) continue;
+    if (row.value[t] < own_value - row.error || value(k) < value(own) - basis.rounding()) {
+      return true;
+    }
   }
   return false;
 }
 
-// Adds the best of each group that has none below `limit` yet, if it is within reach.
-int64_t ListMaker::AddLeaders(const float* row, float low, float limit, int64_t found,
-                              std::vector<int32_t>& where) const {
-  const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
-  thread_local std::vector<float> least;
-  least.resize(static_cast<size_t>(groups));
-  kernels_.group_min(row, nodes_.group_offset.data(), groups, least.data());
-  const int64_t before = found;
-  for (int64_t g = 0; g < groups; ++g) {
-    const float value = least[static_cast<size_t>(g)];
-    if (value <= limit || static_cast<double>(value - low) > lists_.reach) continue;
-    const int32_t first = nodes_.group_offset[static_cast<size_t>(g)];
-    const int32_t last = nodes_.group_offset[static_cast<size_t>(g) + 1];
-    where[static_cast<size_t>(found++)] =
-        first + static_cast<int32_t>(kernels_.find(row + first, last - first, value));
-  }
-  std::inplace_merge(where.begin(), where.begin() + before, where.begin() + found);
-  return found;
-}
-
 bool ListMaker::Extend(const double* prices) {
+  if (pass_.on_device()) return false;
   const double begin = Seconds();
   const MovedLists lists_now(lists_, prices);
   const std::vector<float>& moved = lists_now.moved();
@@ -314,18 +288,16 @@ int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
 
   lists_.again.emplace_back(prices, prices + nodes_.count);
   const auto age = static_cast<uint8_t>(lists_.again.size());
-  centers_.SetPrices(prices);
   const auto number = static_cast<int64_t>(rows.size());
   const PassPlan plan = PlanPass(number, centers_.columns(), kernels_);
   std::vector<CandidateLists::Chunk> listed(static_cast<size_t>(plan.chunks));
   std::vector<int64_t> open(static_cast<size_t>(plan.chunks));
-  DensePass(x_, rows.data(), number, centers_, kernels_, options_,
-            [&](int64_t c, int64_t position, const float* row, double square) {
-              open[static_cast<size_t>(c)] +=
-                  ListRow(listed[static_cast<size_t>(c)], rows[static_cast<size_t>(position)], row,
-                          square, prices, &basis)
-                      ? 1
-                      : 0;
+  pass_.Run(prices, lists_.threshold, lists_.reach, rows.data(), number,
+            [&](int64_t c, int64_t position, Candidates& row) {
+              const auto at = static_cast<size_t>(c);
+              open[at] +=
+                  ListRow(listed[at], rows[static_cast<size_t>(position)], row, prices, &basis) ? 1
+                                                                                                : 0;
             });
   counts[rank] = std::accumulate(open.begin(), open.end(), int64_t{0});
   Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1, counts.data());

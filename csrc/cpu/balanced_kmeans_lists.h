@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cpu/balanced_kmeans_candidates.h"
 #include "cpu/balanced_kmeans_pass.h"
 #include "cpu/balanced_kmeans_prices.h"
 #include "cpu/balanced_kmeans_simplex.h"
@@ -14,16 +15,18 @@ namespace onerec {
 
 class ListMaker {
  public:
-  // Adds its passes and their time to `report`; `centers` are the nodes', packed.
+  // Adds its passes and their time to `report`; `centers` are the nodes', packed, as are those of
+  // `pass`.
   ListMaker(const FloatRows& x, const std::vector<double>& mean, const Nodes& nodes,
             const BalancedKMeansOptions& options, const KMeansKernels& kernels,
-            PackedCenters& centers, BalancedAssignment& report)
+            PackedCenters& centers, CandidatePass& pass, BalancedAssignment& report)
       : x_(x),
         mean_(mean),
         nodes_(nodes),
         options_(options),
         kernels_(kernels),
         centers_(centers),
+        pass_(pass),
         report_(report) {}
 
   // One pass over everything: candidate lists of about kListTarget entries on average, and as many
@@ -32,7 +35,8 @@ class ListMaker {
   // basis says.
   int64_t Build(const double* prices, const ListSimplex* basis = nullptr);
   // Prices of a few centres have fallen so far that lists miss them: looks at these centres alone,
-  // and adds them where they belong. False if they are not few.
+  // and adds them where they belong. False if they are not few, or if a device, which makes all
+  // lists again as fast, makes the passes.
   bool Extend(const double* prices);
   // Lists each row's label.
   void AddLabels(const int32_t* labels);
@@ -48,12 +52,10 @@ class ListMaker {
 
  private:
   void CountEntries();
-  bool ListRow(CandidateLists::Chunk& chunk, int64_t item, const float* row, double square,
-               const double* prices, const ListSimplex* basis);
-  bool Open(int64_t item, const float* row, float error, const std::vector<int32_t>& where,
-            int64_t found, const double* prices, const ListSimplex& basis) const;
-  int64_t AddLeaders(const float* row, float low, float limit, int64_t found,
-                     std::vector<int32_t>& where) const;
+  bool ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& row, const double* prices,
+               const ListSimplex* basis);
+  bool Open(int64_t item, const Candidates& row, const double* prices,
+            const ListSimplex& basis) const;
   static size_t Place(const CandidateLists::Chunk& chunk, size_t row, int32_t cluster);
   void Replace(CandidateLists::Chunk& chunk, int64_t first, const std::vector<int64_t>& rows,
                const std::vector<CandidateLists::Chunk>& listed, int64_t listed_rows, uint8_t age,
@@ -65,6 +67,7 @@ class ListMaker {
   const BalancedKMeansOptions& options_;
   const KMeansKernels& kernels_;
   PackedCenters& centers_;
+  CandidatePass& pass_;
   BalancedAssignment& report_;
   CandidateLists lists_;
 };

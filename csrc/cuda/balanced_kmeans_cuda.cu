@@ -4,12 +4,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <numeric>
-#include <string>
+#include <memory>
 #include <vector>
 
 #include "cpu/balanced_kmeans_device.h"
-#include "cpu/balanced_kmeans_solver.h"
 #include "cuda/balanced_kmeans_tiles.h"
 #include "cuda/check.h"
 #include "cuda/device.h"
@@ -18,21 +16,23 @@ namespace onerec {
 namespace {
 
 constexpr int64_t kUploadRows = 65536;
-constexpr int64_t kSlices = 64;  // parts of the items that blocks of column sums walk over
+constexpr int kCollectBytes = tiles::kSharedBytes + tiles::kTile * static_cast<int>(sizeof(int));
+constexpr int64_t kWarps = tiles::kThreads / 32;
 
 __global__ void __launch_bounds__(tiles::kThreads) ArgminKernel(tiles::Argmin body) {
   body(blockIdx.x, DynamicShared<float>());
 }
 
-__global__ void __launch_bounds__(tiles::kThreads) RowPotentialsKernel(tiles::RowPotentials body) {
+__global__ void __launch_bounds__(tiles::kThreads) CollectKernel(tiles::Collect body) {
   body(blockIdx.x, DynamicShared<float>());
 }
 
-__global__ void __launch_bounds__(tiles::kThreads)
-    ColumnSumsKernel(tiles::ColumnSums body, int64_t item_tiles) {
-  const int64_t slice = blockIdx.y, slices = gridDim.y;
-  body(blockIdx.x, slice * item_tiles / slices, (slice + 1) * item_tiles / slices,
-       DynamicShared<float>());
+__global__ void __launch_bounds__(tiles::kThreads) PackKernel(tiles::Pack body) {
+  body(blockIdx.x);
+}
+
+__global__ void __launch_bounds__(tiles::kThreads) GatherKernel(tiles::Gather body) {
+  body(blockIdx.x);
 }
 
 // Device memory; grows, never shrinks.
@@ -53,14 +53,24 @@ class Buffer {
               "balanced k-means, device memory");
     count_ = count;
   }
-  void Upload(const std::vector<T>& values, int64_t at = 0) {
-    CheckCuda(
-        cudaMemcpy(data_ + at, values.data(), values.size() * sizeof(T), cudaMemcpyHostToDevice),
-        "balanced k-means, copy to the device");
+  void Upload(const T* values, int64_t count, int64_t at = 0) {
+    CheckCuda(cudaMemcpy(data_ + at, values, static_cast<size_t>(count) * sizeof(T),
+                         cudaMemcpyHostToDevice),
+              "balanced k-means, copy to the device");
   }
-  void Download(std::vector<T>& values) const {
-    CheckCuda(cudaMemcpy(values.data(), data_, values.size() * sizeof(T), cudaMemcpyDeviceToHost),
-              "balanced k-means, copy from the device");
+  void Upload(const std::vector<T>& values, int64_t at = 0) {
+    Upload(values.data(), static_cast<int64_t>(values.size()), at);
+  }
+  template <class U>
+  void Download(U* values, int64_t count) const {
+    static_assert(sizeof(U) == sizeof(T));
+    CheckCuda(
+        cudaMemcpy(values, data_, static_cast<size_t>(count) * sizeof(T), cudaMemcpyDeviceToHost),
+        "balanced k-means, copy from the device");
+  }
+  void Fill(int byte, int64_t count) {
+    CheckCuda(cudaMemset(data_, byte, static_cast<size_t>(count) * sizeof(T)),
+              "balanced k-means, device memory");
   }
   T* data() const { return data_; }
 
@@ -77,31 +87,34 @@ struct KMeansDevice::State {
   int device;
   int64_t rows, d, padded;
   int64_t centre_count = 0;
+  int64_t groups = 0;
   double largest = 0;  // norm of the longest centre, from the mean
-  std::vector<double> mean;
-  std::vector<int64_t> order;  // item of each row on the device
+  float slope = 0, offset = 0;
+  std::vector<float> mean;
+  std::vector<float> row_squares, centre_rows;
   std::vector<double> centre_squares;
-  Buffer<float> x, squares, centers, bias, potentials;
-  Buffer<int32_t> labels;
-  Buffer<unsigned long long> sums;
+  Lists lists;
+  Buffer<float> x, squares, centers, bias, lows, some, some_squares, values;
+  Buffer<int32_t> labels, group_of, counts, codes;
+  Buffer<int64_t> subset;
+  Buffer<unsigned long long> leaders, found, starts, total;
 
-  // |c_k|^2 + price for every centre, padded; returns the largest that there is.
-  double SetBias(const double* prices) {
-    std::vector<float> values(static_cast<size_t>(Tiles(centre_count) * tiles::kTile),
-                              tiles::kPadding);
-    double most = 0;
-    for (int64_t k = 0; k < centre_count; ++k) {
-      const double value = centre_squares[static_cast<size_t>(k)] + prices[k];
-      values[static_cast<size_t>(k)] = static_cast<float>(value);
-      most = std::max(most, std::abs(value));
-    }
-    bias.Upload(values);
-    return most;
+  tiles::Argmin ArgminOf(const float* from, const float* from_squares, int64_t count) {
+    labels.Reserve(count);
+    lows.Reserve(count);
+    return {{from, centers.data(), padded},
+            bias.data(),
+            from_squares,
+            slope,
+            offset,
+            count,
+            Tiles(centre_count),
+            labels.data(),
+            lows.data()};
   }
 };
 
-KMeansDevice::KMeansDevice(const FloatRows& x, const std::vector<double>& mean, uint64_t seed,
-                           int device)
+KMeansDevice::KMeansDevice(const FloatRows& x, const std::vector<double>& mean, int device)
     : state_(std::make_unique<State>()) {
   State& s = *state_;
   CheckCuda(cudaSetDevice(device), "balanced k-means, device");
@@ -109,119 +122,175 @@ KMeansDevice::KMeansDevice(const FloatRows& x, const std::vector<double>& mean, 
   s.rows = x.rows;
   s.d = x.columns;
   s.padded = (x.columns + tiles::kDepth - 1) / tiles::kDepth * tiles::kDepth;
-  s.mean = mean;
-  s.order = DrawRows(x.rows, x.rows, seed ^ 0x2C9);
-  const int64_t all = Tiles(x.rows) * tiles::kTile;
+  s.mean.assign(mean.begin(), mean.end());
+  // A chunk of rows may begin anywhere and ends with a whole tile.
+  const int64_t all = (Tiles(x.rows) + 1) * tiles::kTile;
   s.x.Reserve(all * s.padded);
   s.squares.Reserve(all);
-  s.potentials.Reserve(all);
-  s.labels.Reserve(all);
+  s.row_squares.assign(static_cast<size_t>(all), 0.0f);
   std::vector<float> part;
-  std::vector<float> squares;
   for (int64_t first = 0; first < all; first += kUploadRows) {
     const int64_t count = std::min(kUploadRows, all - first);
     part.assign(static_cast<size_t>(count * s.padded), 0.0f);
-    squares.assign(static_cast<size_t>(count), 0.0f);
     for (int64_t r = 0; r < count && first + r < x.rows; ++r) {
-      const float* const source = x.data + s.order[static_cast<size_t>(first + r)] * x.stride;
+      const float* const source = x.data + (first + r) * x.stride;
       double square = 0;
       for (int64_t j = 0; j < s.d; ++j) {
-        const float value = source[j] - static_cast<float>(mean[static_cast<size_t>(j)]);
+        const float value = source[j] - s.mean[static_cast<size_t>(j)];
         part[static_cast<size_t>(r * s.padded + j)] = value;
         square += static_cast<double>(value) * static_cast<double>(value);
       }
-      squares[static_cast<size_t>(r)] = static_cast<float>(square);
+      s.row_squares[static_cast<size_t>(first + r)] = static_cast<float>(square);
     }
     s.x.Upload(part, first * s.padded);
-    s.squares.Upload(squares, first);
   }
+  s.squares.Upload(s.row_squares);
   AllowShared("balanced k-means, argmin", ArgminKernel, tiles::kSharedBytes);
-  AllowShared("balanced k-means, row potentials", RowPotentialsKernel, tiles::kSharedBytes);
-  AllowShared("balanced k-means, column sums", ColumnSumsKernel, tiles::kSharedBytes);
+  AllowShared("balanced k-means, candidates", CollectKernel, kCollectBytes);
 }
 
 KMeansDevice::~KMeansDevice() = default;
 
-void KMeansDevice::SetCenters(const float* centers, int64_t count) {
+void KMeansDevice::SetCenters(const float* centers, int64_t count,
+                              const std::vector<int32_t>& group_offset) {
   State& s = *state_;
   CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
   const int64_t all = Tiles(count) * tiles::kTile;
-  std::vector<float> rows(static_cast<size_t>(all * s.padded), 0.0f);
+  s.centre_rows.assign(static_cast<size_t>(all * s.padded), 0.0f);
   s.centre_count = count;
   s.centre_squares.assign(static_cast<size_t>(count), 0.0);
   s.largest = 0;
   for (int64_t k = 0; k < count; ++k) {
     double square = 0;
     for (int64_t j = 0; j < s.d; ++j) {
-      const double value =
-          static_cast<double>(centers[k * s.d + j]) - s.mean[static_cast<size_t>(j)];
+      // From what the items were moved by: float32.
+      const double value = static_cast<double>(centers[k * s.d + j]) -
+                           static_cast<double>(s.mean[static_cast<size_t>(j)]);
       square += value * value;
-      rows[static_cast<size_t>(k * s.padded + j)] = static_cast<float>(value);
+      s.centre_rows[static_cast<size_t>(k * s.padded + j)] = static_cast<float>(value);
     }
     s.centre_squares[static_cast<size_t>(k)] = square;
     s.largest = std::max(s.largest, std::sqrt(square));
   }
   s.centers.Reserve(all * s.padded);
   s.bias.Reserve(all);
-  s.sums.Reserve(all);
-  s.centers.Upload(rows);
-}
-
-void KMeansDevice::Argmin(const double* prices, int32_t* labels) {
-  State& s = *state_;
-  CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
-  const double most = s.SetBias(prices);
-  const tiles::Argmin body{{s.x.data(), s.centers.data(), s.padded},
-                           s.bias.data(),
-                           s.squares.data(),
-                           // Twice a product, of operands that were rounded to float32.
-                           static_cast<float>(2.02 * s.largest * tiles::ProductError(s.padded)),
-                           static_cast<float>(most * 0x1p-21),
-                           s.rows,
-                           Tiles(s.centre_count),
-                           s.labels.data()};
-  Launch("balanced k-means, argmin", ArgminKernel, static_cast<unsigned>(Tiles(s.rows)),
-         tiles::kThreads, tiles::kSharedBytes, nullptr, body);
-  std::vector<int32_t> found(static_cast<size_t>(s.rows));
-  s.labels.Download(found);
-  for (int64_t r = 0; r < s.rows; ++r) {
-    labels[s.order[static_cast<size_t>(r)]] = found[static_cast<size_t>(r)];
+  s.centers.Upload(s.centre_rows);
+  s.groups = std::max<int64_t>(1, static_cast<int64_t>(group_offset.size())) - 1;
+  std::vector<int32_t> group_of(static_cast<size_t>(all));
+  for (int64_t g = 0; g < s.groups; ++g) {
+    const auto at = static_cast<size_t>(g);
+    std::fill(group_of.begin() + group_offset[at], group_of.begin() + group_offset[at + 1],
+              static_cast<int32_t>(g));
   }
+  s.group_of.Reserve(all);
+  s.group_of.Upload(group_of);
 }
 
-void KMeansDevice::ColumnSums(int64_t rows, double eps, const double* prices, double* sums) {
+void KMeansDevice::SetPrices(const double* prices) {
   State& s = *state_;
   CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
-  s.SetBias(prices);
-  const auto scale = static_cast<float>(1.4426950408889634 / eps);
-  const int64_t item_tiles = Tiles(rows);
-  const int64_t centre_tiles = Tiles(s.centre_count);
-  CheckCuda(cudaMemset(s.sums.data(), 0,
-                       static_cast<size_t>(centre_tiles * tiles::kTile) * sizeof(uint64_t)),
-            "balanced k-means, column sums");
-  const tiles::RowPotentials row_potentials{{s.x.data(), s.centers.data(), s.padded},
-                                            s.bias.data(),
-                                            scale,
-                                            rows,
-                                            centre_tiles,
-                                            s.potentials.data()};
-  Launch("balanced k-means, row potentials", RowPotentialsKernel, static_cast<unsigned>(item_tiles),
-         tiles::kThreads, tiles::kSharedBytes, nullptr, row_potentials);
-  const tiles::ColumnSums column_sums{{s.centers.data(), s.x.data(), s.padded},
-                                      s.bias.data(),
-                                      s.potentials.data(),
-                                      scale,
-                                      s.sums.data()};
-  const dim3 grid(static_cast<unsigned>(centre_tiles),
-                  static_cast<unsigned>(std::min(kSlices, item_tiles)));
-  Launch("balanced k-means, column sums", ColumnSumsKernel, grid, tiles::kThreads,
-         tiles::kSharedBytes, nullptr, column_sums, item_tiles);
-  std::vector<unsigned long long> units(static_cast<size_t>(s.centre_count));
-  s.sums.Download(units);
+  std::vector<float> bias(static_cast<size_t>(Tiles(s.centre_count) * tiles::kTile),
+                          tiles::kPadding);
+  double most = 0;
   for (int64_t k = 0; k < s.centre_count; ++k) {
-    sums[k] = static_cast<double>(units[static_cast<size_t>(k)]) /
-              static_cast<double>(tiles::kShareUnits);
+    const double value =
+        s.centre_squares[static_cast<size_t>(k)] + (prices != nullptr ? prices[k] : 0.0);
+    bias[static_cast<size_t>(k)] = static_cast<float>(value);
+    most = std::max(most, std::abs(value));
   }
+  s.bias.Upload(bias);
+  // Twice a product, of operands that were rounded to float32.
+  s.slope = static_cast<float>(2.02 * s.largest * tiles::ProductError(s.padded));
+  s.offset = static_cast<float>(most * 0x1p-21);
+}
+
+float KMeansDevice::Error(int64_t item) const {
+  const State& s = *state_;
+  return s.slope * std::sqrt(s.row_squares[static_cast<size_t>(item)]) + s.offset;
+}
+
+void KMeansDevice::Argmin(int32_t* labels) {
+  State& s = *state_;
+  CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
+  Launch("balanced k-means, argmin", ArgminKernel, static_cast<unsigned>(Tiles(s.rows)),
+         tiles::kThreads, tiles::kSharedBytes, nullptr,
+         s.ArgminOf(s.x.data(), s.squares.data(), s.rows));
+  s.labels.Download(labels, s.rows);
+}
+
+const KMeansDevice::Lists& KMeansDevice::Candidates(const int64_t* subset, int64_t first,
+                                                    int64_t count, double threshold, double reach) {
+  State& s = *state_;
+  CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
+  const auto row_tiles = static_cast<unsigned>(Tiles(count));
+  const int64_t all = Tiles(count) * tiles::kTile;
+  const float* x = s.x.data() + first * s.padded;
+  const float* squares = s.squares.data() + first;
+  if (subset != nullptr) {
+    s.subset.Reserve(count);
+    s.subset.Upload(subset, count);
+    s.some.Reserve(all * s.padded);
+    s.some_squares.Reserve(all);
+    Launch("balanced k-means, rows", GatherKernel, static_cast<unsigned>(all / kWarps),
+           tiles::kThreads, 0, nullptr,
+           tiles::Gather{s.x.data(), s.squares.data(), s.subset.data(), count, s.padded,
+                         s.some.data(), s.some_squares.data()});
+    x = s.some.data();
+    squares = s.some_squares.data();
+  }
+  const tiles::Argmin argmin = s.ArgminOf(x, squares, count);
+  Launch("balanced k-means, argmin", ArgminKernel, row_tiles, tiles::kThreads, tiles::kSharedBytes,
+         nullptr, argmin);
+  const int64_t groups = reach > threshold ? s.groups : 0;
+  s.leaders.Reserve(count * groups);
+  if (groups > 0) s.leaders.Fill(0xFF, count * groups);
+  s.counts.Reserve(count);
+  s.found.Reserve(count * tiles::kRoom);
+  const tiles::Collect collect{argmin.in,
+                               s.bias.data(),
+                               squares,
+                               s.lows.data(),
+                               s.slope,
+                               s.offset,
+                               threshold,
+                               reach,
+                               count,
+                               argmin.centre_tiles,
+                               s.group_of.data(),
+                               groups,
+                               s.leaders.data(),
+                               s.counts.data(),
+                               s.found.data()};
+  Launch("balanced k-means, candidates", CollectKernel, row_tiles, tiles::kThreads, kCollectBytes,
+         nullptr, collect);
+  s.total.Reserve(1);
+  s.total.Fill(0, 1);
+  s.starts.Reserve(count);
+  s.codes.Reserve(count * tiles::kRoom);
+  s.values.Reserve(count * tiles::kRoom);
+  Launch("balanced k-means, packing", PackKernel,
+         static_cast<unsigned>((count + kWarps - 1) / kWarps), tiles::kThreads, 0, nullptr,
+         tiles::Pack{s.counts.data(), s.found.data(), count, s.total.data(), s.starts.data(),
+                     s.codes.data(), s.values.data()});
+  uint64_t total = 0;
+  s.total.Download(&total, 1);
+  Lists& lists = s.lists;
+  const auto resize = [](auto& values, auto size) {
+    if (values.size() < static_cast<size_t>(size)) values.resize(static_cast<size_t>(size));
+  };
+  resize(lists.count, count);
+  resize(lists.start, count);
+  resize(lists.code, total);
+  resize(lists.value, total);
+  s.counts.Download(lists.count.data(), count);
+  s.starts.Download(lists.start.data(), count);
+  s.codes.Download(lists.code.data(), static_cast<int64_t>(total));
+  s.values.Download(lists.value.data(), static_cast<int64_t>(total));
+  for (int64_t r = 0; r < count; ++r) {
+    int32_t& own = lists.count[static_cast<size_t>(r)];
+    if (own > tiles::kRoom) own = -1;
+  }
+  return lists;
 }
 
 }  // namespace onerec

@@ -19,8 +19,8 @@ constexpr int kThreads = 256;      // eight warps, four along the fixed tile and
 constexpr int kLead = kDepth + 4;  // floats from row to row: the lanes of a warp hit 32 banks
 constexpr int kStage = 2 * kTile * kLead;
 constexpr int kSharedBytes = 2 * kStage * static_cast<int>(sizeof(float));
-constexpr float kPadding = 1e30f;       // bias of a centre that is not there
-constexpr float kShareUnits = 1 << 24;  // units of a share of an item: sums are order-free
+constexpr int kRoom = 128;         // candidates of an item
+constexpr float kPadding = 1e30f;  // bias of a centre that is not there
 constexpr unsigned kAll = 0xFFFFFFFFu;
 
 struct Operands {
@@ -40,20 +40,20 @@ __device__ inline int WalkedRow() {
   return static_cast<int>(threadIdx.x) / 128 * 64 + static_cast<int>(threadIdx.x) % 4 * 2;
 }
 
-// Calls body(tile, products) for walked tiles first..last-1. If kSplit, each operand goes in as two
-// tf32 parts, hi hi + hi lo + lo hi, and the sums of kDepth dimensions are added up in float32:
-// what ProductError bounds. Else as one.
-template <bool kSplit, class Body>
-__device__ void Walk(const Operands& in, int64_t fixed_tile, int64_t first, int64_t last,
-                     float* shared, Body&& body) {
+// Calls body(tile, products) for each walked tile. Each operand goes in as two tf32 parts, hi hi +
+// hi lo + lo hi, and the sums of kDepth dimensions are added up in float32: what ProductError
+// bounds.
+template <class Body>
+__device__ void Walk(const Operands& in, int64_t fixed_tile, int64_t walked_tiles, float* shared,
+                     Body&& body) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int depth_tiles = static_cast<int>(in.d / kDepth);
-  const int64_t steps = (last - first) * depth_tiles;
+  const int64_t steps = walked_tiles * depth_tiles;
   const auto load = [&](int64_t step) {
     float* const stage = shared + step % 2 * kStage;
     const int64_t depth = step % depth_tiles * kDepth;
     const float* const fixed = in.fixed + fixed_tile * kTile * in.d + depth;
-    const float* const walked = in.walked + (first + step / depth_tiles) * kTile * in.d + depth;
+    const float* const walked = in.walked + step / depth_tiles * kTile * in.d + depth;
     for (int i = static_cast<int>(threadIdx.x); i < 2 * kTile * (kDepth / 4); i += kThreads) {
       const int line = i / (kDepth / 4), at = i % (kDepth / 4) * 4;
       CopyAsync(stage + line * kLead + at,
@@ -71,7 +71,6 @@ __device__ void Walk(const Operands& in, int64_t fixed_tile, int64_t first, int6
                            (kTile + static_cast<int>(threadIdx.x) / 128 * 64 + lane / 4) * kLead +
                            lane % 4;
     Products fresh = {};
-    Products& target = kSplit ? fresh : sums;
     ONEREC_UNROLL
     for (int kk = 0; kk < kDepth; kk += 8) {
       uint32_t left[2][4], left_low[2][4];
@@ -81,7 +80,7 @@ __device__ void Walk(const Operands& in, int64_t fixed_tile, int64_t first, int6
         for (int e = 0; e < 4; ++e) {
           const float value = a[(16 * m + 8 * (e % 2)) * kLead + kk + 4 * (e / 2)];
           left[m][e] = ToTf32(value);
-          if (kSplit) left_low[m][e] = ToTf32(value - __uint_as_float(left[m][e]));
+          left_low[m][e] = ToTf32(value - __uint_as_float(left[m][e]));
         }
       }
       ONEREC_UNROLL
@@ -91,25 +90,21 @@ __device__ void Walk(const Operands& in, int64_t fixed_tile, int64_t first, int6
         for (int e = 0; e < 2; ++e) {
           const float value = b[8 * n * kLead + kk + 4 * e];
           right[e] = ToTf32(value);
-          if (kSplit) right_low[e] = ToTf32(value - __uint_as_float(right[e]));
+          right_low[e] = ToTf32(value - __uint_as_float(right[e]));
         }
         ONEREC_UNROLL
         for (int m = 0; m < 2; ++m) {
-          if (kSplit) {
-            Mma(target[m][n], left_low[m], right);
-            Mma(target[m][n], left[m], right_low);
-          }
-          Mma(target[m][n], left[m], right);
+          Mma(fresh[m][n], left_low[m], right);
+          Mma(fresh[m][n], left[m], right_low);
+          Mma(fresh[m][n], left[m], right);
         }
       }
     }
     const bool done = step % depth_tiles == depth_tiles - 1;
-    if (kSplit) {
-      ONEREC_UNROLL
-      for (int at = 0; at < 64; ++at) (&sums[0][0][0])[at] += (&fresh[0][0][0])[at];
-    }
+    ONEREC_UNROLL
+    for (int at = 0; at < 64; ++at) (&sums[0][0][0])[at] += (&fresh[0][0][0])[at];
     if (!done) continue;
-    body(first + step / depth_tiles, sums);
+    body(step / depth_tiles, sums);
     ONEREC_UNROLL
     for (int at = 0; at < 64; ++at) (&sums[0][0][0])[at] = 0;
   }
@@ -123,7 +118,7 @@ inline double ProductError(int64_t d) {
 }
 
 // labels[i] = argmin_k bias[k] - 2 x_i c_k, or -1 where the two smallest are too close to tell:
-// within 2 (slope |x_i| + offset). squares[i] = |x_i|^2.
+// within 2 (slope |x_i| + offset). squares[i] = |x_i|^2; lows[i] is the smallest.
 struct Argmin {
   Operands in;  // fixed: items; walked: centres
   const float* bias;
@@ -131,6 +126,7 @@ struct Argmin {
   float slope, offset;
   int64_t rows, centre_tiles;
   int32_t* labels;
+  float* lows;
 
   __device__ void operator()(int64_t tile, float* shared) const {
     float least[4], second[4];
@@ -139,7 +135,7 @@ struct Argmin {
       least[r] = second[r] = 2 * kPadding;
       code[r] = 0;
     }
-    Walk<true>(in, tile, 0, centre_tiles, shared, [&](int64_t walked, const Products& products) {
+    Walk(in, tile, centre_tiles, shared, [&](int64_t walked, const Products& products) {
       ONEREC_UNROLL
       for (int n = 0; n < 8; ++n) {
         ONEREC_UNROLL
@@ -183,6 +179,7 @@ struct Argmin {
       if (item >= rows) continue;
       const float error = slope * sqrtf(squares[item]) + offset;
       labels[item] = second[r] - least[r] > 2 * error ? code[r] : -1;
+      lows[item] = least[r];
     }
   }
 
@@ -199,103 +196,143 @@ struct Argmin {
   }
 };
 
-// potentials[i] = -log2(sum_k exp2(-scale (bias[k] - 2 x_i c_k))) / scale: the entropic minimum.
-// Rows that are not there get -kPadding.
-struct RowPotentials {
+// The candidates of each item: the centres whose value bias[k] - 2 x_i c_k is at most lows[i] +
+// threshold, and of each group of centres the best if it is at most lows[i] + reach, both widened
+// by what two values err. In no order, as code << 32 | bits of the value; counts[i] above kRoom:
+// there are more than those.
+struct Collect {
   Operands in;  // fixed: items; walked: centres
   const float* bias;
-  float scale;
+  const float* squares;
+  const float* lows;
+  float slope, offset;
+  double threshold, reach;
   int64_t rows, centre_tiles;
-  float* potentials;
+  const int32_t* group_of;      // [centres]
+  int64_t groups;               // 0: none has a leader
+  unsigned long long* leaders;  // [rows, groups] all ones
+  int32_t* counts;
+  unsigned long long* found;  // [rows, kRoom]
 
   __device__ void operator()(int64_t tile, float* shared) const {
-    float least[4], sum[4];
-    for (int r = 0; r < 4; ++r) {
-      least[r] = 2 * kPadding;
-      sum[r] = 0;
-    }
-    Walk<false>(in, tile, 0, centre_tiles, shared, [&](int64_t walked, const Products& products) {
+    auto* const taken = reinterpret_cast<int32_t*>(shared + 2 * kStage);
+    if (threadIdx.x < kTile) taken[threadIdx.x] = 0;  // Walk has a barrier before its first tile
+    float far[4];
+    for (int r = 0; r < 4; ++r) far[r] = Limit(tile * kTile + Row(r), groups > 0);
+    Walk(in, tile, centre_tiles, shared, [&](int64_t walked, const Products& products) {
       ONEREC_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        float values[16];
-        float low = least[r];
+      for (int n = 0; n < 8; ++n) {
         ONEREC_UNROLL
-        for (int t = 0; t < 16; ++t) {
-          const int64_t k = walked * kTile + WalkedRow() + 8 * (t / 2) + t % 2;
-          values[t] = bias[k] - 2 * products[r / 2][t / 2][r % 2 * 2 + t % 2];
-          low = low < values[t] ? low : values[t];
+        for (int side = 0; side < 2; ++side) {
+          const auto k = static_cast<int32_t>(walked * kTile + WalkedRow() + 8 * n + side);
+          const float own = bias[k];
+          ONEREC_UNROLL
+          for (int r = 0; r < 4; ++r) {
+            const float value = own - 2 * products[r / 2][n][r % 2 * 2 + side];
+            if (value <= far[r]) Take(tile, Row(r), k, value, taken);
+          }
         }
-        sum[r] *= exp2f((low - least[r]) * scale);
-        ONEREC_UNROLL
-        for (int t = 0; t < 16; ++t) sum[r] += exp2f((low - values[t]) * scale);
-        least[r] = low;
       }
     });
-    ONEREC_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      for (int step = 1; step < 4; step *= 2) {
-        Join(least[r], sum[r], __shfl_xor_sync(kAll, least[r], step),
-             __shfl_xor_sync(kAll, sum[r], step));
-      }
-      const int row = FixedRow() + 16 * (r / 2) + 8 * (r % 2);
-      if (threadIdx.x >= 128 && threadIdx.x % 4 == 0) {
-        shared[row] = least[r];
-        shared[kTile + row] = sum[r];
-      }
+    for (int64_t i = threadIdx.x; i < kTile * groups; i += kThreads) {
+      const auto row = static_cast<int>(i / groups);
+      const int64_t item = tile * kTile + row;
+      if (item >= rows) break;
+      const unsigned long long key = leaders[tile * kTile * groups + i];
+      if (key == ~0ull) continue;
+      const float value = Ordered(static_cast<uint32_t>(key >> 32));
+      if (value > Limit(item, false)) Add(item, row, static_cast<uint32_t>(key), value, taken);
     }
     __syncthreads();
-    for (int r = 0; r < 4 && threadIdx.x < 128 && threadIdx.x % 4 == 0; ++r) {
-      const int row = FixedRow() + 16 * (r / 2) + 8 * (r % 2);
-      Join(least[r], sum[r], shared[row], shared[kTile + row]);
-      const int64_t item = tile * kTile + row;
-      potentials[item] = item < rows ? least[r] - log2f(sum[r]) / scale : -kPadding;
-    }
+    const int64_t item = tile * kTile + threadIdx.x;
+    if (threadIdx.x < kTile && item < rows) counts[item] = taken[threadIdx.x];
   }
 
  private:
-  __device__ void Join(float& least, float& sum, float other_least, float other_sum) const {
-    const float low = least < other_least ? least : other_least;
-    sum = sum * exp2f((low - least) * scale) + other_sum * exp2f((low - other_least) * scale);
-    least = low;
+  static __device__ int Row(int r) { return FixedRow() + 16 * (r / 2) + 8 * (r % 2); }
+
+  // Bits that sort as the values do, and back.
+  static __device__ uint32_t Order(float value) {
+    const uint32_t bits = __float_as_uint(value);
+    return (bits >> 31) != 0 ? ~bits : bits | 0x80000000u;
+  }
+  static __device__ float Ordered(uint32_t order) {
+    return __uint_as_float((order >> 31) != 0 ? order & 0x7FFFFFFFu : ~order);
+  }
+
+  __device__ float Limit(int64_t item, bool of_leaders) const {
+    if (item >= rows) return -kPadding;
+    const float error = 2 * (slope * sqrtf(squares[item]) + offset);
+    const double limit = static_cast<double>(lows[item]) + (of_leaders ? reach : threshold) +
+                         static_cast<double>(error);
+    return nextafterf(static_cast<float>(limit < kPadding / 4 ? limit : kPadding / 4), kPadding);
+  }
+
+  __device__ void Take(int64_t tile, int row, int32_t k, float value, int32_t* taken) const {
+    const int64_t item = tile * kTile + row;
+    if (groups > 0) {
+      atomicMin(leaders + item * groups + group_of[k],
+                static_cast<unsigned long long>(Order(value)) << 32 | static_cast<uint32_t>(k));
+      if (value > Limit(item, false)) return;
+    }
+    Add(item, row, static_cast<uint32_t>(k), value, taken);
+  }
+
+  __device__ void Add(int64_t item, int row, uint32_t k, float value, int32_t* taken) const {
+    const int32_t at = atomicAdd(taken + row, 1);
+    if (at >= kRoom) return;
+    found[item * kRoom + at] = static_cast<unsigned long long>(k) << 32 | __float_as_uint(value);
   }
 };
 
-// sums[k] += over items of walked tiles first..last-1, in units of 1 / kShareUnits, of
-// exp2(scale (potentials[i] - bias[k] + 2 x_i c_k)): the share of item i that centre k gets.
-struct ColumnSums {
-  Operands in;  // fixed: centres; walked: items
-  const float* bias;
-  const float* potentials;
-  float scale;
-  unsigned long long* sums;
+// The rows that have room, by code and without the gaps; one warp each. Row i begins at starts[i].
+struct Pack {
+  const int32_t* counts;
+  const unsigned long long* found;
+  int64_t rows;
+  unsigned long long* total;  // 0
+  unsigned long long* starts;
+  int32_t* codes;
+  float* values;
 
-  __device__ void operator()(int64_t tile, int64_t first, int64_t last, float* shared) const {
-    unsigned long long units[4] = {};
-    float own[4];
-    for (int r = 0; r < 4; ++r) {
-      own[r] = bias[tile * kTile + FixedRow() + 16 * (r / 2) + 8 * (r % 2)];
+  __device__ void operator()(int64_t block) const {
+    const int64_t row = block * (kThreads / 32) + threadIdx.x / 32;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (row >= rows) return;
+    const int32_t count = counts[row];
+    if (count > kRoom) return;
+    unsigned long long start = 0;
+    if (lane == 0) {
+      start = atomicAdd(total, static_cast<unsigned long long>(count));
+      starts[row] = start;
     }
-    Walk<false>(in, tile, first, last, shared, [&](int64_t walked, const Products& products) {
-      ONEREC_UNROLL
-      for (int r = 0; r < 4; ++r) {
-        uint32_t some = 0;
-        ONEREC_UNROLL
-        for (int t = 0; t < 16; ++t) {
-          const float potential = potentials[walked * kTile + WalkedRow() + 8 * (t / 2) + t % 2];
-          const float value = own[r] - 2 * products[r / 2][t / 2][r % 2 * 2 + t % 2];
-          const float share = exp2f((potential - value) * scale);  // above 1 by rounding alone
-          some += static_cast<uint32_t>((share < 1 ? share : 1) * kShareUnits + 0.5f);
-        }
-        units[r] += some;
-      }
-    });
-    ONEREC_UNROLL
-    for (int r = 0; r < 4; ++r) {
-      for (int step = 1; step < 4; step *= 2) units[r] += __shfl_xor_sync(kAll, units[r], step);
-      if (threadIdx.x % 4 == 0) {
-        atomicAdd(sums + tile * kTile + FixedRow() + 16 * (r / 2) + 8 * (r % 2), units[r]);
-      }
+    start = __shfl_sync(kAll, start, 0);
+    const unsigned long long* const own = found + row * kRoom;
+    for (int32_t t = lane; t < count; t += 32) {
+      const unsigned long long key = own[t];
+      int32_t rank = 0;
+      for (int32_t other = 0; other < count; ++other) rank += own[other] < key ? 1 : 0;
+      codes[start + static_cast<unsigned>(rank)] = static_cast<int32_t>(key >> 32);
+      values[start + static_cast<unsigned>(rank)] = __uint_as_float(static_cast<uint32_t>(key));
     }
+  }
+};
+
+// Some rows and their squares side by side, zeros after them up to a whole tile; one warp each.
+struct Gather {
+  const float* x;
+  const float* squares;
+  const int64_t* subset;
+  int64_t rows, d;
+  float* some;
+  float* some_squares;
+
+  __device__ void operator()(int64_t block) const {
+    const int64_t row = block * (kThreads / 32) + threadIdx.x / 32;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int64_t source = row < rows ? subset[row] : 0;
+    for (int64_t j = lane; j < d; j += 32) some[row * d + j] = row < rows ? x[source * d + j] : 0;
+    if (lane == 0) some_squares[row] = row < rows ? squares[source] : 0;
   }
 };
 

@@ -91,11 +91,18 @@ T atomicAdd(T* target, T value) {
   *target = before + value;
   return before;
 }
+template <class T>
+T atomicMin(T* target, T value) {
+  const T before = *target;
+  *target = std::min(before, value);
+  return before;
+}
 inline int __popc(unsigned x) { return std::popcount(x); }
 inline int __ffs(int x) { return ffs(x); }
 inline long long __double_as_longlong(double x) { return std::bit_cast<long long>(x); }
 inline double __longlong_as_double(long long x) { return std::bit_cast<double>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
+inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
 using std::min;
 
 enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation = 2 };

@@ -81,6 +81,12 @@ class Buffer {
 
 int64_t Tiles(int64_t rows) { return (rows + tiles::kTile - 1) / tiles::kTile; }
 
+// Vectors, too, never shrink.
+template <class T, class Size>
+void Grow(std::vector<T>& values, Size count) {
+  if (values.size() < static_cast<size_t>(count)) values.resize(static_cast<size_t>(count));
+}
+
 }  // namespace
 
 struct KMeansDevice::State {
@@ -93,24 +99,84 @@ struct KMeansDevice::State {
   std::vector<float> mean;
   std::vector<float> row_squares, centre_rows;
   std::vector<double> centre_squares;
-  Lists lists;
+  Lists lists, one;
   Buffer<float> x, squares, centers, bias, lows, some, some_squares, values;
   Buffer<int32_t> labels, group_of, counts, codes;
-  Buffer<int64_t> subset;
+  Buffer<int64_t> wanted;
   Buffer<unsigned long long> leaders, found, starts, total;
 
-  tiles::Argmin ArgminOf(const float* from, const float* from_squares, int64_t count) {
+  // Smallest values and labels of some rows or, if `subset` is null, of those from `first`.
+  tiles::Argmin Argmin(const int64_t* subset, int64_t first, int64_t count) {
+    const int64_t all = Tiles(count) * tiles::kTile;
+    const float* from = x.data() + first * padded;
+    const float* from_squares = squares.data() + first;
+    if (subset != nullptr) {
+      wanted.Reserve(count);
+      wanted.Upload(subset, count);
+      some.Reserve(all * padded);
+      some_squares.Reserve(all);
+      Launch("balanced k-means, rows", GatherKernel, static_cast<unsigned>(all / kWarps),
+             tiles::kThreads, 0, nullptr,
+             tiles::Gather{x.data(), squares.data(), wanted.data(), count, padded, some.data(),
+                           some_squares.data()});
+      from = some.data();
+      from_squares = some_squares.data();
+    }
     labels.Reserve(count);
     lows.Reserve(count);
-    return {{from, centers.data(), padded},
-            bias.data(),
-            from_squares,
-            slope,
-            offset,
-            count,
-            Tiles(centre_count),
-            labels.data(),
-            lows.data()};
+    const tiles::Argmin body{{from, centers.data(), padded},
+                             bias.data(),
+                             from_squares,
+                             slope,
+                             offset,
+                             count,
+                             Tiles(centre_count),
+                             labels.data(),
+                             lows.data()};
+    Launch("balanced k-means, argmin", ArgminKernel, static_cast<unsigned>(Tiles(count)),
+           tiles::kThreads, tiles::kSharedBytes, nullptr, body);
+    return body;
+  }
+
+  // All candidates, to `lists`; returns their number.
+  int64_t Collect(const int64_t* subset, int64_t first, int64_t count, double threshold,
+                  double reach) {
+    const tiles::Argmin argmin = Argmin(subset, first, count);
+    const int64_t used_groups = reach > threshold ? groups : 0;
+    leaders.Reserve(count * used_groups);
+    if (used_groups > 0) leaders.Fill(0xFF, count * used_groups);
+    counts.Reserve(count);
+    found.Reserve(count * tiles::kRoom);
+    const tiles::Collect collect{
+        argmin.in,       argmin.bias, argmin.squares, argmin.lows,   slope,
+        offset,          threshold,   reach,          count,         argmin.centre_tiles,
+        group_of.data(), used_groups, leaders.data(), counts.data(), found.data()};
+    Launch("balanced k-means, candidates", CollectKernel, static_cast<unsigned>(Tiles(count)),
+           tiles::kThreads, kCollectBytes, nullptr, collect);
+    total.Reserve(1);
+    total.Fill(0, 1);
+    starts.Reserve(count);
+    codes.Reserve(count * tiles::kRoom);
+    values.Reserve(count * tiles::kRoom);
+    Launch("balanced k-means, packing", PackKernel,
+           static_cast<unsigned>((count + kWarps - 1) / kWarps), tiles::kThreads, 0, nullptr,
+           tiles::Pack{counts.data(), found.data(), count, total.data(), starts.data(),
+                       codes.data(), values.data()});
+    int64_t entries = 0;
+    total.Download(&entries, 1);
+    Grow(lists.count, count);
+    Grow(lists.start, count);
+    Grow(lists.code, entries);
+    Grow(lists.value, entries);
+    counts.Download(lists.count.data(), count);
+    starts.Download(lists.start.data(), count);
+    codes.Download(lists.code.data(), entries);
+    values.Download(lists.value.data(), entries);
+    for (int64_t r = 0; r < count; ++r) {
+      int32_t& own = lists.count[static_cast<size_t>(r)];
+      if (own > tiles::kRoom) own = -1;
+    }
+    return entries;
   }
 };
 
@@ -212,9 +278,7 @@ float KMeansDevice::Error(int64_t item) const {
 void KMeansDevice::Argmin(int32_t* labels) {
   State& s = *state_;
   CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
-  Launch("balanced k-means, argmin", ArgminKernel, static_cast<unsigned>(Tiles(s.rows)),
-         tiles::kThreads, tiles::kSharedBytes, nullptr,
-         s.ArgminOf(s.x.data(), s.squares.data(), s.rows));
+  s.Argmin(nullptr, 0, s.rows);
   s.labels.Download(labels, s.rows);
 }
 
@@ -222,75 +286,41 @@ const KMeansDevice::Lists& KMeansDevice::Candidates(const int64_t* subset, int64
                                                     int64_t count, double threshold, double reach) {
   State& s = *state_;
   CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
-  const auto row_tiles = static_cast<unsigned>(Tiles(count));
-  const int64_t all = Tiles(count) * tiles::kTile;
-  const float* x = s.x.data() + first * s.padded;
-  const float* squares = s.squares.data() + first;
-  if (subset != nullptr) {
-    s.subset.Reserve(count);
-    s.subset.Upload(subset, count);
-    s.some.Reserve(all * s.padded);
-    s.some_squares.Reserve(all);
-    Launch("balanced k-means, rows", GatherKernel, static_cast<unsigned>(all / kWarps),
-           tiles::kThreads, 0, nullptr,
-           tiles::Gather{s.x.data(), s.squares.data(), s.subset.data(), count, s.padded,
-                         s.some.data(), s.some_squares.data()});
-    x = s.some.data();
-    squares = s.some_squares.data();
+  if (threshold > 0 || reach > 0) {
+    s.Collect(subset, first, count, threshold, reach);
+    return s.lists;
   }
-  const tiles::Argmin argmin = s.ArgminOf(x, squares, count);
-  Launch("balanced k-means, argmin", ArgminKernel, row_tiles, tiles::kThreads, tiles::kSharedBytes,
-         nullptr, argmin);
-  const int64_t groups = reach > threshold ? s.groups : 0;
-  s.leaders.Reserve(count * groups);
-  if (groups > 0) s.leaders.Fill(0xFF, count * groups);
-  s.counts.Reserve(count);
-  s.found.Reserve(count * tiles::kRoom);
-  const tiles::Collect collect{argmin.in,
-                               s.bias.data(),
-                               squares,
-                               s.lows.data(),
-                               s.slope,
-                               s.offset,
-                               threshold,
-                               reach,
-                               count,
-                               argmin.centre_tiles,
-                               s.group_of.data(),
-                               groups,
-                               s.leaders.data(),
-                               s.counts.data(),
-                               s.found.data()};
-  Launch("balanced k-means, candidates", CollectKernel, row_tiles, tiles::kThreads, kCollectBytes,
-         nullptr, collect);
-  s.total.Reserve(1);
-  s.total.Fill(0, 1);
-  s.starts.Reserve(count);
-  s.codes.Reserve(count * tiles::kRoom);
-  s.values.Reserve(count * tiles::kRoom);
-  Launch("balanced k-means, packing", PackKernel,
-         static_cast<unsigned>((count + kWarps - 1) / kWarps), tiles::kThreads, 0, nullptr,
-         tiles::Pack{s.counts.data(), s.found.data(), count, s.total.data(), s.starts.data(),
-                     s.codes.data(), s.values.data()});
-  uint64_t total = 0;
-  s.total.Download(&total, 1);
-  Lists& lists = s.lists;
-  const auto resize = [](auto& values, auto size) {
-    if (values.size() < static_cast<size_t>(size)) values.resize(static_cast<size_t>(size));
-  };
-  resize(lists.count, count);
-  resize(lists.start, count);
-  resize(lists.code, total);
-  resize(lists.value, total);
-  s.counts.Download(lists.count.data(), count);
-  s.starts.Download(lists.start.data(), count);
-  s.codes.Download(lists.code.data(), static_cast<int64_t>(total));
-  s.values.Download(lists.value.data(), static_cast<int64_t>(total));
+  // Nearly every row has one, which the argmin knows.
+  Lists& one = s.one;
+  Grow(one.count, count);
+  Grow(one.start, count);
+  Grow(one.code, count);
+  Grow(one.value, count);
+  s.Argmin(subset, first, count);
+  s.labels.Download(one.code.data(), count);
+  s.lows.Download(one.value.data(), count);
+  std::vector<int64_t> open;
   for (int64_t r = 0; r < count; ++r) {
-    int32_t& own = lists.count[static_cast<size_t>(r)];
-    if (own > tiles::kRoom) own = -1;
+    const auto row = static_cast<size_t>(r);
+    one.count[row] = 1;
+    one.start[row] = row;
+    if (one.code[row] < 0) open.push_back(r);
   }
-  return lists;
+  if (open.empty()) return one;
+  std::vector<int64_t> items;
+  for (const int64_t r : open) items.push_back(subset != nullptr ? subset[r] : first + r);
+  const auto total =
+      static_cast<size_t>(s.Collect(items.data(), 0, static_cast<int64_t>(items.size()), 0, 0));
+  const auto behind = static_cast<size_t>(count);
+  Grow(one.code, behind + total);
+  Grow(one.value, behind + total);
+  std::copy_n(s.lists.code.begin(), total, one.code.begin() + count);
+  std::copy_n(s.lists.value.begin(), total, one.value.begin() + count);
+  for (size_t t = 0; t < open.size(); ++t) {
+    one.count[static_cast<size_t>(open[t])] = s.lists.count[t];
+    one.start[static_cast<size_t>(open[t])] = behind + s.lists.start[t];
+  }
+  return one;
 }
 
 }  // namespace onerec

@@ -166,6 +166,17 @@ TEST_P(KMeansPasses, CandidatesAreAllThatAreNear) {
   check(nullptr, 189, 1, 8, 8);
   EXPECT_EQ(full, 0);
   EXPECT_GT(left_out, 0);
+  // The tenth of item 7 is beyond the threshold by less than two values err.
+  const std::vector<double> values = data.Values(7);
+  std::vector<double> sorted = values;
+  std::sort(sorted.begin(), sorted.end());
+  const auto error = static_cast<double>(device.Error(7));
+  const double edge = sorted[9] - sorted[0] - 1.5 * error;
+  const KMeansDevice::Lists& lists = device.Candidates(nullptr, 7, 1, edge, edge);
+  EXPECT_GE(lists.count[0], 10);
+  EXPECT_EQ(lists.count[0], std::count_if(values.begin(), values.end(), [&](double value) {
+              return value <= sorted[9] + 0.5 * error;
+            }));
   check(subset.data(), 0, some, infinity, infinity);
   EXPECT_EQ(full, data.centre_count > 128 ? some : 0);
 }

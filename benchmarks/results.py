@@ -7,6 +7,7 @@ python benchmarks/results.py render [--check]   # -> docs/benchmarks.md
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import re
 import sys
@@ -61,6 +62,10 @@ def store(record: dict[str, Any], suites: Sequence[str] = ()) -> Path:
     return path
 
 
+def suites_of(record: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(entry["suite"] for entry in record["benchmarks"]))
+
+
 def section(record: dict[str, Any]) -> str:
     """The part of the page about one record."""
     environment, commit = record["environment"], record["commit"]
@@ -69,10 +74,9 @@ def section(record: dict[str, Any]) -> str:
         f"{name} {packages[name]}" for name in ("torch", "numpy", "triton") if packages.get(name)
     )
     changed = " with uncommitted changes" if commit["dirty"] else ""
-    suites = list(dict.fromkeys(entry["suite"] for entry in record["benchmarks"]))
+    suites = suites_of(record)
     lines = [
-        f"\n## {', '.join(suites)}\n",
-        f"{device(record)}. onerec {environment['onerec']} at commit "
+        f"\n{device(record)}. onerec {environment['onerec']} at commit "
         f"`{commit['id'][:10]}`{changed}, {record['datetime'][:10]}; "
         f"Python {environment['python']}, {versions}, {environment['torch']['threads']} threads.",
     ]
@@ -262,8 +266,18 @@ def page() -> str:
     """The whole page, from every record in benchmarks/results/: times first, then policies."""
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     policies = [r for r in records if {e["suite"] for e in r["benchmarks"]} == {"alignment"}]
-    times = "".join(section(record) for record in records if record not in policies)
-    return INTRODUCTION + times + serving() + "".join(section(record) for record in policies)
+    times = [record for record in records if record not in policies]
+    return INTRODUCTION + sections(times) + serving() + sections(policies)
+
+
+def sections(records: list[dict[str, Any]]) -> str:
+    """The parts about some records, those of the same suites under one heading."""
+
+    def title(record: dict[str, Any]) -> str:
+        return ", ".join(suites_of(record))
+
+    groups = itertools.groupby(sorted(records, key=title), key=title)
+    return "".join(f"\n## {name}\n" + "".join(map(section, found)) for name, found in groups)
 
 
 def serving() -> str:

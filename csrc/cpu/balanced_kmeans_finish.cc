@@ -125,7 +125,7 @@ bool ExactFinish::TakeKnown(int32_t index) {
     std::make_heap(heap.begin(), heap.end());
     const double rest = frontier - start_prices_[static_cast<size_t>(to)];
     const double bound = std::min(heap.front().delta, rest);
-    node.arcs.push_back({bound, bound + prices_[to], to});
+    node.arcs.push_back({bound, bound, to});  // Sort adds the price
     node.moves.push_back({rest, std::move(heap)});
   }
   Sort(node);

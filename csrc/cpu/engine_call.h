@@ -18,7 +18,7 @@
 namespace onerec::engine {
 
 inline constexpr int64_t kMostRows = 48;    // rows that one piece of work takes through a sublayer
-inline constexpr int64_t kFewestRows = 6;   // of a block of the matrix product
+inline constexpr int64_t kFewestRows = 6;   // of a block of the matrix product on AVX2
 inline constexpr int64_t kMostPending = 4;  // tokens that a beam may have waiting
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -98,27 +98,6 @@ struct Float16 {
   }
 };
 
-// None is NaN.
-float Largest(const Lanes& lanes) {
-  float values[16];
-  Store(values, lanes);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) {
-      values[i] = values[i + half] > values[i] ? values[i + half] : values[i];
-    }
-  }
-  return values[0];
-}
-
-// Whether Exp2Near met a value that it does not take.
-bool MetFar(const Lanes& far) {
-  float values[16];
-  Store(values, far);
-  uint32_t bits = 0;
-  for (float value : values) bits |= __builtin_bit_cast(uint32_t, value);
-  return bits >= 1024;
-}
-
 // log sum exp(x / temperature) of a row, read block by block. The sum is kept relative to a value
 // near the largest so far; each lane's part of a block is a float, added to a double.
 struct LogSumExp {
@@ -153,7 +132,7 @@ struct LogSumExp {
       part = Add(part, Exp2Near(Mul(Sub(a, shift), factor), &far));
       part = Add(part, Exp2Near(Mul(Sub(b, shift), factor), &far));
     }
-    if (MetFar(far)) return false;
+    if (AnyBit(far, ~4095u)) return false;
     Collect(part);
     return true;
   }
@@ -185,18 +164,13 @@ struct LogSumExp {
   void Collect(const Lanes& part) {
     float parts[16];
     Store(parts, part);
-    if (empty) {
-      for (int i = 0; i < 16; ++i) sums[i] = static_cast<double>(parts[i]);
-    } else {
-      for (int i = 0; i < 16; ++i) sums[i] += static_cast<double>(parts[i]);
-    }
-    empty = false;
+    for (int i = 0; i < 16; ++i) sums[i] += static_cast<double>(parts[i]);
   }
 
   void RaiseTo(float top) {
     if (top > kLargest) top = kLargest;
     if (!(top > largest)) return;
-    if (!empty) {
+    if (largest > -kInfinity) {
       const double down =
           Exp((static_cast<double>(largest) - static_cast<double>(top)) / temperature);
       for (double& sum : sums) sum *= down;
@@ -219,8 +193,7 @@ struct LogSumExp {
   double temperature;
   float scale;
   float largest = -kInfinity;
-  bool empty = true;  // nothing in the sums yet
-  double sums[16];
+  double sums[16] = {};
 };
 
 double ReadThreshold(const Collector& collector) {

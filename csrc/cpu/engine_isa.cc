@@ -24,23 +24,6 @@ void Keep(float* y, int64_t i, int64_t n, const Lanes& v) {
   for (int64_t j = 0; i + j < n; ++j) y[i + j] = values[j];
 }
 
-float Sum(const Lanes& lanes) {
-  float s[16];
-  Store(s, lanes);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) s[i] += s[i + half];
-  }
-  return s[0];
-}
-
-float Largest(const Lanes& lanes) {
-  float s[16];
-  Store(s, lanes);
-  float top = s[0];
-  for (float value : s) top = value > top ? value : top;
-  return top;
-}
-
 void Norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
   Lanes sum = Set(0.0f);
   for (int64_t i = 0; i < n; i += 16) {

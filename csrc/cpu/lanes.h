@@ -148,64 +148,144 @@ ONEREC_INLINE Lanes OrDifferent(const Lanes& a, const Lanes& b, uint32_t bits) {
   return out;
 }
 
-// Bits of 2^(i / 8) less those that (i - 64) << 20 will add to them.
-alignas(64) constexpr uint32_t kEighths[16] = {
-    0x43800000, 0x437b95c2, 0x437837f0, 0x4375fed7, 0x437504f3, 0x4375672a, 0x437744fd, 0x437ac0c7,
-    0x43800000, 0x437b95c2, 0x437837f0, 0x4375fed7, 0x437504f3, 0x4375672a, 0x437744fd, 0x437ac0c7};
+// Whether a lane has one of these bits.
+ONEREC_INLINE bool AnyBit(const Lanes& a, uint32_t bits) {
+#if defined(ONEREC_ISA_avx512)
+  return _mm512_test_epi32_mask(ONEREC_CAST_INT(a.r[0]), _mm512_set1_epi32(bits)) != 0;
+#elif defined(ONEREC_ISA_avx2)
+  const Ints any = _mm256_or_si256(ONEREC_CAST_INT(a.r[0]), ONEREC_CAST_INT(a.r[1]));
+  return _mm256_testz_si256(any, _mm256_set1_epi32(bits)) == 0;
+#else
+  float values[16];
+  Store(values, a);
+  uint32_t any = 0;
+  for (float value : values) any |= __builtin_bit_cast(uint32_t, value);
+  return (any & bits) != 0;
+#endif
+}
 
-// Adding it rounds to whole eighths k / 8. The sum's last bits are those of k - 64, and those above
-// the last ten tell whether k is from -960 to 63.
-constexpr float kEighthsMagic = 1.5f * 0x1p20f - 8.0f;
-constexpr uint32_t kEighthsNear = 0x49BFFC00;
+// op over the lanes: of those eight apart, then four, two and one.
+template <class Op>
+ONEREC_INLINE float Fold(const Lanes& a, Op op) {
+#if defined(__SSE2__)
+#if defined(ONEREC_ISA_avx512)
+  const __m256 eight = op(_mm512_castps512_ps256(a.r[0]), _mm512_extractf32x8_ps(a.r[0], 1));
+  const __m128 four = op(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#elif defined(ONEREC_ISA_avx2)
+  const __m256 eight = op(a.r[0], a.r[1]);
+  const __m128 four = op(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+#else
+  const __m128 four = op(op(a.r[0], a.r[2]), op(a.r[1], a.r[3]));
+#endif
+  const __m128 two = op(four, _mm_movehl_ps(four, four));
+  return op(two, _mm_shuffle_ps(two, two, 1))[0];
+#else
+  float s[16];
+  Store(s, a);
+  for (int half = 8; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) s[i] = op(s[i], s[i + half]);
+  }
+  return s[0];
+#endif
+}
 
-// 2^(k / 8) for shifted = k / 8 + kEighthsMagic.
-ONEREC_INLINE Lanes Eighths(const Lanes& shifted) {
+ONEREC_INLINE float Sum(const Lanes& a) {
+  return Fold(a, [](auto x, auto y) { return x + y; });
+}
+
+// None is NaN.
+ONEREC_INLINE float Largest(const Lanes& a) {
+  return Fold(a, [](auto x, auto y) { return x > y ? x : y; });
+}
+
+// 2^y is s 2^(k / 32) ((f + a)^2 + b) for the whole number k / 32 nearest to y and f = y - k / 32;
+// s, a and b are those of the parabola that comes nearest to 2^f.
+constexpr float kParabolaA = 0x1.7154ecp0f;
+constexpr float kParabolaB = 0x1.0a684ep1f;
+
+// 2^8 s 2^(h / 4) 2^(l / 32) for i = 8 h + l is the rounded product of two tables of eight.
+alignas(32) constexpr float kQuarters[8] = {0x1p0f, 0x1.306fep0f, 0x1.6a09e6p0f, 0x1.ae89fap0f,
+                                            0x1p0f, 0x1.306fep0f, 0x1.6a09e6p0f, 0x1.ae89fap0f};
+alignas(32) constexpr float kParts[8] = {0x1.ebfd1cp5f, 0x1.f6c308p5f, 0x1.00e2acp6f,
+                                         0x1.0682bp6f,  0x1.0c423cp6f, 0x1.122202p6f,
+                                         0x1.1822b4p6f, 0x1.1e450ep6f};
+// Bits of that product less those that i << 18 will add to them.
+struct Table {
+  uint32_t bits[32];
+};
+constexpr Table MakeTable() {
+  Table table{};
+  for (uint32_t i = 0; i < 32; ++i) {
+    table.bits[i] = __builtin_bit_cast(uint32_t, kQuarters[i / 8] * kParts[i % 8]) - (i << 18);
+  }
+  return table;
+}
+alignas(64) constexpr Table kTable = MakeTable();
+
+// Adding it rounds to whole k / 32. The sum's last bits are those of k - 256, and those above the
+// last twelve tell whether k is from -3840 to 255.
+constexpr float kMagic = 1.5f * 0x1p18f - 8.0f;
+constexpr uint32_t kNear = 0x48BFF000;
+
+// s 2^(k / 32) for shifted = k / 32 + kMagic.
+ONEREC_INLINE Lanes Power(const Lanes& shifted) {
   Lanes out;
 #if defined(ONEREC_ISA_avx512)
   const Ints k = ONEREC_CAST_INT(shifted.r[0]);
-  const Ints table = _mm512_load_si512(kEighths);
-  out.r[0] = ONEREC_CAST_FLOAT(
-      _mm512_add_epi32(_mm512_permutexvar_epi32(k, table), _mm512_slli_epi32(k, 20)));
+  const Ints table = _mm512_permutex2var_epi32(_mm512_load_si512(kTable.bits), k,
+                                               _mm512_load_si512(kTable.bits + 16));
+  out.r[0] = ONEREC_CAST_FLOAT(_mm512_add_epi32(table, _mm512_slli_epi32(k, 18)));
 #elif defined(ONEREC_ISA_avx2)
-  const Ints table = _mm256_load_si256(reinterpret_cast<const __m256i*>(kEighths));
+  const Floats quarters = _mm256_load_ps(kQuarters), parts = _mm256_load_ps(kParts);
+  const Ints whole = _mm256_set1_epi32(~31);
   ONEREC_EACH {
     const Ints k = ONEREC_CAST_INT(shifted.r[i]);
-    out.r[i] = ONEREC_CAST_FLOAT(
-        _mm256_add_epi32(_mm256_permutevar8x32_epi32(table, k), _mm256_slli_epi32(k, 20)));
+    const Floats value = _mm256_mul_ps(_mm256_permutevar8x32_ps(quarters, _mm256_srli_epi32(k, 3)),
+                                       _mm256_permutevar8x32_ps(parts, k));
+    out.r[i] = ONEREC_CAST_FLOAT(_mm256_add_epi32(
+        ONEREC_CAST_INT(value), _mm256_slli_epi32(_mm256_and_si256(k, whole), 18)));
+  }
+#elif defined(__SSE2__)
+  ONEREC_EACH {
+    const Ints k = ONEREC_CAST_INT(shifted.r[i]);
+    const Ints index = _mm_and_si128(k, _mm_set1_epi32(31));
+    const auto low = static_cast<uint64_t>(_mm_cvtsi128_si64(index));
+    const auto high = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_unpackhi_epi64(index, index)));
+    const auto at = [](uint64_t j) { return _mm_cvtsi32_si128(static_cast<int>(kTable.bits[j])); };
+    const Ints table = _mm_unpacklo_epi64(_mm_unpacklo_epi32(at(low & 31), at(low >> 32)),
+                                          _mm_unpacklo_epi32(at(high & 31), at(high >> 32)));
+    out.r[i] = ONEREC_CAST_FLOAT(_mm_add_epi32(table, _mm_slli_epi32(k, 18)));
   }
 #else
-  uint32_t k[16];
-  Store(reinterpret_cast<float*>(k), shifted);
-  for (uint32_t& bits : k) bits = kEighths[bits & 7] + (bits << 20);
-  out = Load(reinterpret_cast<const float*>(k));
+  ONEREC_EACH {
+    const auto k = __builtin_bit_cast(uint32_t, shifted.r[i]);
+    out.r[i] = __builtin_bit_cast(float, kTable.bits[k & 31] + (k << 18));
+  }
 #endif
   return out;
 }
 
-// 2^y for y from -127 to 128 and shifted = y + kEighthsMagic: a table for the eighths and a
-// polynomial of degree 3 for the rest, relative error below 2e-7.
+// 2^y for y from -120 to 128 and shifted = y + kMagic, relative error below 3.2e-7.
 ONEREC_INLINE Lanes Exp2Of(const Lanes& y, const Lanes& shifted) {
 #if defined(ONEREC_ISA_avx512)
-  const Lanes f = {{_mm512_reduce_ps(y.r[0], 0x30)}};  // the same, in one operation
+  const Lanes f = {{_mm512_reduce_ps(y.r[0], 0x50)}};  // the same, in one operation
 #else
-  const Lanes f = Sub(y, Sub(shifted, Set(kEighthsMagic)));
+  const Lanes f = Sub(y, Sub(shifted, Set(kMagic)));
 #endif
-  // In pairs, so that the chain of dependent operations is short.
-  const Lanes high = Add(Mul(Set(0x1.c6a004p-5f), f), Set(0x1.ec0c32p-3f));
-  const Lanes low = Add(Mul(Set(0x1.62e432p-1f), f), Set(1.0f));
-  return Mul(Add(Mul(high, Mul(f, f)), low), Eighths(shifted));
+  const Lanes t = Add(f, Set(kParabolaA));
+  return Mul(Add(Mul(t, t), Set(kParabolaB)), Power(shifted));
 }
 
-// 2^y for y < 128; 0 for y <= -127 and NaN.
+// 2^y for y < 128; 2^-64 for y < -64 and NaN: nothing beside a sum that has a 1.
 ONEREC_INLINE Lanes Exp2(const Lanes& exponent) {
-  const Lanes y = Max(exponent, Set(-127.0f));
-  return Exp2Of(y, Add(y, Set(kEighthsMagic)));
+  const Lanes y = Max(exponent, Set(-64.0f));
+  return Exp2Of(y, Add(y, Set(kMagic)));
 }
 
-// 2^y for y from -120 to 8; sets bits above the last ten in `far` where one is not, or is NaN.
+// 2^y for y from -120 to 8; sets bits above the last twelve in `far` where one is not, or is NaN.
 ONEREC_INLINE Lanes Exp2Near(const Lanes& y, Lanes* far) {
-  const Lanes shifted = Add(y, Set(kEighthsMagic));
-  *far = OrDifferent(*far, shifted, kEighthsNear);
+  const Lanes shifted = Add(y, Set(kMagic));
+  *far = OrDifferent(*far, shifted, kNear);
   return Exp2Of(y, shifted);
 }
 

@@ -8,11 +8,11 @@
 #include <vector>
 
 #include "cpu/engine_call.h"
+#include "cpu/wanted_got.h"
 
 namespace onerec {
 
 using engine::Call;
-using engine::WantedGot;
 using engine::Workspace;
 
 struct Engine::Impl {

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "cpu/wanted_got.h"
+#include "cpu/wanted_got.h"
 #include "onerec/moe.h"
 
 namespace onerec::engine {

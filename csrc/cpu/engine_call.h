@@ -29,10 +29,6 @@ void Grow(T& v, int64_t size) {
   if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
 }
 
-inline std::string WantedGot(const char* name, const std::string& wanted, int64_t got) {
-  return std::string(name) + ": wanted " + wanted + ", got " + std::to_string(got);
-}
-
 // Rows [begin, end) of one request.
 struct Piece {
   int64_t request, begin, end;

@@ -1,4 +1,4 @@
-#include "cpu/beam_search_isa.h"
+#include "cpu/beam_step_isa.h"
 
 #include <cstdint>
 

@@ -21,6 +21,19 @@ def has_feedback(directory: Path) -> bool:
     return (directory / "sessions" / "exposed.parquet").is_file()
 
 
+def _made_from(directory: Path, name: str, source: str) -> StageRecord | None:
+    """The stage `name` if it was made from the present stage `source`; no file is looked at."""
+    made, present = (read_record(directory / stage) for stage in (name, source))
+    if made is None or present is None or made.inputs.get(source) != present.fingerprint:
+        return None
+    return made
+
+
+def reward_model(directory: Path) -> StageRecord | None:
+    """The stage `reward` if it belongs to `sessions`; its files are not looked at."""
+    return _made_from(directory, "reward", "sessions")
+
+
 def alignment(directory: Path, settings: Settings) -> StageRecord | None:
     """The stage `align` if it belongs to `pretrain`; its files are not looked at.
 
@@ -28,10 +41,9 @@ def alignment(directory: Path, settings: Settings) -> StageRecord | None:
         directory: The run's directory.
         settings: With `align.iterations` of 0 there is none in any case.
     """
-    pretrain, found = (read_record(directory / name) for name in ("pretrain", "align"))
-    if pretrain is None or found is None or settings.align.iterations == 0:
+    if settings.align.iterations == 0:
         return None
-    return found if found.inputs.get("pretrain") == pretrain.fingerprint else None
+    return _made_from(directory, "align", "pretrain")
 
 
 def served_model(directory: Path, settings: Settings) -> StageRecord:

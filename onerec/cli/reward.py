@@ -35,7 +35,9 @@ def make(directory: Path, settings: Settings) -> StageResult:
             with console.progress("reward") as report:
                 result = train_reward(data, settings.reward, device=device, progress=report)
         except ValueError as error:
-            raise OneRecError(f"no reward model: {error}") from error
+            raise OneRecError(
+                f"no reward model: {error}; `onerec run` with --align.iterations 0 does without"
+            ) from error
         save_reward(result, folder)
         return headline(result.metrics)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +43,9 @@ class Section:
     problem: str | None = None
 
 
-def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+def render_report(
+    run_dir: str | Path, out: str | Path | None = None, *, leave_out: Collection[str] = ()
+) -> Path:
     """Writes the report of a run.
 
     Reads config.yaml, */stage.json, sessions/ (funnel.json, items.parquet, sessions.parquet),
@@ -54,6 +56,7 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     Args:
         run_dir: The run's directory.
         out: The file to write; `run_dir/report.html` by default.
+        leave_out: Of "reward" and "align", the stages that get no section although they were made.
 
     Returns:
         The path written.
@@ -82,7 +85,8 @@ def render_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
             ("setup", "Configuration and versions", sections.setup),
         )
         # A log without feedback has neither; the table of stages says that they were not run.
-        if part[0] not in _OPTIONAL or (run / _OPTIONAL[part[0]]).is_dir()
+        if (stage := _OPTIONAL.get(part[0])) is None
+        or (stage not in leave_out and (run / stage).is_dir())
     ]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

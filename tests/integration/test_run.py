@@ -142,6 +142,21 @@ def test_a_log_without_preferences_gets_its_report(
     said = capsys.readouterr().err
     for name in ("evaluate", "recommend"):
         assert f"{name}: unchanged, skipped" in said
+    page = html.unescape((run_copy / "report" / "report.html").read_text())
+    assert "Reward model" in page
+    assert "Preference alignment" not in page, "that was an earlier run's"
+
+
+def test_a_log_that_trains_no_reward_model_says_what_to_do(
+    run_copy: Path, settings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", "--out", str(run_copy), "--config", str(settings)]
+    few = ["--reward.min_positives", "1000000"]
+    assert main([*command, *few]) == 1
+    said = capsys.readouterr().err
+    assert "no reward model: targets: none can be trained" in said
+    assert "--align.iterations 0" in said
+    assert main([*command, *few, "--align.iterations", "0"]) == 0
 
 
 def test_terminal_shows_texts_beside_histories(

@@ -4,7 +4,9 @@
 #include <cstdint>
 #ifdef __SSE2__
 #pragma GCC diagnostic push
+#ifndef __clang__
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false: GCC bug 105593
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 #endif

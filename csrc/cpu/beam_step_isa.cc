@@ -57,9 +57,10 @@ struct BFloat16 {
       b->r[i] = ONEREC_F(and_ps)(ONEREC_CAST_FLOAT(pair), ONEREC_CAST_FLOAT(high));
     }
 #else
-    for (int i = 0; i < 16; ++i) {
-      a->r[i] = Get(p + 2 * i);
-      b->r[i] = Get(p + 2 * i + 1);
+    const Lanes pairs = Load(reinterpret_cast<const float*>(p));
+    ONEREC_EACH {
+      a->r[i] = ONEREC_CAST_FLOAT(ONEREC_CAST_INT(pairs.r[i]) << 16);
+      b->r[i] = ONEREC_CAST_FLOAT(ONEREC_CAST_INT(pairs.r[i]) & 0xFFFF0000u);
     }
 #endif
   }

@@ -34,10 +34,12 @@ using Ints = __m128i;
 #define ONEREC_F(op) _mm_##op
 #define ONEREC_CAST_INT(v) _mm_castps_si128(v)
 #define ONEREC_CAST_FLOAT(v) _mm_castsi128_ps(v)
-#else
-constexpr int kRegisters = 16;
-using Floats = float;
-using Ints = uint32_t;
+#else  // any other processor: the compiler's own vectors
+constexpr int kRegisters = 4;
+using Floats = float __attribute__((vector_size(16)));
+using Ints = uint32_t __attribute__((vector_size(16)));
+#define ONEREC_CAST_INT(v) __builtin_bit_cast(Ints, v)
+#define ONEREC_CAST_FLOAT(v) __builtin_bit_cast(Floats, v)
 #endif
 constexpr int kWidth = 16 / kRegisters;
 
@@ -96,20 +98,20 @@ ONEREC_INLINE uint32_t AtLeast(const Lanes& a, const Lanes& b) {
 #else
 ONEREC_INLINE Lanes Set(float value) {
   Lanes out;
-  ONEREC_EACH out.r[i] = value;
+  ONEREC_EACH out.r[i] = Floats{value, value, value, value};
   return out;
 }
 ONEREC_INLINE Lanes Load(const float* p) {
   Lanes out;
-  ONEREC_EACH out.r[i] = p[i];
+  __builtin_memcpy(out.r, p, sizeof out.r);
   return out;
 }
-ONEREC_INLINE void Store(float* p, const Lanes& a) { ONEREC_EACH p[i] = a.r[i]; }
+ONEREC_INLINE void Store(float* p, const Lanes& a) { __builtin_memcpy(p, a.r, sizeof a.r); }
 #define ONEREC_BINARY(name, expression)                      \
   ONEREC_INLINE Lanes name(const Lanes& a, const Lanes& b) { \
     Lanes out;                                               \
     ONEREC_EACH {                                            \
-      const float x = a.r[i], y = b.r[i];                    \
+      const Floats x = a.r[i], y = b.r[i];                   \
       out.r[i] = expression;                                 \
     }                                                        \
     return out;                                              \
@@ -124,9 +126,9 @@ ONEREC_BINARY(Min, x < y ? x : y)  // b where either is NaN
 
 // Bit i tells whether lane i of a is at least lane i of b; NaN is not.
 ONEREC_INLINE uint32_t AtLeast(const Lanes& a, const Lanes& b) {
-  uint32_t bits = 0;
-  ONEREC_EACH bits |= static_cast<uint32_t>(a.r[i] >= b.r[i]) << i;
-  return bits;
+  Ints bits = {};
+  ONEREC_EACH bits |= (Ints)(a.r[i] >= b.r[i]) & Ints{1, 2, 4, 8} << (4 * i);
+  return bits[0] | bits[1] | bits[2] | bits[3];
 }
 #endif
 
@@ -142,8 +144,8 @@ ONEREC_INLINE Lanes OrDifferent(const Lanes& a, const Lanes& b, uint32_t bits) {
 #if defined(__SSE2__)
     out.r[i] = ONEREC_F(or_ps)(a.r[i], ONEREC_F(xor_ps)(b.r[i], same.r[i]));
 #else
-    const auto of = [](float x) { return __builtin_bit_cast(uint32_t, x); };
-    out.r[i] = __builtin_bit_cast(float, of(a.r[i]) | (of(b.r[i]) ^ of(same.r[i])));
+    out.r[i] = ONEREC_CAST_FLOAT(ONEREC_CAST_INT(a.r[i]) |
+                                 (ONEREC_CAST_INT(b.r[i]) ^ ONEREC_CAST_INT(same.r[i])));
 #endif
   }
 #endif
@@ -169,7 +171,6 @@ ONEREC_INLINE bool AnyBit(const Lanes& a, uint32_t bits) {
 // op over the lanes: of those eight apart, then four, two and one.
 template <class Op>
 ONEREC_INLINE float Fold(const Lanes& a, Op op) {
-#if defined(__SSE2__)
 #if defined(ONEREC_ISA_avx512)
   const __m256 eight = op(_mm512_castps512_ps256(a.r[0]), _mm512_extractf32x8_ps(a.r[0], 1));
   const __m128 four = op(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
@@ -177,18 +178,9 @@ ONEREC_INLINE float Fold(const Lanes& a, Op op) {
   const __m256 eight = op(a.r[0], a.r[1]);
   const __m128 four = op(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
 #else
-  const __m128 four = op(op(a.r[0], a.r[2]), op(a.r[1], a.r[3]));
+  const Floats four = op(op(a.r[0], a.r[2]), op(a.r[1], a.r[3]));
 #endif
-  const __m128 two = op(four, _mm_movehl_ps(four, four));
-  return op(two, _mm_shuffle_ps(two, two, 1))[0];
-#else
-  float s[16];
-  Store(s, a);
-  for (int half = 8; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) s[i] = op(s[i], s[i + half]);
-  }
-  return s[0];
-#endif
+  return op(op(four[0], four[2]), op(four[1], four[3]));
 }
 
 ONEREC_INLINE float Sum(const Lanes& a) {
@@ -260,8 +252,10 @@ ONEREC_INLINE Lanes Power(const Lanes& shifted) {
   }
 #else
   ONEREC_EACH {
-    const auto k = __builtin_bit_cast(uint32_t, shifted.r[i]);
-    out.r[i] = __builtin_bit_cast(float, kTable.bits[k & 31] + (k << 18));
+    const Ints k = ONEREC_CAST_INT(shifted.r[i]), index = k & 31;
+    const Ints table = {kTable.bits[index[0]], kTable.bits[index[1]], kTable.bits[index[2]],
+                        kTable.bits[index[3]]};
+    out.r[i] = ONEREC_CAST_FLOAT(table + (k << 18));
   }
 #endif
   return out;

@@ -1,4 +1,7 @@
 #include <cstdint>
+#ifdef __aarch64__
+#include <arm_neon.h>
+#endif
 
 #include "cpu/lanes.h"
 #include "cpu/packed_gemm_tile.h"
@@ -15,8 +18,8 @@ constexpr int kRows = 8, kLastRows = 14, kBudget = 8;
 constexpr int kRows = 6, kLastRows = 6, kBudget = 8;
 #elif defined(__SSE2__)
 constexpr int kRows = 2, kLastRows = 2, kBudget = 8;
-#else
-constexpr int kRows = 1, kLastRows = 1, kBudget = 16;
+#else  // thirty-two registers of four
+constexpr int kRows = 6, kLastRows = 6, kBudget = 16;
 #endif
 constexpr int64_t kRowBlock = 96;  // rows whose inputs stay in the cache while panels pass by
 
@@ -28,15 +31,15 @@ inline Floats Broadcast(float value) {
 #if defined(__SSE2__)
   return ONEREC_F(set1_ps)(value);
 #else
-  return value;
+  return Floats{value, value, value, value};
 #endif
 }
 
 inline Floats Fma(Floats a, Floats b, Floats c) {
 #if defined(ONEREC_ISA_avx512) || defined(ONEREC_ISA_avx2)
   return ONEREC_F(fmadd_ps)(a, b, c);
-#elif defined(__SSE2__)
-  return _mm_add_ps(_mm_mul_ps(a, b), c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
 #else
   return a * b + c;
 #endif
@@ -72,7 +75,9 @@ struct BFloat16 {
       out.r[i] = ONEREC_CAST_FLOAT(second ? _mm_and_si128(v, _mm_set1_epi32(-65536))
                                           : _mm_slli_epi32(v, 16));
 #else
-      out.r[i] = __builtin_bit_cast(float, second ? p[i] & 0xFFFF0000u : p[i] << 16);
+      Ints v;
+      __builtin_memcpy(&v, p + i * kWidth, sizeof v);
+      out.r[i] = ONEREC_CAST_FLOAT(second ? v & 0xFFFF0000u : v << 16);
 #endif
     }
     return out;

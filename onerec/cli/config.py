@@ -213,8 +213,14 @@ def add_sections(parser: Parser, sections: Sequence[str], preset: str) -> None:
         )
 
 
-def add_columns(parser: Parser) -> None:
-    """Adds `--columns`."""
+def add_reading(parser: Parser) -> None:
+    """Adds `--kind` and `--columns`, how a log is read."""
+    parser.add_argument(
+        "--kind",
+        type=Literal["auto", "kuairand", "amazon", "parquet"],
+        default="auto",
+        help="reader of the log",
+    )
     parser.add_argument(
         "--columns",
         type=dict[str, str | None],
@@ -249,13 +255,7 @@ def _add_top(parser: Parser, data: bool, preset: bool) -> None:
             help="folder of the log: KuaiRand, Amazon, or the schema of docs/data.md; without it "
             "the log is simulated",
         )
-        parser.add_argument(
-            "--kind",
-            type=Literal["auto", "kuairand", "amazon", "parquet"],
-            default="auto",
-            help="reader of the log",
-        )
-        add_columns(parser)
+        add_reading(parser)
         parser.add_argument(
             "--engine",
             type=Literal["duckdb", "spark"],

@@ -17,7 +17,7 @@ import numpy as np
 
 from onerec.cli import console, sessions
 from onerec.cli.bench import published_environment
-from onerec.cli.config import SECTIONS, Settings, add_columns, given_names, section_class
+from onerec.cli.config import SECTIONS, Settings, add_reading, given_names, section_class
 from onerec.cli.stage import data_digest, locked, run_stage, write_json
 from onerec.errors import OneRecError
 from onerec.evaluation.presets import PRESETS, REFERENCE, System
@@ -317,13 +317,7 @@ def main(argv: list[str]) -> None:
         usage="--data DIR [options]",
     )
     parser.add_argument("--data", type=str, required=True, help="folder of the log")
-    parser.add_argument(
-        "--kind",
-        type=Literal["auto", "kuairand", "amazon", "parquet"],
-        default="auto",
-        help="reader of the log",
-    )
-    add_columns(parser)
+    add_reading(parser)
     parser.add_argument(
         "--preset",
         type=Literal["cpu", "gpu", "tokenizers"],

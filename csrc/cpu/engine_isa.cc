@@ -9,19 +9,31 @@ namespace {
 
 constexpr float kLog2E = 1.44269504088896340736f;
 
+#if defined(ONEREC_ISA_avx512)
+__mmask16 First(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+#endif
+
 // Sixteen values of an array of n from i on; zeros (or `fill`) past its end.
 Lanes Part(const float* x, int64_t i, int64_t n, float fill = 0.0f) {
   if (i + 16 <= n) return Load(x + i);
+#if defined(ONEREC_ISA_avx512)
+  return {{_mm512_mask_loadu_ps(_mm512_set1_ps(fill), First(n - i), x + i)}};
+#else
   float values[16];
   for (int64_t j = 0; j < 16; ++j) values[j] = i + j < n ? x[i + j] : fill;
   return Load(values);
+#endif
 }
 
 void Keep(float* y, int64_t i, int64_t n, const Lanes& v) {
   if (i + 16 <= n) return Store(y + i, v);
+#if defined(ONEREC_ISA_avx512)
+  _mm512_mask_storeu_ps(y + i, First(n - i), v.r[0]);
+#else
   float values[16];
   Store(values, v);
   for (int64_t j = 0; i + j < n; ++j) y[i + j] = values[j];
+#endif
 }
 
 void Norm(const float* x, const float* weight, int64_t n, float eps, float* out) {

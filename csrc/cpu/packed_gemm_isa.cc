@@ -222,14 +222,19 @@ void RunBFloat16(const GemmTile& tile) {
     for (int64_t r = 0; r < some.m; ++r) {
       const int64_t at = tile.rows != nullptr ? tile.rows[row + r] : row + r;
       const float* const x = tile.x + at * tile.x_stride;
-      for (int64_t i = 0; i < tile.k; i += 32) {
-        const int64_t left = tile.k - i;
-        const __mmask16 low = left < 16 ? (1u << left) - 1 : 0xFFFF;
-        const __mmask16 high = left < 16 ? 0 : left < 32 ? (1u << (left - 16)) - 1 : 0xFFFF;
-        _mm512_store_si512(pairs + r * stride + i / 2,
-                           (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, x + i + 16),
-                                                        _mm512_maskz_loadu_ps(low, x + i)));
+      uint32_t* const to = pairs + r * stride;
+      const int64_t whole = tile.k & ~int64_t{31};
+      for (int64_t i = 0; i < whole; i += 32) {
+        _mm512_store_si512(to + i / 2, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16),
+                                                                    _mm512_loadu_ps(x + i)));
       }
+      if (whole == tile.k) continue;
+      const uint32_t rest = (1u << (tile.k - whole)) - 1;
+      _mm512_store_si512(
+          to + whole / 2,
+          (__m512i)_mm512_cvtne2ps_pbh(
+              _mm512_maskz_loadu_ps(static_cast<__mmask16>(rest >> 16), x + whole + 16),
+              _mm512_maskz_loadu_ps(static_cast<__mmask16>(rest), x + whole)));
     }
     Run<BFloat16Pairs>(some);
   }

@@ -13,6 +13,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "onerec/packed_gemm.h"
+
 namespace onerec {
 std::string SystemError(const char* what, const std::string& path) {
   return std::string(what) + " " + path + ": " + std::strerror(errno);
@@ -39,6 +41,7 @@ FileBlock FileBlock::Allocate(size_t size) {
   FileBlock block;
   block.data_ = static_cast<char*>(std::aligned_alloc(64, (size + 63) / 64 * 64));
   if (block.data_ == nullptr) throw std::bad_alloc();
+  AdviseLargePages(block.data_, static_cast<int64_t>(size));
   block.size_ = size;
   return block;
 }

@@ -1,5 +1,8 @@
 #include "onerec/packed_gemm.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstring>
@@ -10,6 +13,8 @@
 
 namespace onerec {
 namespace {
+
+constexpr int64_t kLarge = 4 << 20;  // bytes of which most can lie in pages of 2 MB
 
 int64_t Panels(int64_t n) { return (n + kPanelWidth - 1) / kPanelWidth; }
 
@@ -27,6 +32,18 @@ int64_t PanelBytes(int64_t k, WeightType type) {
 
 int64_t PackedBytes(int64_t n, int64_t k, WeightType type) {
   return Panels(n) * PanelBytes(k, type);
+}
+
+void AdviseLargePages(void* data, int64_t bytes) {
+#ifdef MADV_HUGEPAGE
+  if (bytes < kLarge) return;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
+  if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+  static_cast<void>(data), static_cast<void>(bytes);
+#endif
 }
 
 void PackWeights(const float* w, int64_t n, int64_t k, int64_t row_stride, WeightType type,

@@ -12,6 +12,9 @@ void BindPackedGemm(py::module_& m) {
   m.def("packed_bytes", [](int64_t n, int64_t k, int type) {
     return PackedBytes(n, k, static_cast<WeightType>(type));
   });
+  m.def("advise_large_pages", [](uintptr_t data, int64_t bytes) {
+    AdviseLargePages(reinterpret_cast<void*>(data), bytes);
+  });
   m.def(
       "pack_weights",
       [](uintptr_t w, int64_t n, int64_t k, int64_t row_stride, int type, uintptr_t packed,

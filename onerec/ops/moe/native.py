@@ -79,6 +79,7 @@ class PackedExperts:
         count, n, k = matrices.shape
         kind = TYPES[self.dtype]
         packed = torch.empty(count, core().packed_bytes(n, k, kind), dtype=torch.uint8)
+        core().advise_large_pages(packed.data_ptr(), packed.numel())
         for source, target in zip(matrices, packed, strict=True):
             source = source.contiguous()
             core().pack_weights(source.data_ptr(), n, k, k, kind, target.data_ptr(), threads)

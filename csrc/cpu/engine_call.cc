@@ -7,6 +7,7 @@
 #include "cpu/wanted_got.h"
 #include "cpu/wanted_got.h"
 #include "onerec/moe.h"
+#include "onerec/runtime.h"
 
 namespace onerec::engine {
 
@@ -24,6 +25,8 @@ Call::Call(const EngineModel::Impl& model, const std::shared_ptr<const Trie>& tr
       dh_(c_.d_model / c_.n_heads),
       scale_(1.0f / std::sqrt(static_cast<float>(dh_))),
       times_(options.session_length * (c_.levels + 1)),
+      context_type_(c_.bfloat16 != 0 && CurrentIsa() == Isa::kAvx512Bf16 ? WeightType::kBFloat16
+                                                                         : WeightType::kFloat32),
       scoring_(options.scoring.value_or(c_.legal_softmax ? Scoring::kLegalSoftmax
                                                          : Scoring::kFullSoftmax)),
       workers_(std::max(options.num_threads, 1)),
@@ -114,8 +117,8 @@ void Call::PrepareHistories() {
     const int64_t tokens = 1 + r.items * (c_.history_is_items ? 1 : c_.levels);
     w_.tokens_of[at] = tokens;
     w_.token_begin[at + 1] = w_.token_begin[at] + tokens;
-    w_.key_begin[at + 1] = w_.key_begin[at] + heads_ * PaddedTo16(tokens) * dh_;
-    w_.value_begin[at + 1] = w_.value_begin[at] + heads_ * tokens * PaddedTo16(dh_);
+    w_.key_begin[at + 1] = w_.key_begin[at] + heads_ * PackedBytes(tokens, dh_, context_type_);
+    w_.value_begin[at + 1] = w_.value_begin[at] + heads_ * PackedBytes(dh_, tokens, context_type_);
     most_tokens_ = std::max(most_tokens_, tokens);
   }
   const auto last = static_cast<size_t>(batch_);

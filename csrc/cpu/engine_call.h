@@ -36,8 +36,8 @@ struct Piece {
 
 // Keys and values of one layer and request, packed as matrices for each head.
 struct Context {
-  float* keys;    // heads times [ceil(T / 16)][dh][16]
-  float* values;  // heads times [ceil(dh / 16)][T][16]
+  char* keys;    // heads times [T, dh]
+  char* values;  // heads times [dh, T]
   int64_t tokens;
 };
 
@@ -45,8 +45,8 @@ struct Context {
 struct Workspace {
   LineVector<float> x, normed, qkv, gates, last, logits;
   std::vector<char> experts;         // of MoeForward
-  LineVector<float> context[2];      // encoder self-attention, this layer's and the next one's
-  LineVector<float> cross;           // [decoder layers]
+  LineVector<char> context[2];       // encoder self-attention, this layer's and the next one's
+  LineVector<char> cross;            // [decoder layers]
   LineVector<float> keys, values;    // [decoder layers, batch, times, width, d]
   LineVector<float> scratch;         // [workers, scratch_size]
   std::vector<int64_t> offsets;      // [workers, times]
@@ -113,7 +113,7 @@ class Call {
   // Cuts each request's rows into pieces of whole multiples of `unit`.
   void Cut(int64_t rows_all, int64_t unit, const std::vector<int64_t>& counts);
 
-  Context ContextOf(float* base, int64_t b) const {
+  Context ContextOf(char* base, int64_t b) const {
     const auto at = static_cast<size_t>(b), all = static_cast<size_t>(batch_);
     return {base + w_.key_begin[at], base + w_.key_begin[all] + w_.value_begin[at],
             w_.tokens_of[at]};
@@ -223,13 +223,14 @@ class Call {
   const int64_t d_, heads_, dh_;
   const float scale_;
   const int64_t times_;
+  const WeightType context_type_;  // of the keys and values of a context
   const Scoring scoring_;
   const int workers_;
   const GemmFunction gemm_;
   const EngineKernels f_;
   bool decodes_ = true;       // or encodes alone
   int64_t most_tokens_ = 1;   // of a history
-  int64_t context_size_ = 0;  // keys and values of one layer
+  int64_t context_size_ = 0;  // bytes of the keys and values of one layer
   int64_t cache_size_ = 0;    // decoder keys of one layer
   int64_t scratch_size_ = 0;
   int64_t head_panels_ = 0;

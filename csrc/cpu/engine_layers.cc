@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "cpu/bfloat16.h"
 #include "cpu/engine_call.h"
 
 namespace onerec::engine {
@@ -31,16 +32,35 @@ void Call::Cut(int64_t rows_all, int64_t unit, const std::vector<int64_t>& count
   }
 }
 
-void Call::PackToken(const Context& to, int64_t t, const float* key, const float* value) const {
-  const int64_t padded = PaddedTo16(dh_);
-  for (int64_t h = 0; h < heads_; ++h) {
-    float* const k = to.keys + h * PaddedTo16(to.tokens) * dh_ +
-                     t / kPanelWidth * kPanelWidth * dh_ + t % kPanelWidth;
-    for (int64_t i = 0; i < dh_; ++i) k[i * kPanelWidth] = key[h * dh_ + i];
-    float* const v = to.values + h * to.tokens * padded + t * kPanelWidth;
-    for (int64_t i = 0; i < dh_; ++i) {
-      v[i / kPanelWidth * kPanelWidth * to.tokens + i % kPanelWidth] = value[h * dh_ + i];
+namespace {
+
+// Row `at` of a packed matrix of k columns, or (kRow false) the first n values of column `at`.
+template <bool kRow>
+void PackVector(char* matrix, WeightType type, int64_t k, int64_t at, const float* values,
+                int64_t n) {
+  const int64_t panel = PanelBytes(k, type);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t row = kRow ? at : i, column = kRow ? i : at;
+    char* const to = matrix + row / kPanelWidth * panel;
+    if (type == WeightType::kFloat32) {
+      reinterpret_cast<float*>(to)[column * kPanelWidth + row % kPanelWidth] = values[i];
+      continue;
     }
+    auto* const pair =
+        reinterpret_cast<uint16_t*>(to) + (column / 2 * kPanelWidth + row % kPanelWidth) * 2;
+    pair[column % 2] = RoundToBFloat16(values[i]);
+    if (column % 2 == 0 && column + 1 == k) pair[1] = 0;
+  }
+}
+
+}  // namespace
+
+void Call::PackToken(const Context& to, int64_t t, const float* key, const float* value) const {
+  const int64_t keys = PackedBytes(to.tokens, dh_, context_type_);
+  const int64_t values = PackedBytes(dh_, to.tokens, context_type_);
+  for (int64_t h = 0; h < heads_; ++h) {
+    PackVector<true>(to.keys + h * keys, context_type_, dh_, t, key + h * dh_, dh_);
+    PackVector<false>(to.values + h * values, context_type_, to.tokens, t, value + h * dh_, dh_);
   }
 }
 
@@ -48,16 +68,16 @@ void Call::Attend(const float* q, int64_t q_stride, int64_t rows, const Context&
                   int64_t seen, int64_t more, float* scores, float* out) const {
   const int64_t tokens = context.tokens;
   for (int64_t h = 0; h < heads_; ++h) {
-    const PackedMatrix keys{context.keys + h * PaddedTo16(tokens) * dh_, WeightType::kFloat32,
-                            tokens, dh_};
+    const PackedMatrix keys{context.keys + h * PackedBytes(tokens, dh_, context_type_),
+                            context_type_, tokens, dh_};
     Multiply(q + h * dh_, q_stride, rows, keys, scores, tokens, false);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t n = seen + r * more;
       f_.softmax(scores + r * tokens, n, scale_);
       std::fill_n(scores + r * tokens + n, tokens - n, 0.0f);
     }
-    const PackedMatrix values{context.values + h * tokens * PaddedTo16(dh_), WeightType::kFloat32,
-                              dh_, tokens};
+    const PackedMatrix values{context.values + h * PackedBytes(dh_, tokens, context_type_),
+                              context_type_, dh_, tokens};
     Multiply(scores, tokens, rows, values, out + h * dh_, d_, false);
   }
 }

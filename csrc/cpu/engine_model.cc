@@ -6,6 +6,7 @@
 #include <limits>
 #include <utility>
 
+#include "cpu/bfloat16.h"
 #include "cpu/packed_gemm_tile.h"
 #include "cpu/xxh64.h"
 

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cstring>
 
+#include "cpu/bfloat16.h"
 #include "cpu/packed_gemm_tile.h"
 #include "cpu/thread_pool.h"
 #include "onerec/runtime.h"
@@ -19,12 +20,6 @@ constexpr int64_t kLarge = 4 << 20;  // bytes of which most can lie in pages of 
 int64_t Panels(int64_t n) { return (n + kPanelWidth - 1) / kPanelWidth; }
 
 }  // namespace
-
-uint16_t RoundToBFloat16(float value) {
-  const auto bits = std::bit_cast<uint32_t>(value);
-  if ((bits & 0x7FFFFFFF) > 0x7F800000) return static_cast<uint16_t>((bits >> 16) | 0x40);  // NaN
-  return static_cast<uint16_t>((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
 
 int64_t PanelBytes(int64_t k, WeightType type) {
   return type == WeightType::kFloat32 ? k * kPanelWidth * 4 : (k + 1) / 2 * kPanelWidth * 4;
@@ -39,7 +34,8 @@ void AdviseLargePages(void* data, int64_t bytes) {
   if (bytes < kLarge) return;
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
+  const auto end =
+      (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
   if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #else
   static_cast<void>(data), static_cast<void>(bytes);

@@ -8,9 +8,6 @@
 
 namespace onerec {
 
-// To nearest, ties to even.
-uint16_t RoundToBFloat16(float value);
-
 // out [k] = row `row` of W.
 void UnpackRow(const PackedMatrix& w, int64_t row, float* out);
 

@@ -94,7 +94,8 @@ class NativeModel:
         config: The network's.
         dtype: `torch.float32` or `torch.bfloat16`: how matrices are stored. Sums are float32
             always; activations too, unless the CPU multiplies bfloat16 itself (instruction set
-            "avx512_bf16"), where those of bfloat16 matrices are rounded.
+            "avx512_bf16"), where those of bfloat16 matrices are rounded, and
+            keys and values of the history.
         nbytes: Size in memory and in the file, in bytes.
     """
 

@@ -52,7 +52,9 @@ struct EngineConfig {
   int32_t normalize_gates = 0;
   int32_t activation = 0;   // 0 swiglu, 1 geglu, 2 gelu, 3 relu
   int32_t share_codes = 1;  // encoder and decoder read one code table
-  int32_t bfloat16 = 0;     // matrices in bfloat16; activations and sums are float always
+  // Matrices in bfloat16. Sums are float always; activations too, but for the dot products of
+  // onerec/packed_gemm.h, with which the keys and values of histories are bfloat16 as well.
+  int32_t bfloat16 = 0;
   float norm_eps = 1e-6f;
 };
 

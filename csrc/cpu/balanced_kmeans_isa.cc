@@ -355,12 +355,29 @@ double ExactCost(const float* x, const float* c, int64_t d) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
+float NearCost(const float* x, const float* c, int64_t d) {
+  Vec sum0 = {};
+  Vec sum1 = {};
+  int64_t j = 0;
+  for (; j + kWidth <= d; j += kWidth) {
+    const Vec difference0 = Load<Vec>(x + j) - Load<Vec>(c + j);
+    const Vec difference1 = Load<Vec>(x + j + kLanes) - Load<Vec>(c + j + kLanes);
+    sum0 = MultiplyAdd(difference0, difference0, sum0);
+    sum1 = MultiplyAdd(difference1, difference1, sum1);
+  }
+  sum0 += sum1;
+  float sum = 0;
+  for (int lane = 0; lane < kLanes; ++lane) sum += sum0[lane];
+  for (; j < d; ++j) sum += (x[j] - c[j]) * (x[j] - c[j]);
+  return sum;
+}
+
 }  // namespace
 
 extern const KMeansKernels kKMeansKernels;
 const KMeansKernels kKMeansKernels = {kRows,      kWidth,    CostTile,    RowMin,  GroupMin,
                                       Find,       Collect,   CollectEach, SoftRow, SoftList,
-                                      ListArgmin, ListOther, ExactCost};
+                                      ListArgmin, ListOther, ExactCost,   NearCost};
 
 }  // namespace ONEREC_ISA
 }  // namespace onerec

@@ -56,6 +56,9 @@ struct KMeansKernels {
   // Squared distance in float64, summed over eight lanes and then pairwise: the same bits on every
   // instruction set.
   double (*exact_cost)(const float* x, const float* c, int64_t d);
+
+  // Squared distance in float32, relative error below (d + 8) * 2^-24.
+  float (*near_cost)(const float* x, const float* c, int64_t d);
 };
 
 namespace baseline {

@@ -11,11 +11,13 @@
 namespace onerec {
 namespace {
 
-constexpr size_t kAges = 250;       // times that rows are listed again
-constexpr int64_t kShortest = 6;    // entries of an average candidate list, of few clusters
-constexpr int64_t kLongest = 16;    // and of many
-constexpr int64_t kListShare = 10;  // clusters for each entry between
-constexpr int64_t kRowBytes = 20;   // of a list beside its entries
+constexpr size_t kAges = 250;        // times that rows are listed again
+constexpr int64_t kShortest = 6;     // entries of an average candidate list, of few clusters
+constexpr int64_t kLongest = 16;     // and of many
+constexpr int64_t kListShare = 10;   // clusters for each entry between
+constexpr int64_t kFewSuspects = 8;  // of so many clusters one: a row's are looked at one by one
+constexpr double kMargin = 0.25;     // of a row's first look, in the lists' scale
+constexpr int64_t kRowBytes = 20;    // of a list beside its entries
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 }  // namespace
@@ -257,38 +259,35 @@ bool ListMaker::Extend(const double* prices) {
 int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
   const double begin = Seconds();
   const MovedLists now(lists_, prices);
+  lists_.margin = kMargin * lists_.scale;
   const std::vector<int64_t> bounds =
       ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
   const auto rank = static_cast<size_t>(options_.processes.rank);
   const int64_t first = bounds[rank];
   const int64_t count = bounds[rank + 1] - first;
-  std::vector<std::vector<int64_t>> found(static_cast<size_t>(count));
+  std::vector<Missed> missed(static_cast<size_t>(count));
   ParallelFor(count, options_.num_threads, [&](int64_t c) {
-    const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(first + c)];
-    for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-      const int64_t item = (first + c) * lists_.chunk_rows + static_cast<int64_t>(r);
-      const size_t own = Place(chunk, r, basis.labels()[static_cast<size_t>(item)]);
-      const auto value =
-          static_cast<double>(chunk.rel[own] + now.moved()[static_cast<size_t>(chunk.code[own])]);
-      const double error =
-          static_cast<double>(chunk.error[r]) +
-          4e-7 * (std::abs(static_cast<double>(chunk.rel[own])) + std::abs(value) + lists_.scale);
-      if (value + error > now.Edge(chunk, r) - error) {
-        found[static_cast<size_t>(c)].push_back(item);
-      }
-    }
+    missed[static_cast<size_t>(c)] = Miss(first + c, now, prices, basis);
   });
   std::vector<int64_t> rows;
-  for (const auto& part : found) rows.insert(rows.end(), part.begin(), part.end());
+  int64_t found = 0;
+  for (const Missed& part : missed) {
+    rows.insert(rows.end(), part.rows.begin(), part.rows.end());
+    found += part.open;
+  }
   std::vector<int64_t> counts(static_cast<size_t>(options_.processes.count));
-  counts[rank] = static_cast<int64_t>(rows.size());
-  Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1, counts.data());
-  const auto all = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  const auto sum = [&](int64_t own) {
+    counts[rank] = own;
+    Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1,
+          counts.data());
+    return std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  };
+  const auto number = static_cast<int64_t>(rows.size());
+  const int64_t all = sum(number);
   if (5 * all > 4 * x_.rows || lists_.again.size() == kAges) return Build(prices, &basis);
 
   lists_.again.emplace_back(prices, prices + nodes_.count);
   const auto age = static_cast<uint8_t>(lists_.again.size());
-  const auto number = static_cast<int64_t>(rows.size());
   const PassPlan plan = PlanPass(number, centers_.columns(), kernels_);
   std::vector<CandidateLists::Chunk> listed(static_cast<size_t>(plan.chunks));
   std::vector<int64_t> open(static_cast<size_t>(plan.chunks));
@@ -299,19 +298,62 @@ int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
                   ListRow(listed[at], rows[static_cast<size_t>(position)], row, prices, &basis) ? 1
                                                                                                 : 0;
             });
-  counts[rank] = std::accumulate(open.begin(), open.end(), int64_t{0});
-  Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1, counts.data());
-  const auto total = std::accumulate(counts.begin(), counts.end(), int64_t{0});
+  const int64_t total = sum(std::accumulate(open.begin(), open.end(), found));
   if (total > 0) {
     ParallelFor(count, options_.num_threads, [&](int64_t c) {
-      if (found[static_cast<size_t>(c)].empty()) return;
+      const Missed& part = missed[static_cast<size_t>(c)];
+      if (part.rows.empty() && part.entries.empty()) return;
       Replace(lists_.chunks[static_cast<size_t>(first + c)], (first + c) * lists_.chunk_rows, rows,
-              listed, plan.chunk_rows, age, basis);
+              listed, plan.chunk_rows, age, part.entries, basis);
     });
     CountEntries();
   }
   report_.pass_seconds += Seconds() - begin;
   return total;
+}
+
+// What a chunk's lists may miss at the prices. Few suspects of a row are looked at one by one.
+ListMaker::Missed ListMaker::Miss(int64_t number, const MovedLists& now, const double* prices,
+                                  const ListSimplex& basis) const {
+  const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(number)];
+  Missed missed;
+  std::vector<int32_t> suspects;
+  const double rounded = 1 - 6e-8 * static_cast<double>(x_.columns + 8);  // of near_cost
+  for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
+    const int64_t item = number * lists_.chunk_rows + static_cast<int64_t>(r);
+    const size_t place = Place(chunk, r, basis.labels()[static_cast<size_t>(item)]);
+    const int32_t own = chunk.code[place];
+    const auto value =
+        static_cast<double>(chunk.rel[place] + now.moved()[static_cast<size_t>(own)]);
+    const double error =
+        static_cast<double>(chunk.error[r]) +
+        4e-7 * (std::abs(static_cast<double>(chunk.rel[place])) + std::abs(value) + lists_.scale);
+    const double limit = value + 2 * error + (lists_.again.empty() ? lists_.margin : 0);
+    if (limit <= now.Edge(chunk, r)) continue;
+    now.Suspects(chunk, r, limit, kernels_, suspects);
+    if (static_cast<int64_t>(suspects.size()) > nodes_.count / kFewSuspects) {
+      missed.rows.push_back(item);
+      continue;
+    }
+    if (suspects.empty()) continue;
+    const float* x = x_.data + item * x_.stride;
+    const double cost = Cost(x_, item, nodes_.centers.data(), own, kernels_);
+    const double before =
+        static_cast<double>(chunk.rel[place]) - cost - lists_.prices[static_cast<size_t>(own)];
+    const double most = cost + prices[own] + lists_.threshold;
+    bool open = false;
+    for (const int32_t k : suspects) {
+      const float* center = nodes_.centers.data() + k * x_.columns;
+      const auto near = static_cast<double>(kernels_.near_cost(x, center, x_.columns));
+      if (near * rounded + prices[k] > most) continue;
+      const double exact = kernels_.exact_cost(x, center, x_.columns);
+      open = open || exact + prices[k] < cost + prices[own] - basis.rounding();
+      missed.entries.push_back(
+          {item, k, static_cast<float>(before + exact + lists_.prices[static_cast<size_t>(k)])});
+    }
+    missed.open += open ? 1 : 0;
+  }
+  return missed;
 }
 
 // Where the row lists the cluster, which it does.
@@ -325,17 +367,25 @@ size_t ListMaker::Place(const CandidateLists::Chunk& chunk, size_t row, int32_t 
 void ListMaker::Replace(CandidateLists::Chunk& chunk, int64_t first,
                         const std::vector<int64_t>& rows,
                         const std::vector<CandidateLists::Chunk>& listed, int64_t listed_rows,
-                        uint8_t age, const ListSimplex& basis) {
+                        uint8_t age, const std::vector<Entry>& entries, const ListSimplex& basis) {
   const std::vector<double>& prices = lists_.again.back();
   CandidateLists::Chunk next;
   auto position = std::lower_bound(rows.begin(), rows.end(), first);
+  auto entry = entries.begin();
   for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
     const int64_t item = first + static_cast<int64_t>(r);
     if (position == rows.end() || *position != item) {
+      int64_t end = chunk.offset[r + 1];
+      if (entry != entries.end() && entry->item == item) {  // their place is that of the padding
+        while (chunk.rel[static_cast<size_t>(end - 1)] == kInfinity) --end;
+      }
       next.code.insert(next.code.end(), chunk.code.begin() + chunk.offset[r],
-                       chunk.code.begin() + chunk.offset[r + 1]);
-      next.rel.insert(next.rel.end(), chunk.rel.begin() + chunk.offset[r],
-                      chunk.rel.begin() + chunk.offset[r + 1]);
+                       chunk.code.begin() + end);
+      next.rel.insert(next.rel.end(), chunk.rel.begin() + chunk.offset[r], chunk.rel.begin() + end);
+      for (; entry != entries.end() && entry->item == item; ++entry) {
+        next.code.push_back(entry->code);
+        next.rel.push_back(entry->rel);
+      }
       EndRow(next, chunk.error[r], chunk.low[r], chunk.age[r]);
       continue;
     }

@@ -40,8 +40,9 @@ class ListMaker {
   bool Extend(const double* prices);
   // Lists each row's label.
   void AddLabels(const int32_t* labels);
-  // Looks at the rows whose lists are too short to tell that the basis is the best, and lists them
-  // again. Returns the number of rows that some cluster suits better than what the basis says.
+  // Looks at the rows whose lists are too short to tell that the basis is the best: adds what they
+  // miss, or lists them again. Returns the number of rows that some cluster suits better than what
+  // the basis says.
   int64_t ListAgain(const double* prices, const ListSimplex& basis);
   // Gives every process all of the lists.
   void Gather();
@@ -51,15 +52,28 @@ class ListMaker {
   const CandidateLists& lists() const { return lists_; }
 
  private:
+  struct Entry {
+    int64_t item;
+    int32_t code;
+    float rel;
+  };
+  struct Missed {
+    std::vector<Entry> entries;  // to be added to the lists
+    int64_t open = 0;            // rows that one of them suits better than what the basis says
+    std::vector<int64_t> rows;   // to be listed again
+  };
+
   void CountEntries();
   bool ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& row, const double* prices,
                const ListSimplex* basis);
   bool Open(int64_t item, const Candidates& row, const double* prices,
             const ListSimplex& basis) const;
+  Missed Miss(int64_t number, const MovedLists& now, const double* prices,
+              const ListSimplex& basis) const;
   static size_t Place(const CandidateLists::Chunk& chunk, size_t row, int32_t cluster);
   void Replace(CandidateLists::Chunk& chunk, int64_t first, const std::vector<int64_t>& rows,
                const std::vector<CandidateLists::Chunk>& listed, int64_t listed_rows, uint8_t age,
-               const ListSimplex& basis);
+               const std::vector<Entry>& entries, const ListSimplex& basis);
 
   const FloatRows& x_;
   const std::vector<double>& mean_;

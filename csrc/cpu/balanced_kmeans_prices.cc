@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint64_t kEmpty = ~uint64_t{0};
 constexpr double kFixedPoint = 1 << 30;  // units of a coupling
+constexpr size_t kPad = 16;              // that a kernel may read beyond the end
 constexpr double kStep = 4;              // most that a price moves in a step, in eps
 constexpr int kSteps = 8;                // of Newton at one eps
 constexpr double kSmall = 0.02;          // share off balance from which slow progress ends a search
@@ -61,15 +62,20 @@ int64_t CandidateLists::entries() const {
   return count;
 }
 
-MovedLists::MovedLists(const CandidateLists& lists, const double* now) : lists_(lists) {
+MovedLists::MovedLists(const CandidateLists& lists, const double* now)
+    : lists_(lists), group_(lists.prices.size()) {
+  for (size_t g = 0; g + 1 < lists.group_offset.size(); ++g) {
+    std::fill(group_.begin() + lists.group_offset[g], group_.begin() + lists.group_offset[g + 1],
+              static_cast<int32_t>(g));
+  }
   const auto since = [&](const std::vector<double>& prices) {
     Since found;
-    std::vector<float> moved;
     for (size_t k = 0; k < prices.size(); ++k) {
-      moved.push_back(static_cast<float>(now[k] - prices[k]));
+      found.moved.push_back(static_cast<float>(now[k] - prices[k]));
       found.between.push_back(static_cast<float>(prices[k] - lists.prices[k]));
     }
-    found.fallen.resize(moved.size());
+    const std::vector<float>& moved = found.moved;
+    found.fallen.resize(prices.size());
     for (size_t g = 0; g + 1 < lists.group_offset.size(); ++g) {
       const int32_t begin = lists.group_offset[g];
       const int32_t end = lists.group_offset[g + 1];
@@ -77,11 +83,23 @@ MovedLists::MovedLists(const CandidateLists& lists, const double* now) : lists_(
                 *std::min_element(moved.begin() + begin, moved.begin() + end));
     }
     found.drift = static_cast<double>(*std::min_element(moved.begin(), moved.end()));
-    if (since_.empty()) moved_ = std::move(moved);
-    since_.push_back(std::move(found));
+    found.moved.resize(prices.size() + kPad, std::numeric_limits<float>::infinity());
+    return found;
   };
-  since(lists.prices);
-  for (const std::vector<double>& prices : lists.again) since(prices);
+  since_.push_back(since(lists.prices));
+  moved_.assign(since_.front().moved.begin(), since_.front().moved.end() - kPad);
+  for (const std::vector<double>& prices : lists.again) since_.push_back(since(prices));
+}
+
+// The smallest listed value at the prices that `since` counts from.
+double MovedLists::Least(const Since& since, const CandidateLists::Chunk& chunk, size_t row) const {
+  double least = std::numeric_limits<double>::infinity();
+  for (auto t = static_cast<size_t>(chunk.offset[row]);
+       t < static_cast<size_t>(chunk.offset[row + 1]); ++t) {
+    least = std::min(least, static_cast<double>(chunk.rel[t] +
+                                                since.between[static_cast<size_t>(chunk.code[t])]));
+  }
+  return least;
 }
 
 // What was not listed was no better than the threshold, nor than the best of its group.
@@ -89,21 +107,61 @@ double MovedLists::Edge(const CandidateLists::Chunk& chunk, size_t row) const {
   const Since& since = since_[chunk.age[row]];
   const auto begin = static_cast<size_t>(chunk.offset[row]);
   const auto end = static_cast<size_t>(chunk.offset[row + 1]);
-  const auto then = [&](size_t t) {
-    return static_cast<double>(chunk.rel[t] + since.between[static_cast<size_t>(chunk.code[t])]);
-  };
-  double low = 0;  // what rel was counted from, when the row was listed
-  if (chunk.age[row] > 0) {
-    low = std::numeric_limits<double>::infinity();
-    for (size_t t = begin; t < end; ++t) low = std::min(low, then(t));
-  }
+  // What rel was counted from, when the row was listed.
+  const double low = chunk.age[row] > 0 ? Least(since, chunk, row) : 0;
   double edge = lists_.reach + since.drift;
   for (size_t t = begin; t < end; ++t) {
-    edge =
-        std::min(edge, std::max(lists_.threshold, then(t) - low) +
-                           static_cast<double>(since.fallen[static_cast<size_t>(chunk.code[t])]));
+    const auto k = static_cast<size_t>(chunk.code[t]);
+    const double then = static_cast<double>(chunk.rel[t] + since.between[k]);
+    edge = std::min(edge,
+                    std::max(lists_.threshold, then - low) + static_cast<double>(since.fallen[k]));
   }
   return low + edge;
+}
+
+// As in Edge, but each centre by itself.
+void MovedLists::Suspects(const CandidateLists::Chunk& chunk, size_t row, double limit,
+                          const KMeansKernels& kernels, std::vector<int32_t>& found) const {
+  found.clear();
+  const Since& since = since_[chunk.age[row]];
+  const auto begin = static_cast<size_t>(chunk.offset[row]);
+  const auto end = static_cast<size_t>(chunk.offset[row + 1]);
+  // All rows were looked at for the first of `again`: how far prices must have fallen since then.
+  const bool looked = since_.size() > 1 && chunk.age[row] <= 1;
+  double fall = 0;
+  if (looked) {
+    fall = limit - Least(since_[1], chunk, row) - lists_.margin;
+    if (since_[1].drift >= fall) return;
+  }
+  const double low = chunk.age[row] > 0 ? Least(since, chunk, row) : 0;
+  thread_local std::vector<double> least;  // that an unlisted centre of each group was above low
+  thread_local std::vector<uint8_t> listed;
+  thread_local std::vector<int32_t> where;
+  least.assign(lists_.group_offset.size() - 1, lists_.reach);
+  listed.resize(std::max(listed.size(), group_.size()));
+  for (size_t t = begin; t < end; ++t) {
+    const auto k = static_cast<size_t>(chunk.code[t]);
+    const double then = static_cast<double>(chunk.rel[t] + since.between[k]);
+    double& of_group = least[static_cast<size_t>(group_[k])];
+    of_group = std::min(of_group, std::max(lists_.threshold, then - low));
+    listed[k] = 1;
+  }
+  for (size_t g = 0; g < least.size(); ++g) {
+    const auto below = static_cast<float>(limit - low - least[g]);
+    const int32_t first = lists_.group_offset[g];
+    const int32_t last = lists_.group_offset[g + 1];
+    if (since.fallen[static_cast<size_t>(first)] >= below) continue;
+    where.resize(static_cast<size_t>(last - first) + kPad);
+    const int64_t n =
+        kernels.collect(since.moved.data() + first, last - first, below, where.data());
+    for (int64_t t = 0; t < n; ++t) {
+      const int32_t k = first + where[static_cast<size_t>(t)];
+      const auto node = static_cast<size_t>(k);
+      if (k >= last || listed[node] != 0) continue;
+      if (!looked || static_cast<double>(since_[1].moved[node]) < fall) found.push_back(k);
+    }
+  }
+  for (size_t t = begin; t < end; ++t) listed[static_cast<size_t>(chunk.code[t])] = 0;
 }
 
 void EndRow(CandidateLists::Chunk& chunk, float error, double low, uint8_t age) {

@@ -33,13 +33,14 @@ struct CandidateLists {
   std::vector<Chunk> chunks;
   std::vector<double> prices;
   std::vector<std::vector<double>> again;  // prices at which some rows were listed again
-  std::vector<int32_t> group_offset;       // [groups + 1] centres of each group of neighbours
-  double threshold = 0;                    // infinite: every centre
-  double reach = 0;                        // at least threshold
-  double scale = 0;                        // a finite measure of the width of the lists
-  std::vector<float> weights;              // items that a row stands for; empty: one
-  bool shared = false;                     // each process has the chunks of its ChunkBounds
-  int64_t total = 0;                       // entries of all processes
+  double margin = 0;                  // at the first of them what is not listed was so far above
+  std::vector<int32_t> group_offset;  // [groups + 1] centres of each group of neighbours
+  double threshold = 0;               // infinite: every centre
+  double reach = 0;                   // at least threshold
+  double scale = 0;                   // a finite measure of the width of the lists
+  std::vector<float> weights;         // items that a row stands for; empty: one
+  bool shared = false;                // each process has the chunks of its ChunkBounds
+  int64_t total = 0;                  // entries of all processes
 
   int64_t entries() const;
 };
@@ -55,14 +56,22 @@ class MovedLists {
   // No centre that is not listed in the row has a value below this.
   double Edge(const CandidateLists::Chunk& chunk, size_t row) const;
 
+  // The centres that are not listed in the row and may have a value below `limit`.
+  void Suspects(const CandidateLists::Chunk& chunk, size_t row, double limit,
+                const KMeansKernels& kernels, std::vector<int32_t>& found) const;
+
  private:
   struct Since {
+    std::vector<float> moved;    // change of each price, padded
     std::vector<float> fallen;   // for each centre the smallest price change in its group
     double drift;                // the smallest of all
     std::vector<float> between;  // change from `prices` to these prices
   };
 
+  double Least(const Since& since, const CandidateLists::Chunk& chunk, size_t row) const;
+
   const CandidateLists& lists_;
+  std::vector<int32_t> group_;  // of each centre
   std::vector<float> moved_;
   std::vector<Since> since_;  // `prices`, then those of `again`
 };

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 constexpr int64_t kBlock = 512;  // items that offer moves at a time, at least
 constexpr int64_t kLargestBlock = 1 << 14;
-constexpr size_t kFewOffers = 32;  // of a block, below which the next is larger
+constexpr size_t kFewOffers = 256;  // of a block, below which the next is larger
 constexpr int kAgain = 3;
 constexpr double kStale = 0.3;       // share of its gain that an offer may lose before its turn
 constexpr double kTolerance = 1e-6;  // gain worth a pivot, in the lists' scale

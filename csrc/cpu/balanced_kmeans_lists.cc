@@ -329,8 +329,7 @@ ListMaker::Missed ListMaker::Miss(int64_t number, const MovedLists& now, const d
         static_cast<double>(chunk.error[r]) +
         4e-7 * (std::abs(static_cast<double>(chunk.rel[place])) + std::abs(value) + lists_.scale);
     const double limit = value + 2 * error + (lists_.again.empty() ? lists_.margin : 0);
-    if (limit <= now.Edge(chunk, r)) continue;
-    now.Suspects(chunk, r, limit, kernels_, suspects);
+    now.Suspects(chunk, r, limit, suspects);
     if (static_cast<int64_t>(suspects.size()) > nodes_.count / kFewSuspects) {
       missed.rows.push_back(item);
       continue;

@@ -63,7 +63,7 @@ int64_t CandidateLists::entries() const {
 }
 
 MovedLists::MovedLists(const CandidateLists& lists, const double* now)
-    : lists_(lists), group_(lists.prices.size()) {
+    : lists_(lists), kernels_(CurrentKMeansKernels()), group_(lists.prices.size()) {
   for (size_t g = 0; g + 1 < lists.group_offset.size(); ++g) {
     std::fill(group_.begin() + lists.group_offset[g], group_.begin() + lists.group_offset[g + 1],
               static_cast<int32_t>(g));
@@ -93,13 +93,11 @@ MovedLists::MovedLists(const CandidateLists& lists, const double* now)
 
 // The smallest listed value at the prices that `since` counts from.
 double MovedLists::Least(const Since& since, const CandidateLists::Chunk& chunk, size_t row) const {
-  double least = std::numeric_limits<double>::infinity();
-  for (auto t = static_cast<size_t>(chunk.offset[row]);
-       t < static_cast<size_t>(chunk.offset[row + 1]); ++t) {
-    least = std::min(least, static_cast<double>(chunk.rel[t] +
-                                                since.between[static_cast<size_t>(chunk.code[t])]));
-  }
-  return least;
+  const int64_t begin = chunk.offset[row];
+  float least;
+  kernels_.list_other(chunk.rel.data() + begin, chunk.code.data() + begin, since.between.data(),
+                      chunk.offset[row + 1] - begin, -1, &least);
+  return static_cast<double>(least);
 }
 
 // What was not listed was no better than the threshold, nor than the best of its group.
@@ -121,7 +119,7 @@ double MovedLists::Edge(const CandidateLists::Chunk& chunk, size_t row) const {
 
 // As in Edge, but each centre by itself.
 void MovedLists::Suspects(const CandidateLists::Chunk& chunk, size_t row, double limit,
-                          const KMeansKernels& kernels, std::vector<int32_t>& found) const {
+                          std::vector<int32_t>& found) const {
   found.clear();
   const Since& since = since_[chunk.age[row]];
   const auto begin = static_cast<size_t>(chunk.offset[row]);
@@ -133,6 +131,7 @@ void MovedLists::Suspects(const CandidateLists::Chunk& chunk, size_t row, double
     fall = limit - Least(since_[1], chunk, row) - lists_.margin;
     if (since_[1].drift >= fall) return;
   }
+  if (Edge(chunk, row) >= limit) return;
   const double low = chunk.age[row] > 0 ? Least(since, chunk, row) : 0;
   thread_local std::vector<double> least;  // that an unlisted centre of each group was above low
   thread_local std::vector<uint8_t> listed;
@@ -153,7 +152,7 @@ void MovedLists::Suspects(const CandidateLists::Chunk& chunk, size_t row, double
     if (since.fallen[static_cast<size_t>(first)] >= below) continue;
     where.resize(static_cast<size_t>(last - first) + kPad);
     const int64_t n =
-        kernels.collect(since.moved.data() + first, last - first, below, where.data());
+        kernels_.collect(since.moved.data() + first, last - first, below, where.data());
     for (int64_t t = 0; t < n; ++t) {
       const int32_t k = first + where[static_cast<size_t>(t)];
       const auto node = static_cast<size_t>(k);

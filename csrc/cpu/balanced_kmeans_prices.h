@@ -58,7 +58,7 @@ class MovedLists {
 
   // The centres that are not listed in the row and may have a value below `limit`.
   void Suspects(const CandidateLists::Chunk& chunk, size_t row, double limit,
-                const KMeansKernels& kernels, std::vector<int32_t>& found) const;
+                std::vector<int32_t>& found) const;
 
  private:
   struct Since {
@@ -71,6 +71,7 @@ class MovedLists {
   double Least(const Since& since, const CandidateLists::Chunk& chunk, size_t row) const;
 
   const CandidateLists& lists_;
+  const KMeansKernels& kernels_;
   std::vector<int32_t> group_;  // of each centre
   std::vector<float> moved_;
   std::vector<Since> since_;  // `prices`, then those of `again`

@@ -12,6 +12,7 @@ namespace {
 
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 constexpr int64_t kBlock = 512;  // items that offer moves at a time, at least
+constexpr int64_t kPart = 128;   // of a block, that a thread looks at
 constexpr int64_t kLargestBlock = 1 << 14;
 constexpr size_t kFewOffers = 256;  // of a block, below which the next is larger
 constexpr int kAgain = 3;
@@ -378,12 +379,12 @@ bool ListSimplex::RootPivots(double penalty) {
 
 // The items of a range that gain by a move, those first that gain most.
 void ListSimplex::FindOffers(int64_t begin, int64_t end, double tolerance) {
-  const int64_t parts = (end - begin + kBlock - 1) / kBlock;
+  const int64_t parts = (end - begin + kPart - 1) / kPart;
   std::vector<std::vector<std::pair<double, int64_t>>> found(static_cast<size_t>(parts));
   ParallelFor(parts, parts < 4 ? 1 : num_threads_, [&](int64_t part) {
     auto& own = found[static_cast<size_t>(part)];
-    const int64_t last = std::min(end, begin + (part + 1) * kBlock);
-    for (int64_t i = begin + part * kBlock; i < last; ++i) {
+    const int64_t last = std::min(end, begin + (part + 1) * kPart);
+    for (int64_t i = begin + part * kPart; i < last; ++i) {
       const double gain = Best(i).gain;
       if (gain > tolerance) own.emplace_back(-gain, i);
     }

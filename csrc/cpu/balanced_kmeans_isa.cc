@@ -355,6 +355,11 @@ double ExactCost(const float* x, const float* c, int64_t d) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
+double Centre(const float* x, const float* mean, int64_t d, float* centred) {
+  for (int64_t j = 0; j < d; ++j) centred[j] = x[j] - mean[j];
+  return ExactCost(x, mean, d);
+}
+
 float NearCost(const float* x, const float* c, int64_t d) {
   Vec sum0 = {};
   Vec sum1 = {};
@@ -377,7 +382,7 @@ float NearCost(const float* x, const float* c, int64_t d) {
 extern const KMeansKernels kKMeansKernels;
 const KMeansKernels kKMeansKernels = {kRows,      kWidth,    CostTile,    RowMin,  GroupMin,
                                       Find,       Collect,   CollectEach, SoftRow, SoftList,
-                                      ListArgmin, ListOther, ExactCost,   NearCost};
+                                      ListArgmin, ListOther, ExactCost,   Centre,  NearCost};
 
 }  // namespace ONEREC_ISA
 }  // namespace onerec

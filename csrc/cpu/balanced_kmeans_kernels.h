@@ -57,6 +57,9 @@ struct KMeansKernels {
   // instruction set.
   double (*exact_cost)(const float* x, const float* c, int64_t d);
 
+  // The same from the mean, with x less the mean in `centred`.
+  double (*centre)(const float* x, const float* mean, int64_t d, float* centred);
+
   // Squared distance in float32, relative error below (d + 8) * 2^-24.
   float (*near_cost)(const float* x, const float* c, int64_t d);
 };

@@ -11,13 +11,14 @@
 namespace onerec {
 namespace {
 
-constexpr size_t kAges = 250;        // times that rows are listed again
-constexpr int64_t kShortest = 6;     // entries of an average candidate list, of few clusters
-constexpr int64_t kLongest = 16;     // and of many
-constexpr int64_t kListShare = 10;   // clusters for each entry between
-constexpr int64_t kFewSuspects = 8;  // of so many clusters one: a row's are looked at one by one
-constexpr double kMargin = 0.25;     // of a row's first look, in the lists' scale
-constexpr int64_t kRowBytes = 20;    // of a list beside its entries
+constexpr size_t kAges = 250;          // times that rows are listed again
+constexpr int64_t kShortest = 6;       // entries of an average candidate list, of few clusters
+constexpr int64_t kLongest = 16;       // and of many
+constexpr int64_t kListShare = 10;     // clusters for each entry between
+constexpr int64_t kFewSuspects = 8;    // of so many clusters one: a row's are looked at one by one
+constexpr double kMargin = 0.25;       // of a row's first look, in the lists' scale
+constexpr int64_t kSampled = 1 << 19;  // costs that the width of the lists is taken from
+constexpr int64_t kRowBytes = 20;      // of a list beside its entries
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 }  // namespace
@@ -33,7 +34,7 @@ int64_t ListMaker::Build(const double* prices, const ListSimplex* basis) {
   lists_.again.clear();
   lists_.group_offset = nodes_.group_offset;
   if (basis == nullptr) {
-    const int64_t count = std::min(x_.rows, std::max<int64_t>(256, (1 << 21) / columns));
+    const int64_t count = std::min(x_.rows, std::max<int64_t>(256, kSampled / columns));
     const std::vector<int64_t> rows = SampleRows(x_.rows, count, options_.seed ^ 0x1175);
     const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
     std::vector<float> above(static_cast<size_t>(count * nodes_.count));

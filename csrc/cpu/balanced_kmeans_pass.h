@@ -109,9 +109,8 @@ void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t item = subset != nullptr ? subset[first + r] : first + r;
         const float* source = x.data + item * x.stride;
-        float* target = a.data() + r * d;
-        for (int64_t j = 0; j < d; ++j) target[j] = source[j] - centers.mean()[j];
-        squares[static_cast<size_t>(r)] = kernels.exact_cost(source, centers.mean(), d);
+        squares[static_cast<size_t>(r)] =
+            kernels.centre(source, centers.mean(), d, a.data() + r * d);
       }
       const int64_t padded = (rows + kernels.mr - 1) / kernels.mr * kernels.mr;
       std::fill(a.begin() + rows * d, a.begin() + padded * d, 0.0f);

@@ -5,7 +5,6 @@
 #include <stdexcept>
 
 #include "cpu/wanted_got.h"
-#include "cpu/wanted_got.h"
 #include "onerec/moe.h"
 #include "onerec/runtime.h"
 

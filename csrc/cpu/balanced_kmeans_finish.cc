@@ -507,22 +507,24 @@ void ExactFinish::CentrePrices(double reach) {
     int32_t to;
     double delta;
   };
-  std::vector<int32_t> unknown;
-  for (int32_t k = 0; k < count_; ++k) {
-    if (!nodes_[static_cast<size_t>(k)].expanded) unknown.push_back(k);
-  }
-  ParallelFor(static_cast<int64_t>(unknown.size()), num_threads_,
-              [&](int64_t t) { Expand(unknown[static_cast<size_t>(t)]); });
-  std::vector<Near> near;
-  for (int32_t a = 0; a < count_; ++a) {
+  std::vector<std::vector<Near>> found(static_cast<size_t>(count_));
+  ParallelFor(count_, num_threads_, [&](int64_t k) {
+    const auto a = static_cast<int32_t>(k);
     Node& node = nodes_[static_cast<size_t>(a)];
+    if (!node.expanded) Expand(a);
     for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
       const int32_t to = node.arcs[arc].to;
       const double enough = 2 * reach + prices_[a] - prices_[to];
       if (!(node.arcs[arc].bound < enough)) continue;
-      if (const Move* move = Top(a, arc, enough)) near.push_back({a, to, move->delta});
+      if (const Move* move = Top(a, arc, enough)) {
+        found[static_cast<size_t>(a)].push_back({a, to, move->delta});
+      }
     }
-  }
+    node.arcs = {};  // the moves of all nodes at once would be larger than the lists
+    node.moves = {};
+  });
+  std::vector<Near> near;
+  for (const auto& part : found) near.insert(near.end(), part.begin(), part.end());
   const std::vector<double> end(prices_, prices_ + count_);
   // Moves that are not listed bear that all prices fall by this much.
   double fall = reach;

@@ -60,7 +60,7 @@ class ExactFinish {
   void Run();
 
   // Moves prices, by up to `reach`, towards the middle of what keeps the assignment optimal, so
-  // that items prefer their own cluster strictly wherever some optimal prices do.
+  // that items prefer their own cluster strictly wherever some optimal prices do. Drops all arcs.
   void CentrePrices(double reach);
 
   int64_t moves() const { return moves_; }

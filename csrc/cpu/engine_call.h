@@ -22,7 +22,6 @@ inline constexpr int64_t kFewestRows = 6;   // of a block of the matrix product 
 inline constexpr int64_t kMostPending = 4;  // tokens that a beam may have waiting
 
 inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t PaddedTo16(int64_t n) { return DivideUp(n, kPanelWidth) * kPanelWidth; }
 
 template <class T>
 void Grow(T& v, int64_t size) {

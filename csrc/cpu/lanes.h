@@ -216,6 +216,22 @@ constexpr Table MakeTable() {
 }
 alignas(64) constexpr Table kTable = MakeTable();
 
+#if defined(__SSE2__)
+// Those of i in the low half and of j in the high one, at 32 j + i: SSE2 reads two at once.
+struct PairTable {
+  double bits[1024];
+};
+constexpr PairTable MakePairTable() {
+  PairTable table{};
+  for (uint64_t i = 0; i < 1024; ++i) {
+    const uint64_t high = kTable.bits[i / 32];
+    table.bits[i] = __builtin_bit_cast(double, high << 32 | kTable.bits[i % 32]);
+  }
+  return table;
+}
+alignas(64) constexpr PairTable kPairs = MakePairTable();
+#endif
+
 // Adding it rounds to whole k / 32. The sum's last bits are those of k - 256, and those above the
 // last twelve tell whether k is from -3840 to 255.
 constexpr float kMagic = 1.5f * 0x1p18f - 8.0f;
@@ -240,15 +256,19 @@ ONEREC_INLINE Lanes Power(const Lanes& shifted) {
         ONEREC_CAST_INT(value), _mm256_slli_epi32(_mm256_and_si256(k, whole), 18)));
   }
 #elif defined(__SSE2__)
-  ONEREC_EACH {
-    const Ints k = ONEREC_CAST_INT(shifted.r[i]);
-    const Ints index = _mm_and_si128(k, _mm_set1_epi32(31));
-    const auto low = static_cast<uint64_t>(_mm_cvtsi128_si64(index));
-    const auto high = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_unpackhi_epi64(index, index)));
-    const auto at = [](uint64_t j) { return _mm_cvtsi32_si128(static_cast<int>(kTable.bits[j])); };
-    const Ints table = _mm_unpacklo_epi64(_mm_unpacklo_epi32(at(low & 31), at(low >> 32)),
-                                          _mm_unpacklo_epi32(at(high & 31), at(high >> 32)));
-    out.r[i] = ONEREC_CAST_FLOAT(_mm_add_epi32(table, _mm_slli_epi32(k, 18)));
+  const Ints last = _mm_set1_epi32(31), weights = _mm_set1_epi32(32 << 16 | 1);
+  const auto power = [](Ints k, uint64_t low, uint64_t high) {
+    const __m128d table = _mm_loadh_pd(_mm_load_sd(&kPairs.bits[low]), &kPairs.bits[high]);
+    return ONEREC_CAST_FLOAT(_mm_add_epi32(_mm_castpd_si128(table), _mm_slli_epi32(k, 18)));
+  };
+  _Pragma("GCC unroll 2") for (int i = 0; i < 4; i += 2) {
+    const Ints j = ONEREC_CAST_INT(shifted.r[i]), k = ONEREC_CAST_INT(shifted.r[i + 1]);
+    const Ints pairs =
+        _mm_madd_epi16(_mm_packs_epi32(_mm_and_si128(j, last), _mm_and_si128(k, last)), weights);
+    const auto low = static_cast<uint64_t>(_mm_cvtsi128_si64(pairs));
+    const auto high = static_cast<uint64_t>(_mm_cvtsi128_si64(_mm_unpackhi_epi64(pairs, pairs)));
+    out.r[i] = power(j, static_cast<uint32_t>(low), low >> 32);
+    out.r[i + 1] = power(k, static_cast<uint32_t>(high), high >> 32);
   }
 #else
   ONEREC_EACH {

@@ -6,7 +6,7 @@ One call runs the L steps of an item; times are those of one step.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from onerec import SidTrie
+from onerec._native import core
 from onerec.ops import BeamSearch, beam_step, legal_logits
 
 # Levels, codes of a level; "wide" is the paper's.
@@ -267,6 +268,49 @@ def test_half(compare: Any, shape: str, batch: int, dtype: str) -> None:
         expected=(widened.items[..., 0], widened.scores),
         steps=len(steps),
         seconds=0.4,
+    )
+
+
+class OnIsa(Ours):
+    """The same on one of the processor's instruction sets."""
+
+    def __init__(self, isa: str, trie: SidTrie, steps: list[Tensor]) -> None:
+        super().__init__(trie, steps, "full_softmax", 1)
+        self.isa = isa
+
+    def prepare(self) -> None:
+        core().set_isa(self.isa)
+        super().prepare()
+
+
+@pytest.fixture
+def isas() -> Iterator[list[str]]:
+    """The widest first; bfloat16 products are none of the beam step's."""
+    before = core().isa()
+    yield [name for name in reversed(core().isas()) if name != "avx512_bf16"]
+    core().set_isa(before)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_isas(compare: Any, shape: str, batch: int, isas: list[str]) -> None:
+    """One thread on every instruction set of this processor: the same items and scores, bit for bit."""
+    trie, steps = catalogue(shape, 1_000_000), logits(shape, batch, BEAMS, "fp32")
+    expected = Ours(trie, steps, "full_softmax", 1)
+    expected.prepare()
+    found = expected().result()
+
+    def equal(search: BeamSearch, wanted: Found) -> None:
+        torch.testing.assert_close(
+            (search.result().items[..., 0], search.result().scores), wanted, rtol=0, atol=0
+        )
+
+    compare(
+        {isa: OnIsa(isa, trie, steps) for isa in isas},
+        check=equal,
+        expected=(found.items[..., 0], found.scores),
+        steps=len(steps),
+        seconds=1.0,
     )
 
 

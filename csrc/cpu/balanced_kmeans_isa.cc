@@ -340,6 +340,27 @@ int64_t ListOther(const float* rel, const int32_t* code, const float* p, int64_t
 #endif
 }
 
+int64_t ListsBelow(const float* rel, const int32_t* code, const int64_t* offset, const float* p,
+                   const int32_t* own, const float* limits, int64_t rows, int32_t* where) {
+  using I = Integers<Vec8>::Type;
+  int64_t count = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    I any = {};
+    for (int64_t i = offset[r]; i < offset[r + 1]; i += 8) {
+      const int32_t* k = code + i;
+      const Vec8 price = {p[k[0]], p[k[1]], p[k[2]], p[k[3]], p[k[4]], p[k[5]], p[k[6]], p[k[7]]};
+      I codes;
+      __builtin_memcpy(&codes, k, sizeof(codes));
+      any |= (Load<Vec8>(rel + i) + price < limits[r]) & (codes != own[r]);
+    }
+    int64_t halves[4];
+    __builtin_memcpy(halves, &any, sizeof(halves));
+    where[count] = static_cast<int32_t>(r);
+    count += (halves[0] | halves[1] | halves[2] | halves[3]) != 0 ? 1 : 0;
+  }
+  return count;
+}
+
 double ExactCost(const float* x, const float* c, int64_t d) {
   Double8 sums = {};
   int64_t j = 0;
@@ -382,7 +403,7 @@ float NearCost(const float* x, const float* c, int64_t d) {
 extern const KMeansKernels kKMeansKernels;
 const KMeansKernels kKMeansKernels = {kRows,      kWidth,    CostTile,    RowMin,  GroupMin,
                                       Find,       Collect,   CollectEach, SoftRow, SoftList,
-                                      ListArgmin, ListOther, ExactCost,   Centre,  NearCost};
+                                      ListArgmin, ListOther, ListsBelow, ExactCost,   Centre,  NearCost};
 
 }  // namespace ONEREC_ISA
 }  // namespace onerec

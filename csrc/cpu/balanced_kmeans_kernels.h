@@ -53,6 +53,12 @@ struct KMeansKernels {
   int64_t (*list_other)(const float* rel, const int32_t* code, const float* p, int64_t n,
                         int32_t own, float* smallest);
 
+  // Writes the rows r of `rows` list rows, which begin at offset[r], that have an entry with
+  // rel + p[code] < limits[r] whose code is not own[r] to `where`, in order; returns their number.
+  int64_t (*lists_below)(const float* rel, const int32_t* code, const int64_t* offset,
+                         const float* p, const int32_t* own, const float* limits, int64_t rows,
+                         int32_t* where);
+
   // Squared distance in float64, summed over eight lanes and then pairwise: the same bits on every
   // instruction set.
   double (*exact_cost)(const float* x, const float* c, int64_t d);

@@ -381,12 +381,40 @@ bool ListSimplex::RootPivots(double penalty) {
 void ListSimplex::FindOffers(int64_t begin, int64_t end, double tolerance) {
   const int64_t parts = (end - begin + kPart - 1) / kPart;
   std::vector<std::vector<std::pair<double, int64_t>>> found(static_cast<size_t>(parts));
+  double most = 0;
+  for (size_t k = 0; exact_costs_ && k < moved_.size(); ++k) {
+    most = std::max(most, std::abs(static_cast<double>(moved_[k])));
+  }
   ParallelFor(parts, parts < 4 ? 1 : num_threads_, [&](int64_t part) {
     auto& own = found[static_cast<size_t>(part)];
     const int64_t last = std::min(end, begin + (part + 1) * kPart);
-    for (int64_t i = begin + part * kPart; i < last; ++i) {
-      const double gain = Best(i).gain;
-      if (gain > tolerance) own.emplace_back(-gain, i);
+    for (int64_t first = begin + part * kPart; first < last;) {
+      const int64_t number = first / lists_.chunk_rows;
+      const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(number)];
+      const int64_t row = first - number * lists_.chunk_rows;
+      const int64_t rows = std::min(last - first, lists_.chunk_rows - row);
+      float limits[kPart];
+      for (int64_t r = 0; r < rows; ++r) {
+        const auto i = static_cast<size_t>(first + r);
+        const float moved = moved_[static_cast<size_t>(labels_[i])];
+        limits[r] = own_[i] + moved;
+        if (!exact_costs_) continue;
+        // Above what Best() takes for too close to say.
+        limits[r] += chunk.error[static_cast<size_t>(row + r)] +
+                     static_cast<float>(5e-7 * (std::abs(static_cast<double>(limits[r])) +
+                                                std::abs(static_cast<double>(moved)) +
+                                                lists_.scale + most));
+      }
+      int32_t where[kPart];
+      const int64_t count =
+          kernels_.lists_below(chunk.rel.data(), chunk.code.data(), chunk.offset.data() + row,
+                               moved_.data(), labels_.data() + first, limits, rows, where);
+      for (int64_t t = 0; t < count; ++t) {
+        const int64_t i = first + where[t];
+        const double gain = Best(i).gain;
+        if (gain > tolerance) own.emplace_back(-gain, i);
+      }
+      first += rows;
     }
   });
   offers_.clear();

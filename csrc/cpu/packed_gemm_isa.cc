@@ -134,8 +134,8 @@ void Block(const GemmTile& tile, int64_t row, int64_t panel) {
     w[p] = static_cast<const typename Format::Type*>(tile.weights) + at * elements;
   }
   Lanes acc[R][P];
-  for (int r = 0; r < R; ++r) {
-    for (int p = 0; p < P; ++p) acc[r][p] = Set(0.0f);
+  _Pragma("GCC unroll 14") for (int r = 0; r < R; ++r) {
+    _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) acc[r][p] = Set(0.0f);
   }
   _Pragma("GCC unroll 4") for (int64_t s = 0; s < steps; ++s) {
     if constexpr (R > 2) {  // the next panels; fewer rows wait for the memory alone
@@ -146,18 +146,22 @@ void Block(const GemmTile& tile, int64_t row, int64_t panel) {
   if (steps * Format::kStep < tile.k) {
     Columns<Format, 1>(a, tile.k - 1, w, steps * kPanelWidth, acc);
   }
-  for (int p = 0; p < P; ++p) {
+  _Pragma("GCC unroll 4") for (int p = 0; p < P; ++p) {
     const int64_t column = (panel + p) * kPanelWidth;
     const int64_t left = tile.n - column;
-    for (int r = 0; r < R; ++r) {
-      float* y = tile.y + (row + r) * tile.y_stride + column;
-      if (left >= kPanelWidth) {
-        Store(y, tile.add ? Add(Load(y), acc[r][p]) : acc[r][p]);
-        continue;
+    float* const y = tile.y + row * tile.y_stride + column;
+    if (left >= kPanelWidth) {
+      _Pragma("GCC unroll 14") for (int r = 0; r < R; ++r) {
+        float* const to = y + r * tile.y_stride;
+        Store(to, tile.add ? Add(Load(to), acc[r][p]) : acc[r][p]);
       }
-      float last[kPanelWidth];
-      Store(last, acc[r][p]);
-      for (int64_t j = 0; j < left; ++j) y[j] = tile.add ? y[j] + last[j] : last[j];
+      continue;
+    }
+    float last[R][kPanelWidth];
+    _Pragma("GCC unroll 14") for (int r = 0; r < R; ++r) Store(last[r], acc[r][p]);
+    for (int r = 0; r < R; ++r) {
+      float* const to = y + r * tile.y_stride;
+      for (int64_t j = 0; j < left; ++j) to[j] = tile.add ? to[j] + last[r][j] : last[r][j];
     }
   }
 }

@@ -9,8 +9,9 @@ without what it does besides: the encoder, and a decoder pass a code for all bea
 
 `floor ms` is the time below which no session can come: its products at the measured rate of a large
 matrix product (of bfloat16 where the CPU multiplies it), or the decoder's weights, read once a
-pass, at the measured rate of reading. Under the legal softmax the last code's pass and the
-products with codes that are not legal are not counted.
+pass, at the measured rate of reading. Of the last layer, a token whose logits nobody reads has keys
+and values alone. Under the legal softmax the last code's pass and the products with codes that are
+not legal are not counted.
 """
 
 from __future__ import annotations
@@ -176,8 +177,11 @@ def floor(size: str, history: int, batch: int, m: int, legal: bool = False) -> d
     if legal:
         rows -= BEAMS
         codes = K * (1 + BEAMS * (m - 1)) + m * BEAMS * ITEMS // K
+    layer = mixing + 2 * tokens * d + k * expert
+    with_logits = 1 + BEAMS * (m * (LEVELS - legal) - 1)
     products = tokens * (encoder + 2 * c.decoder_layers * d * d) + codes * d
-    products += rows * c.decoder_layers * (mixing + 2 * tokens * d + k * expert)
+    products += rows * c.decoder_layers * layer
+    products -= (rows - with_logits) * (layer - 2 * d * d)
     gflop = 2 * batch * products / 1e9
     passes = m * LEVELS - 1 - legal  # with all beams, which meet every expert
     weights = passes * c.decoder_layers * (mixing + c.n_experts * expert)

@@ -171,15 +171,14 @@ class Call {
     return w_.beams[static_cast<size_t>(request * o_.beam_width + row / q)];
   }
 
-  // A decoder layer for some rows, all but its experts; a dense layer is finished.
+  // A decoder layer for some rows, all but its experts; a dense layer is finished. The last layer
+  // goes on in `last`, with the last token of each beam alone.
   void Attention(int64_t l, const Piece& p, int64_t start, int64_t q, int64_t worker);
 
   void EmbedSession(int64_t request, int64_t row, int64_t start, int64_t q, float* x);
 
   // The best experts by probability plus bias, ties to the lower id; gates are probabilities.
   void Route(const DecoderWeights& w, float* logits, int64_t* ids, float* gates) const;
-
-  void KeepLast(const Piece& p, int64_t q);
 
   // Output layer (engine_head.cc).
 

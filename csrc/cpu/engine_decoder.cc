@@ -106,19 +106,25 @@ void Call::Forward(int64_t start, int64_t q) {
       Attention(l, w_.pieces[static_cast<size_t>(i)], start, q, worker);
     });
     if (c_.n_experts == 0) continue;
+    const bool last = l + 1 == c_.decoder_layers;
     void* space = w_.experts.data();
     size_t bytes = w_.experts.size();
-    MoeForward(w_.normed.data(), rows, d_, w_.ids.data(), w_.gates.data(), c_.experts_per_token,
-               m_.decoder[static_cast<size_t>(l)].experts, std::align(64, 1, space, bytes),
-               w_.x.data(), d_, true, workers_);
+    MoeForward(w_.normed.data(), last ? rows / q : rows, d_, w_.ids.data(), w_.gates.data(),
+               c_.experts_per_token, m_.decoder[static_cast<size_t>(l)].experts,
+               std::align(64, 1, space, bytes), last ? w_.last.data() : w_.x.data(), d_, true,
+               workers_);
   }
-  Parallel(pieces, [&](int64_t, int64_t i) { KeepLast(w_.pieces[static_cast<size_t>(i)], q); });
+  Parallel(pieces, [&](int64_t, int64_t i) {
+    const Piece& p = w_.pieces[static_cast<size_t>(i)];
+    float* const x = w_.last.data() + FirstRow(p) / q * d_;
+    Norm(x, m_.decoder_norm, (p.end - p.begin) / q, x);
+  });
 }
 
 void Call::Attention(int64_t l, const Piece& p, int64_t start, int64_t q, int64_t worker) {
   const DecoderWeights& w = m_.decoder[static_cast<size_t>(l)];
   const int64_t rows = p.end - p.begin, row = FirstRow(p), width = o_.beam_width;
-  float* const x = w_.x.data() + row * d_;
+  float* x = w_.x.data() + row * d_;
   float* const qkv = w_.qkv.data() + row * 3 * d_;
   float* const normed = Scratch(worker);
   float* const queries = normed + rows * d_;
@@ -139,8 +145,18 @@ void Call::Attention(int64_t l, const Piece& p, int64_t start, int64_t q, int64_
     std::memcpy(keys + at, qkv + r * 3 * d_ + d_, sizeof(float) * static_cast<size_t>(d_));
     std::memcpy(values + at, qkv + r * 3 * d_ + 2 * d_, sizeof(float) * static_cast<size_t>(d_));
   }
+
+  // Of the last layer the others read keys and values alone: only a beam's last token goes on.
+  const bool last = l + 1 == c_.decoder_layers;
+  const int64_t every = last ? q : 1, kept = rows / every, to = row / every;
+  if (last) {
+    float* const goes_on = w_.last.data() + to * d_;
+    for (int64_t i = 0; i < kept; ++i) std::copy_n(x + (i * q + q - 1) * d_, d_, goes_on + i * d_);
+    x = goes_on;
+  }
   int64_t* const offsets = w_.offsets.data() + worker * times_;
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t i = 0; i < kept; ++i) {
+    const int64_t r = i * every + every - 1;
     const int64_t beam = BeamOf(p.request, p.begin + r, q), time = start + (p.begin + r) % q;
     const int32_t* const slots = w_.slots.data() + (p.request * width + beam) * times_;
     for (int64_t t = 0; t <= time; ++t) {
@@ -149,23 +165,23 @@ void Call::Attention(int64_t l, const Piece& p, int64_t start, int64_t q, int64_
     for (int64_t h = 0; h < heads_; ++h) {
       const int64_t at = h * dh_;
       f_.attend(qkv + r * 3 * d_ + at, keys + at, values + at, offsets, time + 1, dh_, scale_, rest,
-                normed + r * d_ + at);
+                normed + i * d_ + at);
     }
   }
-  Multiply(normed, d_, rows, w.out, x, d_, true);
+  Multiply(normed, d_, kept, w.out, x, d_, true);
 
-  Norm(x, w.cross_norm, rows, normed);
-  Multiply(normed, d_, rows, w.cross_q, queries, d_, false);
+  Norm(x, w.cross_norm, kept, normed);
+  Multiply(normed, d_, kept, w.cross_q, queries, d_, false);
   const Context context = ContextOf(w_.cross.data() + l * context_size_, p.request);
-  Attend(queries, d_, rows, context, context.tokens, 0, rest, normed);
-  Multiply(normed, d_, rows, w.cross_out, x, d_, true);
+  Attend(queries, d_, kept, context, context.tokens, 0, rest, normed);
+  Multiply(normed, d_, kept, w.cross_out, x, d_, true);
 
-  if (c_.n_experts == 0) return DenseFeedForward(w.ffn, w.ffn_norm, rows, x, normed);
-  float* const input = w_.normed.data() + row * d_;
-  Norm(x, w.ffn_norm, rows, input);
-  Multiply(input, d_, rows, w.router, rest, c_.n_experts, false);
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = (row + r) * c_.experts_per_token;
+  if (c_.n_experts == 0) return DenseFeedForward(w.ffn, w.ffn_norm, kept, x, normed);
+  float* const input = w_.normed.data() + to * d_;
+  Norm(x, w.ffn_norm, kept, input);
+  Multiply(input, d_, kept, w.router, rest, c_.n_experts, false);
+  for (int64_t r = 0; r < kept; ++r) {
+    const int64_t at = (to + r) * c_.experts_per_token;
     Route(w, rest + r * c_.n_experts, w_.ids.data() + at, w_.gates.data() + at);
   }
 }
@@ -202,13 +218,6 @@ void Call::Route(const DecoderWeights& w, float* logits, int64_t* ids, float* ga
   }
   if (!c_.normalize_gates) return;
   for (int j = 0; j < c_.experts_per_token; ++j) gates[j] /= sum;
-}
-
-void Call::KeepLast(const Piece& p, int64_t q) {
-  const int64_t first = FirstRow(p);
-  for (int64_t row = first + q - 1; row < first + p.end - p.begin; row += q) {
-    Norm(w_.x.data() + row * d_, m_.decoder_norm, 1, w_.last.data() + row / q * d_);
-  }
 }
 
 }  // namespace onerec::engine

@@ -401,9 +401,9 @@ float NearCost(const float* x, const float* c, int64_t d) {
 }  // namespace
 
 extern const KMeansKernels kKMeansKernels;
-const KMeansKernels kKMeansKernels = {kRows,      kWidth,    CostTile,    RowMin,  GroupMin,
-                                      Find,       Collect,   CollectEach, SoftRow, SoftList,
-                                      ListArgmin, ListOther, ListsBelow, ExactCost,   Centre,  NearCost};
+const KMeansKernels kKMeansKernels = {
+    kRows,   kWidth,   CostTile,   RowMin,    GroupMin,   Find,      Collect, CollectEach,
+    SoftRow, SoftList, ListArgmin, ListOther, ListsBelow, ExactCost, Centre,  NearCost};
 
 }  // namespace ONEREC_ISA
 }  // namespace onerec

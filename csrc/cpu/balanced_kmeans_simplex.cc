@@ -400,10 +400,10 @@ void ListSimplex::FindOffers(int64_t begin, int64_t end, double tolerance) {
         limits[r] = own_[i] + moved;
         if (!exact_costs_) continue;
         // Above what Best() takes for too close to say.
-        limits[r] += chunk.error[static_cast<size_t>(row + r)] +
-                     static_cast<float>(5e-7 * (std::abs(static_cast<double>(limits[r])) +
-                                                std::abs(static_cast<double>(moved)) +
-                                                lists_.scale + most));
+        limits[r] +=
+            chunk.error[static_cast<size_t>(row + r)] +
+            static_cast<float>(5e-7 * (std::abs(static_cast<double>(limits[r])) +
+                                       std::abs(static_cast<double>(moved)) + lists_.scale + most));
       }
       int32_t where[kPart];
       const int64_t count =

@@ -294,7 +294,7 @@ def isas() -> Iterator[list[str]]:
 @pytest.mark.parametrize("batch", [1, 8])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_isas(compare: Any, shape: str, batch: int, isas: list[str]) -> None:
-    """One thread on every instruction set of this processor: the same items and scores, bit for bit."""
+    """One thread on each instruction set of this processor; the same results, bit for bit."""
     trie, steps = catalogue(shape, 1_000_000), logits(shape, batch, BEAMS, "fp32")
     expected = Ours(trie, steps, "full_softmax", 1)
     expected.prepare()

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "cpu/balanced_kmeans_device.h"
+#include "cpu/balanced_kmeans_nodes.h"
 #include "cpu/balanced_kmeans_pass.h"
-#include "cpu/balanced_kmeans_solver.h"
 
 namespace onerec {
 

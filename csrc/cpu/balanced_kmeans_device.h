@@ -49,4 +49,8 @@ class KMeansDevice {
   std::unique_ptr<State> state_;
 };
 
+// The device that the options name, with x on it; null if they name none.
+std::unique_ptr<KMeansDevice> OpenDevice(const FloatRows& x, const std::vector<double>& mean,
+                                         const BalancedKMeansOptions& options);
+
 }  // namespace onerec

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "cpu/balanced_kmeans_sample.h"
 #include "cpu/thread_pool.h"
 
 namespace onerec {

@@ -6,10 +6,10 @@
 #include <vector>
 
 #include "cpu/balanced_kmeans_candidates.h"
+#include "cpu/balanced_kmeans_nodes.h"
 #include "cpu/balanced_kmeans_pass.h"
 #include "cpu/balanced_kmeans_prices.h"
 #include "cpu/balanced_kmeans_simplex.h"
-#include "cpu/balanced_kmeans_solver.h"
 
 namespace onerec {
 

@@ -24,9 +24,6 @@ inline double Seconds() {
 // Column means of x in float64, summed in an order that does not depend on the threads.
 std::vector<double> ColumnMeans(const FloatRows& x, int num_threads);
 
-// Throws std::invalid_argument naming the first row and column of x that is not finite.
-void CheckFinite(const FloatRows& x, int num_threads);
-
 // Centres packed for the tile kernel, relative to `mean`, so that a common offset of the data costs
 // no digits. approximate(i, k) = |c_k|^2 - 2 x_i c_k + price_k, all relative to the mean: the cost
 // less |x_i|^2, up to an error that Error() bounds.

@@ -11,20 +11,6 @@
 
 namespace onerec {
 
-// Distinct centres, neighbours together; equal ones are one node that takes as many items as all of
-// them.
-struct Nodes {
-  int64_t count = 0;
-  std::vector<float> centers;         // [count, d]
-  std::vector<int64_t> multiplicity;  // [count]
-  std::vector<int32_t> first;         // [count] the smallest cluster of the node: ties go by it
-  std::vector<int32_t> node_of;       // [clusters]
-  std::vector<int32_t> group_offset;  // [groups + 1] nodes of each group of neighbours
-};
-
-Nodes MakeNodes(const float* centers, int64_t clusters, int64_t d,
-                const BalancedKMeansOptions& options);
-
 // Costs for the exact finish from tiles of distances; prices, if not null, count as part of the
 // costs and must be those that `packed` has.
 class TileCosts : public FinishCosts {
@@ -53,12 +39,6 @@ class TileCosts : public FinishCosts {
   const PackedCenters& packed_;
   const KMeansKernels& kernels_;
 };
-
-// `count` of 0..total-1 without repetition, ascending, drawn with the seed.
-std::vector<int64_t> SampleRows(int64_t total, int64_t count, uint64_t seed);
-
-// A permutation's first `count` values of 0..total-1.
-std::vector<int64_t> DrawRows(int64_t total, int64_t count, uint64_t seed);
 
 // BalancedAssign without the checks, on `device` if it is not null. `prices_given` says that prices
 // are worth starting from; `certify` fills in cost, dual and gap, for one more pass over

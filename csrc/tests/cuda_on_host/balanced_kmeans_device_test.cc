@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "cpu/balanced_kmeans_candidates.h"
-#include "cpu/balanced_kmeans_solver.h"
+#include "cpu/balanced_kmeans_nodes.h"
 #include "onerec/balanced_kmeans.h"
 
 namespace onerec {

@@ -320,7 +320,7 @@ def training(records: list[dict[str, Any]], uniform: float | None) -> str:
                 uniform * levels, color="#8a929c", lw=1, ls=(0, (4, 3)), label="uniform guess"
             )
         left.set_title("Loss of an item (sum over levels)")
-        left.legend()
+        left.legend(loc="lower left")
         for level in range(levels):
             colour = LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
             right.plot(
@@ -342,7 +342,7 @@ def training(records: list[dict[str, Any]], uniform: float | None) -> str:
         if uniform is not None:
             right.axhline(uniform, color="#8a929c", lw=1, ls=(0, (4, 3)))
         right.set_title("Loss by level (dots: valid, thin: train)")
-        right.legend()
+        right.legend(loc="lower left")
         for ax in (left, right):
             ax.set_xlabel("step")
             ax.set_ylabel("nats")
@@ -508,7 +508,7 @@ def alignment(rounds: Sequence[dict[str, Any]]) -> str:
         left.hist(after, bins=edges, color=LEVEL_COLOURS[0], alpha=0.6, label="after")
         left.set_title("Reward of the best session")
         left.set_xlabel("1 = average of the log")
-        left.legend()
+        left.legend(loc="upper right")
         at = np.arange(len(rounds))
         for key, name, colour in (
             ("reward_best", "best by its own score", LEVEL_COLOURS[0]),
@@ -523,9 +523,9 @@ def alignment(rounds: Sequence[dict[str, Any]]) -> str:
         ):
             right.plot(at, [r[key] for r in rounds], marker="o", ms=4, color=colour, label=name)
         right.set_title("Drift, nats an item")
-        for ax in (middle, right):
+        for ax, place in ((middle, "lower right"), (right, "upper left")):
             ax.set_xlabel("iteration")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.legend()
+            ax.legend(loc=place)
 
     return _svg("alignment", (10.5, 3.1), draw, panels=3)

@@ -523,9 +523,10 @@ def alignment(rounds: Sequence[dict[str, Any]]) -> str:
         ):
             right.plot(at, [r[key] for r in rounds], marker="o", ms=4, color=colour, label=name)
         right.set_title("Drift, nats an item")
-        for ax, place in ((middle, "lower right"), (right, "upper left")):
+        for ax in (middle, right):
             ax.set_xlabel("iteration")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-            ax.legend(loc=place)
+        middle.legend(loc="lower right")
+        right.legend(loc="upper left")
 
     return _svg("alignment", (10.5, 3.1), draw, panels=3)

@@ -35,11 +35,13 @@ def cross_attention_kernel(  # type: ignore[no-untyped-def]
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    pair = tl.program_id(1).to(tl.int64)
+    # The pairs are too many for another axis than the first, which alone may exceed 65,535.
+    tiles = tl.cdiv(queries, BLOCK_Q)
+    pair = (tl.program_id(0) // tiles).to(tl.int64)
     batch, head = pair // H, pair % H
-    part = tl.program_id(2)
+    part = tl.program_id(1)
     column = tl.arange(0, BLOCK_D)
-    row = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    row = tl.program_id(0) % tiles * BLOCK_Q + tl.arange(0, BLOCK_Q)
     wide, inside = column < D, row < queries
     cell = (batch * queries + row) * H + head
     here = inside[:, None] & wide[None, :]
@@ -162,7 +164,7 @@ def cross_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) ->
     sizes = tiles(width, q.dtype)
     major = torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 9
     if q.numel():
-        grid = (triton.cdiv(queries, sizes["BLOCK_Q"]), batch * heads, splits)
+        grid = (triton.cdiv(queries, sizes["BLOCK_Q"]) * batch * heads, splits)
         cross_attention_kernel[grid](
             q,
             keys,

@@ -17,6 +17,24 @@ def test_interpreted(interpreted: str) -> None:
     assert " passed" in interpreted
 
 
+def test_cross_starts_for_any_number_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onerec.kernels import cross_attention as cross
+
+    grids = []
+
+    class Launches:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            grids.append(grid)
+            return lambda *_, **__: None
+
+    monkeypatch.setattr(cross, "cross_attention_kernel", Launches())
+    q, keys = torch.zeros(4096, 1, 16, 8), torch.zeros(4096, 16, 1, 8)
+    cross.cross_attention(q, keys, keys, torch.ones(4096, dtype=torch.int32))
+    ((first, *others),) = grids
+    assert first == 65536
+    assert max(others) < 65536  # CUDA's limit
+
+
 @pytest.mark.parametrize("capability", [90, 80])
 @pytest.mark.parametrize(
     ("dtype", "kind"), [(torch.bfloat16, "*bf16"), (torch.float32, "*fp32")], ids=["bf16", "fp32"]

@@ -543,7 +543,8 @@ void Run(Step s, int64_t batch, cudaStream_t stream) {
   s.cached =
       static_cast<int>(std::min<int64_t>(s.rows * s.vocab, (room - fixed) / sizeof(uint64_t)));
   const size_t bytes = fixed + static_cast<size_t>(s.cached) * sizeof(uint64_t);
-  AllowShared("beam step, select", Select<T>, bytes);
+  // Not `bytes`: another thread that needs fewer would take them away before the launch.
+  AllowShared("beam step, select", Select<T>, room);
   Launch("beam step, select", Select<T>, static_cast<unsigned>(batch), kSelectThreads, bytes,
          stream, s);
 }

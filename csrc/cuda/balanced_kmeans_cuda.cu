@@ -183,7 +183,7 @@ struct KMeansDevice::State {
 KMeansDevice::KMeansDevice(const FloatRows& x, const std::vector<double>& mean, int device)
     : state_(std::make_unique<State>()) {
   State& s = *state_;
-  CheckCuda(cudaSetDevice(device), "balanced k-means, device");
+  const DeviceScope scope(device, "balanced k-means, device");
   s.device = device;
   s.rows = x.rows;
   s.d = x.columns;
@@ -220,7 +220,7 @@ KMeansDevice::~KMeansDevice() = default;
 void KMeansDevice::SetCenters(const float* centers, int64_t count,
                               const std::vector<int32_t>& group_offset) {
   State& s = *state_;
-  CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
+  const DeviceScope scope(s.device, "balanced k-means, device");
   const int64_t all = Tiles(count) * tiles::kTile;
   s.centre_rows.assign(static_cast<size_t>(all * s.padded), 0.0f);
   s.centre_count = count;
@@ -254,7 +254,7 @@ void KMeansDevice::SetCenters(const float* centers, int64_t count,
 
 void KMeansDevice::SetPrices(const double* prices) {
   State& s = *state_;
-  CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
+  const DeviceScope scope(s.device, "balanced k-means, device");
   std::vector<float> bias(static_cast<size_t>(Tiles(s.centre_count) * tiles::kTile),
                           tiles::kPadding);
   double most = 0;
@@ -277,7 +277,7 @@ float KMeansDevice::Error(int64_t item) const {
 
 void KMeansDevice::Argmin(int32_t* labels) {
   State& s = *state_;
-  CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
+  const DeviceScope scope(s.device, "balanced k-means, device");
   s.Argmin(nullptr, 0, s.rows);
   s.labels.Download(labels, s.rows);
 }
@@ -285,7 +285,7 @@ void KMeansDevice::Argmin(int32_t* labels) {
 const KMeansDevice::Lists& KMeansDevice::Candidates(const int64_t* subset, int64_t first,
                                                     int64_t count, double threshold, double reach) {
   State& s = *state_;
-  CheckCuda(cudaSetDevice(s.device), "balanced k-means, device");
+  const DeviceScope scope(s.device, "balanced k-means, device");
   if (threshold > 0 || reach > 0) {
     s.Collect(subset, first, count, threshold, reach);
     return s.lists;

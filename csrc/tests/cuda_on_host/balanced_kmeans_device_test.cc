@@ -16,6 +16,7 @@
 #include "cpu/balanced_kmeans_candidates.h"
 #include "cpu/balanced_kmeans_nodes.h"
 #include "onerec/balanced_kmeans.h"
+#include "tests/cuda_on_host/cuda_runtime.h"
 
 namespace onerec {
 namespace {
@@ -56,6 +57,19 @@ struct Data {
     return values;
   }
 };
+
+TEST(KMeansDevice, LeavesTheCurrentDevice) {
+  const Data data(100, 20);
+  KMeansDevice device(data.Rows(), std::vector<double>(20, 0.25), 1);
+  device.SetCenters(data.centers.data(), data.centre_count, {});
+  device.SetPrices(nullptr);
+  std::vector<int32_t> labels(Data::kItems);
+  device.Argmin(labels.data());
+  device.Candidates(nullptr, 0, Data::kItems, 0, 0);
+  int current = -1;
+  cudaGetDevice(&current);
+  EXPECT_EQ(current, 0);
+}
 
 class KMeansPasses : public testing::TestWithParam<std::tuple<int64_t, int64_t>> {};
 // Steps of the walk: four and one.

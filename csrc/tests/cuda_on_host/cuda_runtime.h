@@ -119,7 +119,17 @@ inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
 }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+namespace onerec::on_host {
+inline thread_local int current_device = 0;
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = onerec::on_host::current_device;
+  return cudaSuccess;
+}
+inline cudaError_t cudaSetDevice(int device) {
+  onerec::on_host::current_device = device;
+  return cudaSuccess;
+}
 inline cudaError_t cudaMalloc(void** data, size_t bytes) {
   *data = std::malloc(bytes);
   if (*data == nullptr) return cudaErrorMemoryAllocation;

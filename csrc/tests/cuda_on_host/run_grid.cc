@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -160,6 +161,24 @@ uint64_t* Shown(int lane) {
 
 void* SharedMemory() { return TheBlock().shared.data(); }
 
+size_t& AllowedShared(const void* kernel) {
+  static std::mutex one;
+  static std::map<const void*, size_t> allowed;
+  const std::lock_guard lock(one);
+  return allowed.try_emplace(kernel, size_t{48} << 10).first->second;
+}
+
+void CheckLaunch(const char* operation, dim3 grid, int threads, size_t shared_bytes,
+                 size_t allowed) {
+  if (grid.x >= 1 && grid.x <= 0x7FFFFFFFu && grid.y >= 1 && grid.y <= 65535 && grid.z == 1 &&
+      threads >= 1 && threads <= 1024 && shared_bytes <= allowed) {
+    return;
+  }
+  std::fprintf(stderr, "%s: no device starts %u x %u x %u blocks of %d threads, %zu of %zu bytes\n",
+               operation, grid.x, grid.y, grid.z, threads, shared_bytes, allowed);
+  std::abort();
+}
+
 void RunGrid(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& body) {
   static std::mutex one;
   const std::lock_guard lock(one);
@@ -170,14 +189,15 @@ void RunGrid(dim3 grid, int threads, size_t shared_bytes, const std::function<vo
   block.shared = std::vector<double>((shared_bytes + 7) / 8);
   block.body = &body;
   grid_size = grid;
-  for (unsigned y = 0; y < grid.y; ++y) {
-    for (unsigned x = 0; x < grid.x; ++x) {
-      block_index = dim3(x, y);
-      std::fill(block.shared.begin(), block.shared.end(), std::bit_cast<double>(~uint64_t{0}));
-      std::memset(__start_cuda_shared, 0xFF,
-                  static_cast<size_t>(__stop_cuda_shared - __start_cuda_shared));
-      RunBlock(count);
-    }
+  std::vector<unsigned> order(size_t{grid.x} * grid.y);
+  std::iota(order.begin(), order.end(), 0u);
+  std::shuffle(order.begin(), order.end(), block.draw);
+  for (const unsigned at : order) {
+    block_index = dim3(at % grid.x, at / grid.x);
+    std::fill(block.shared.begin(), block.shared.end(), std::bit_cast<double>(~uint64_t{0}));
+    std::memset(__start_cuda_shared, 0xFF,
+                static_cast<size_t>(__stop_cuda_shared - __start_cuda_shared));
+    RunBlock(count);
   }
 }
 

@@ -16,15 +16,24 @@ namespace onerec {
 
 namespace on_host {
 
-// Runs a kernel's body for every block, one after the other, and every thread.
+// Runs a kernel's body for every block, one after the other in a drawn order, and every thread.
 void RunGrid(dim3 grid, int threads, size_t shared_bytes, const std::function<void()>& body);
 void* SharedMemory();
+
+// Dynamic shared memory that a kernel may have, unless AllowShared has raised it.
+size_t& AllowedShared(const void* kernel);
+
+// Ends the process if a device would refuse the launch.
+void CheckLaunch(const char* operation, dim3 grid, int threads, size_t shared_bytes,
+                 size_t allowed);
 
 }  // namespace on_host
 
 template <class... Parameters, class... Arguments>
-void Launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes,
-            cudaStream_t, Arguments... arguments) {
+void Launch(const char* operation, void (*kernel)(Parameters...), dim3 grid, int threads,
+            size_t shared_bytes, cudaStream_t, Arguments... arguments) {
+  on_host::CheckLaunch(operation, grid, threads, shared_bytes,
+                       on_host::AllowedShared(reinterpret_cast<const void*>(kernel)));
   on_host::RunGrid(grid, threads, shared_bytes,
                    [&] { kernel(static_cast<Parameters>(arguments)...); });
 }
@@ -35,7 +44,9 @@ size_t SharedRoom(const char*, void (*)(Parameters...)) {
 }
 
 template <class... Parameters>
-void AllowShared(const char*, void (*)(Parameters...), size_t) {}
+void AllowShared(const char*, void (*kernel)(Parameters...), size_t bytes) {
+  on_host::AllowedShared(reinterpret_cast<const void*>(kernel)) = bytes;
+}
 
 template <class T>
 T* DynamicShared() {

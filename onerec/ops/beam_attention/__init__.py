@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from onerec.ops.beam_attention import reference
@@ -37,7 +38,8 @@ def cross_attention(
         return reference.cross_attention(q, keys, values, lengths)
     from onerec.kernels import cross_attention as kernel  # type: ignore[import-not-found]
 
-    out: Tensor = kernel.cross_attention(q, keys, values, lengths)
+    with torch.cuda.device(q.get_device()):  # where Triton launches
+        out: Tensor = kernel.cross_attention(q, keys, values, lengths)
     return out
 
 
@@ -81,7 +83,8 @@ def ancestry_attention(
         return reference.ancestry_attention(qkv, keys, values, slots, start)
     from onerec.kernels import ancestry_attention as kernel
 
-    out: Tensor = kernel.ancestry_attention(qkv, keys, values, slots, start)
+    with torch.cuda.device(qkv.get_device()):
+        out: Tensor = kernel.ancestry_attention(qkv, keys, values, slots, start)
     return out
 
 

@@ -38,16 +38,18 @@ def _route(
 ) -> tuple[Tensor, ...]:
     from onerec.kernels.moe_route import moe_route  # type: ignore[import-not-found]
 
-    return tuple(
-        moe_route(logits, top_k=top_k, normalize=normalize, selection_bias=bias, mask=mask)
-    )
+    with torch.cuda.device(logits.get_device()):  # where Triton launches
+        return tuple(
+            moe_route(logits, top_k=top_k, normalize=normalize, selection_bias=bias, mask=mask)
+        )
 
 
 def _plan(ids: Tensor, experts: int, first: int, backend: str) -> tuple[Tensor, ...]:
     if backend == "triton":
         from onerec.kernels.moe_plan import moe_plan  # type: ignore[import-not-found]
 
-        planned: tuple[Tensor, ...] = moe_plan(ids, experts, first)
+        with torch.cuda.device(ids.get_device()):
+            planned: tuple[Tensor, ...] = moe_plan(ids, experts, first)
         return planned
     return grouped.plan(ids, experts, first)
 
@@ -67,9 +69,10 @@ def _experts(
     if backend == "triton":
         from onerec.kernels import moe_experts  # type: ignore[import-not-found]
 
-        made: tuple[Tensor, Tensor] = moe_experts.forward(
-            x, order, inverse, ends, gates, w13, w2, activation, save
-        )
+        with torch.cuda.device(x.get_device()):
+            made: tuple[Tensor, Tensor] = moe_experts.forward(
+                x, order, inverse, ends, gates, w13, w2, activation, save
+            )
         return made
     return grouped.forward(
         x, order, inverse, ends, gates, w13, w2, activation, backend == "grouped", save
@@ -92,9 +95,10 @@ def _experts_backward(
     if backend == "triton":
         from onerec.kernels import moe_experts
 
-        made: tuple[Tensor, Tensor, Tensor, Tensor] = moe_experts.backward(
-            grad, x, order, inverse, ends, gates, w13, w2, hidden, activation
-        )
+        with torch.cuda.device(x.get_device()):
+            made: tuple[Tensor, Tensor, Tensor, Tensor] = moe_experts.backward(
+                grad, x, order, inverse, ends, gates, w13, w2, hidden, activation
+            )
         return made
     return grouped.backward(
         grad, x, order, inverse, ends, gates, w13, w2, hidden, activation, backend == "grouped"

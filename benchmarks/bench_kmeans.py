@@ -8,6 +8,7 @@ imported are left out.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -77,14 +78,15 @@ def sinkhorn(x: NDArray[np.float32], clusters: int, steps: int) -> NDArray[np.in
 
 
 def memory(entry: str) -> float:
-    """VmRSS or VmHWM of this process in MiB."""
+    """VmRSS or VmHWM of this process in MiB; NaN where the system does not tell."""
     with open("/proc/self/status") as file:
-        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(entry))
+        found = (int(line.split()[1]) / 1024 for line in file if line.startswith(entry))
+        return next(found, float("nan"))
 
 
 def forget_peak() -> None:
-    """The peak of this process's resident memory is what it has now."""
-    with open("/proc/self/clear_refs", "w") as file:
+    """The peak of this process's resident memory is what it has now, where the system lets it."""
+    with contextlib.suppress(OSError), open("/proc/self/clear_refs", "w") as file:
         file.write("5")
 
 
@@ -158,7 +160,7 @@ def fit(provider: str, n: int, clusters: int, d: int, steps: int) -> dict[str, f
     objective = reference.assignment_cost(x, means_of(x, labels, clusters), labels) / n
     return {
         "seconds": seconds,
-        "MiB beside the data": round(peak, 1),
+        **({} if np.isnan(peak) else {"MiB beside the data": round(peak, 1)}),
         "objective": objective,
         "smallest": float(sizes.min()),
         "largest": float(sizes.max()),

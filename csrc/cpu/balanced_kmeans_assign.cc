@@ -160,18 +160,18 @@ class Search {
   // Prices from candidate lists, which are made again where prices leave their range.
   void ListLabels(int64_t sample, bool labels_given, double* prices, int32_t* labels) {
     double over = 1;
+    const int32_t* const given = labels_given ? labels : nullptr;
     bool near = !labels_given || Changed(prices, labels) < kChanged;
     if (near) {
-      maker_.Build(prices);
+      maker_.Build(prices, given);
       over = annealer_.OverFull(lists_, prices);
       near = over <= (labels_given ? kNearLabels : kNear);
     }
     if (!near) {
       CostMatrix matrix;
-      const std::vector<int64_t> rows =
-          Strata(sample, prices, labels_given ? labels : nullptr, matrix.weights);
+      const std::vector<int64_t> rows = Strata(sample, prices, given, matrix.weights);
       AnnealMatrix(matrix, rows, true, prices);
-      maker_.Build(prices);
+      maker_.Build(prices, given);
       over = annealer_.OverFull(lists_, prices);
     }
     if (options_.method == BalancedMethod::kPriced && lists_.scale > 0 &&
@@ -395,6 +395,7 @@ class Search {
     std::copy(simplex.prices().begin(), simplex.prices().end(), prices);
     std::copy(simplex.labels().begin(), simplex.labels().end(), labels);
     GreedyFinish(prices, labels);
+    maker_.AddLabels(labels);
     report_.price_seconds += Seconds() - begin;
   }
 
@@ -404,12 +405,11 @@ class Search {
     };
   }
 
-  // From labels of the right sizes, listed or not, to the cheapest: what a pass finds cheaper than
+  // From labels of the right sizes, all listed, to the cheapest: what a pass finds cheaper than
   // the best within the lists is listed too, until there is nothing. False if that takes too long.
   bool SolveLists(double* prices, int32_t* labels) {
     const auto begin = Seconds();
     const double passes = report_.pass_seconds;
-    maker_.AddLabels(labels);
     maker_.Gather();
     ListSimplex simplex(capacity_, lists_, options_.num_threads, ExactCosts(), prices, labels);
     bool best = false;

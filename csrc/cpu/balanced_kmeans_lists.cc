@@ -24,7 +24,7 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 }  // namespace
 
-int64_t ListMaker::Build(const double* prices, const ListSimplex* basis) {
+int64_t ListMaker::Build(const double* prices, const int32_t* labels, const ListSimplex* basis) {
   const double begin = Seconds();
   const int64_t columns = centers_.columns();
   const int64_t entries = (options_.memory_budget / 2 / x_.rows - kRowBytes) / kEntryBytes;
@@ -70,7 +70,7 @@ int64_t ListMaker::Build(const double* prices, const ListSimplex* basis) {
       prices, lists_.threshold, lists_.reach, nullptr, x_.rows,
       [&](int64_t c, int64_t i, Candidates& row) {
         const auto at = static_cast<size_t>(c);
-        open[at] += ListRow(lists_.chunks[at], i, row, prices, basis) ? 1 : 0;
+        open[at] += ListRow(lists_.chunks[at], i, row, prices, labels, basis) ? 1 : 0;
       },
       true);
   lists_.shared = true;
@@ -103,21 +103,24 @@ std::vector<int64_t> ListMaker::RowBounds() const {
 }
 
 bool ListMaker::ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& row,
-                        const double* prices, const ListSimplex* basis) {
+                        const double* prices, const int32_t* labels, const ListSimplex* basis) {
   const auto exact = [&](int32_t k) {
     return Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
   };
+  const auto add = [&](int32_t k) {
+    const auto at = std::lower_bound(row.code.begin(), row.code.end(), k);
+    if (at != row.code.end() && *at == k) return;
+    const double square =
+        kernels_.exact_cost(x_.data + item * x_.stride, centers_.mean(), x_.columns);
+    row.value.insert(row.value.begin() + (at - row.code.begin()),
+                     static_cast<float>(exact(k) - square));
+    row.code.insert(at, k);
+  };
+  const int32_t label = labels != nullptr ? labels[item] : -1;
+  if (label >= 0) add(label);
   bool open = false;
   if (basis != nullptr) {
-    basis->Basic(item, [&](int32_t k) {
-      const auto at = std::lower_bound(row.code.begin(), row.code.end(), k);
-      if (at != row.code.end() && *at == k) return;
-      const double square =
-          kernels_.exact_cost(x_.data + item * x_.stride, centers_.mean(), x_.columns);
-      row.value.insert(row.value.begin() + (at - row.code.begin()),
-                       static_cast<float>(exact(k) - square));
-      row.code.insert(at, k);
-    });
+    basis->Basic(item, add);
     open = Open(item, row, prices, *basis);
   }
   const size_t found = row.code.size();
@@ -132,7 +135,10 @@ bool ListMaker::ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& 
     }
     for (size_t t = 0; t < found; ++t) {
       const double above = costs[t] - least;
-      if (basis == nullptr && above > lists_.threshold && row.value[t] <= row.limit) continue;
+      if (basis == nullptr && row.code[t] != label && above > lists_.threshold &&
+          row.value[t] <= row.limit) {
+        continue;
+      }
       chunk.code.push_back(row.code[t]);
       chunk.rel.push_back(static_cast<float>(above));
     }
@@ -286,7 +292,7 @@ int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
   };
   const auto number = static_cast<int64_t>(rows.size());
   const int64_t all = sum(number);
-  if (5 * all > 4 * x_.rows || lists_.again.size() == kAges) return Build(prices, &basis);
+  if (5 * all > 4 * x_.rows || lists_.again.size() == kAges) return Build(prices, nullptr, &basis);
 
   lists_.again.emplace_back(prices, prices + nodes_.count);
   const auto age = static_cast<uint8_t>(lists_.again.size());
@@ -296,9 +302,10 @@ int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
   pass_.Run(prices, lists_.threshold, lists_.reach, rows.data(), number,
             [&](int64_t c, int64_t position, Candidates& row) {
               const auto at = static_cast<size_t>(c);
-              open[at] +=
-                  ListRow(listed[at], rows[static_cast<size_t>(position)], row, prices, &basis) ? 1
-                                                                                                : 0;
+              open[at] += ListRow(listed[at], rows[static_cast<size_t>(position)], row, prices,
+                                  nullptr, &basis)
+                              ? 1
+                              : 0;
             });
   const int64_t total = sum(std::accumulate(open.begin(), open.end(), found));
   if (total > 0) {

@@ -30,15 +30,16 @@ class ListMaker {
         report_(report) {}
 
   // One pass over everything: candidate lists of about kListTarget entries on average, and as many
-  // leaders of groups, or what half of the budget has room for. Lists also what `basis` needs, if
-  // it is not null, and returns the number of rows that some cluster suits better than what the
-  // basis says.
-  int64_t Build(const double* prices, const ListSimplex* basis = nullptr);
+  // leaders of groups, or what half of the budget has room for. Lists also each row's label, if
+  // they are not null, and what `basis` needs, if it is not null; returns the number of rows that
+  // some cluster suits better than what the basis says.
+  int64_t Build(const double* prices, const int32_t* labels = nullptr,
+                const ListSimplex* basis = nullptr);
   // Prices of a few centres have fallen so far that lists miss them: looks at these centres alone,
   // and adds them where they belong. False if they are not few, or if a device, which makes all
   // lists again as fast, makes the passes.
   bool Extend(const double* prices);
-  // Lists each row's label.
+  // Lists each row's label, as Build does.
   void AddLabels(const int32_t* labels);
   // Looks at the rows whose lists are too short to tell that the basis is the best: adds what they
   // miss, or lists them again. Returns the number of rows that some cluster suits better than what
@@ -65,7 +66,7 @@ class ListMaker {
 
   void CountEntries();
   bool ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& row, const double* prices,
-               const ListSimplex* basis);
+               const int32_t* labels, const ListSimplex* basis);
   bool Open(int64_t item, const Candidates& row, const double* prices,
             const ListSimplex& basis) const;
   Missed Miss(int64_t number, const MovedLists& now, const double* prices,

@@ -34,6 +34,7 @@ constexpr int64_t kSimplexRows = 1024;  // rows for each centre up to which the 
 constexpr double kFirstPenalty = 0.02;  // of the first simplex, in the scale of the lists
 constexpr double kLastPenalty = 0.32;
 constexpr double kReach = 0.1;          // of the moves that the centring of prices looks at
+constexpr int64_t kAhead = 8;           // rows that are on their way from memory
 constexpr int kRounds = 16;             // of lists and simplex
 constexpr double kWorth = 0.9;          // share above size, of that before, that is worth new lists
 constexpr int64_t kMoveBytes = 24;      // of an entry as a move of the exact finish
@@ -61,10 +62,25 @@ class ListCosts : public TileCosts {
                const MoveBody& body) const override {
     const double limit = now_[static_cast<size_t>(from)] + reach_;
     double edge = limit;
+    const auto chunk_of = [&](int32_t item) -> const CandidateLists::Chunk& {
+      return lists_.chunks[static_cast<size_t>(item / lists_.chunk_rows)];
+    };
+    const auto row_of = [&](int32_t item) { return static_cast<size_t>(item % lists_.chunk_rows); };
     for (int64_t i = 0; i < count; ++i) {
-      const CandidateLists::Chunk& chunk =
-          lists_.chunks[static_cast<size_t>(items[i] / lists_.chunk_rows)];
-      const auto row = static_cast<size_t>(items[i] % lists_.chunk_rows);
+      // A node's rows are far apart: each would wait for memory, first for its offset.
+      if (i + 2 * kAhead < count) {
+        const int32_t item = items[i + 2 * kAhead];
+        __builtin_prefetch(chunk_of(item).offset.data() + row_of(item));
+      }
+      if (i + kAhead < count) {
+        const int32_t item = items[i + kAhead];
+        const CandidateLists::Chunk& ahead = chunk_of(item);
+        __builtin_prefetch(ahead.code.data() + ahead.offset[row_of(item)]);
+        __builtin_prefetch(ahead.rel.data() + ahead.offset[row_of(item)]);
+        __builtin_prefetch(ahead.error.data() + row_of(item));
+      }
+      const CandidateLists::Chunk& chunk = chunk_of(items[i]);
+      const size_t row = row_of(items[i]);
       const auto begin = chunk.code.begin() + chunk.offset[row];
       const auto end = chunk.code.begin() + chunk.offset[row + 1];
       const auto own = std::find(begin, end, from);
@@ -74,7 +90,7 @@ class ListCosts : public TileCosts {
                lists_.prices[static_cast<size_t>(*at)];
       };
       const double stay = rel(own) + Rounding(chunk, row);
-      edge = std::min(edge, moved_.Edge(chunk, row) - stay);
+      edge = std::min(edge, moved_.Edge(chunk, row, edge + stay) - stay);
       for (auto at = begin; at < end; ++at) {
         const double above =
             static_cast<double>(chunk.rel[static_cast<size_t>(at - chunk.code.begin())]);

@@ -101,8 +101,10 @@ double MovedLists::Least(const Since& since, const CandidateLists::Chunk& chunk,
 }
 
 // What was not listed was no better than the threshold, nor than the best of its group.
-double MovedLists::Edge(const CandidateLists::Chunk& chunk, size_t row) const {
+double MovedLists::Edge(const CandidateLists::Chunk& chunk, size_t row, double enough) const {
   const Since& since = since_[chunk.age[row]];
+  const double least = lists_.threshold + since.drift;
+  if (chunk.age[row] == 0 && least >= enough) return least;
   const auto begin = static_cast<size_t>(chunk.offset[row]);
   const auto end = static_cast<size_t>(chunk.offset[row + 1]);
   // What rel was counted from, when the row was listed.
@@ -131,7 +133,7 @@ void MovedLists::Suspects(const CandidateLists::Chunk& chunk, size_t row, double
     fall = limit - Least(since_[1], chunk, row) - lists_.margin;
     if (since_[1].drift >= fall) return;
   }
-  if (Edge(chunk, row) >= limit) return;
+  if (Edge(chunk, row, limit) >= limit) return;
   const double low = chunk.age[row] > 0 ? Least(since, chunk, row) : 0;
   thread_local std::vector<double> least;  // that an unlisted centre of each group was above low
   thread_local std::vector<uint8_t> listed;

@@ -53,8 +53,10 @@ class MovedLists {
   // Change of each price: the value of an entry is rel + moved[code].
   const std::vector<float>& moved() const { return moved_; }
 
-  // No centre that is not listed in the row has a value below this.
-  double Edge(const CandidateLists::Chunk& chunk, size_t row) const;
+  // No centre that is not listed in the row has a value below this. Looks at the entries only as
+  // long as that may be less than `enough`.
+  double Edge(const CandidateLists::Chunk& chunk, size_t row,
+              double enough = std::numeric_limits<double>::infinity()) const;
 
   // The centres that are not listed in the row and may have a value below `limit`.
   void Suspects(const CandidateLists::Chunk& chunk, size_t row, double limit,

@@ -78,19 +78,25 @@ int64_t CandidatePass::AddLeaders(const float* row, const Candidates& of, double
                                   int64_t found, std::vector<int32_t>& where) const {
   const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
   thread_local std::vector<float> least;
+  thread_local std::vector<int32_t> below;
   least.resize(static_cast<size_t>(groups));
   kernels_.group_min(row, nodes_.group_offset.data(), groups, least.data());
-  const int64_t before = found;
-  for (int64_t g = 0; g < groups; ++g) {
-    const float value = least[static_cast<size_t>(g)];
-    if (value <= of.limit || static_cast<double>(value - of.low) > reach) continue;
-    const int32_t first = nodes_.group_offset[static_cast<size_t>(g)];
-    const int32_t last = nodes_.group_offset[static_cast<size_t>(g) + 1];
-    where[static_cast<size_t>(found++)] =
-        first + static_cast<int32_t>(kernels_.find(row + first, last - first, value));
+  below.assign(where.begin(), where.begin() + found);
+  auto next = below.begin();
+  int64_t count = 0;
+  for (size_t g = 0; g < least.size(); ++g) {
+    const int32_t first = nodes_.group_offset[g];
+    const int32_t last = nodes_.group_offset[g + 1];
+    if (next != below.end() && *next < last) {
+      do {
+        where[static_cast<size_t>(count++)] = *next++;
+      } while (next != below.end() && *next < last);
+    } else if (static_cast<double>(least[g] - of.low) <= reach) {
+      where[static_cast<size_t>(count++)] =
+          first + static_cast<int32_t>(kernels_.find(row + first, last - first, least[g]));
+    }
   }
-  std::inplace_merge(where.begin(), where.begin() + before, where.begin() + found);
-  return found;
+  return count;
 }
 
 void CandidatePass::OnDevice(double threshold, double reach, const int64_t* subset, int64_t count,

@@ -134,6 +134,16 @@ void GroupMin(const float* v, const int32_t* offset, int64_t groups, float* leas
   for (int64_t g = 0; g < groups; ++g) {
     int64_t i = offset[g];
     const int64_t end = offset[g + 1];
+#if defined(ONEREC_ISA_avx512)
+    Vec lows = Vec{} + __builtin_inff();
+    for (; i < end; i += kLanes) {
+      const int64_t lanes = end - i < kLanes ? end - i : kLanes;
+      const auto mask = static_cast<__mmask16>((1u << lanes) - 1);
+      const Vec x = (Vec)_mm512_mask_loadu_ps((__m512)lows, mask, v + i);
+      lows = x < lows ? x : lows;
+    }
+    least[g] = _mm512_reduce_min_ps((__m512)lows);
+#else
     float low = v[i];
     if (end - i >= kLanes) {
       Vec lows = Load<Vec>(v + i);
@@ -145,6 +155,7 @@ void GroupMin(const float* v, const int32_t* offset, int64_t groups, float* leas
     }
     for (; i < end; ++i) low = v[i] < low ? v[i] : low;
     least[g] = low;
+#endif
   }
 }
 
@@ -187,11 +198,22 @@ int64_t Find(const float* v, int64_t n, float limit) {
 int64_t Collect(const float* v, int64_t n, float limit, int32_t* where) {
   int64_t count = 0;
   const Vec most = Vec{} + limit;
+#if defined(ONEREC_ISA_avx512)
+  __m512i at = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const uint32_t mask = NotAbove(Load<Vec>(v + i), most);
+    _mm512_storeu_si512(where + count,
+                        _mm512_maskz_compress_epi32(static_cast<__mmask16>(mask), at));
+    count += __builtin_popcount(mask);
+    at = _mm512_add_epi32(at, _mm512_set1_epi32(kLanes));
+  }
+#else
   for (int64_t i = 0; i < n; i += kLanes) {
     for (uint32_t mask = NotAbove(Load<Vec>(v + i), most); mask != 0; mask &= mask - 1) {
       where[count++] = static_cast<int32_t>(i + __builtin_ctz(mask));
     }
   }
+#endif
   return count;
 }
 

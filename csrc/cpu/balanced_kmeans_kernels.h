@@ -28,7 +28,8 @@ struct KMeansKernels {
   // The first position with v[i] <= limit; there is one.
   int64_t (*find)(const float* v, int64_t n, float limit);
 
-  // Writes the positions with v[i] <= limit to `where`, in order, and returns their number.
+  // Writes the positions with v[i] <= limit to `where`, in order, and returns their number. There
+  // must be room for n rounded up to whole vectors.
   int64_t (*collect)(const float* v, int64_t n, float limit, int32_t* where);
 
   // The same with v[i] - base < limits[i], for any n.

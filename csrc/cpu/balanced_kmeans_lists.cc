@@ -144,10 +144,8 @@ bool ListMaker::ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& 
     }
     error = static_cast<float>(1e-6 * lists_.scale);
   } else {
-    for (size_t t = 0; t < found; ++t) {
-      chunk.code.push_back(row.code[t]);
-      chunk.rel.push_back(row.value[t] - row.low);
-    }
+    chunk.code.insert(chunk.code.end(), row.code.begin(), row.code.end());
+    for (const float value : row.value) chunk.rel.push_back(value - row.low);
   }
   EndRow(chunk, error, static_cast<double>(row.low));
   return open;

@@ -99,15 +99,6 @@ void SequentialRound(const FloatRows& x, const std::vector<double>& mean, const 
   }
 }
 
-// Column means of x, all of whose values they show to be finite: else CheckFinite throws.
-std::vector<double> FiniteMeans(const FloatRows& x, int num_threads) {
-  std::vector<double> mean = ColumnMeans(x, num_threads);
-  if (!std::all_of(mean.begin(), mean.end(), [](double m) { return std::isfinite(m); })) {
-    CheckFinite(x, num_threads);
-  }
-  return mean;
-}
-
 }  // namespace
 
 BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers, int64_t clusters,
@@ -116,7 +107,8 @@ BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers, int6
   CheckBalanced(x, clusters, options);
   if (labels_given) CheckSizes(x.rows, clusters, labels);
   CheckCenters(centers, clusters, x.columns, prices_given ? prices : nullptr);
-  const std::vector<double> mean = FiniteMeans(x, options.num_threads);
+  CheckFinite(x, options.num_threads);
+  const std::vector<double> mean = ColumnMeans(x, options.num_threads);
   const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
   return SolveAssignment(x, mean, centers, clusters, options, device.get(), prices_given,
                          labels_given, true, prices, labels);
@@ -126,12 +118,13 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
                                        const BalancedKMeansOptions& options, bool centers_given,
                                        float* centers, double* prices, int32_t* labels) {
   CheckBalanced(x, clusters, options);
-  const std::vector<double> mean = FiniteMeans(x, options.num_threads);
+  CheckFinite(x, options.num_threads);
   if (centers_given) {
     CheckCenters(centers, clusters, x.columns, nullptr);
   } else {
     DrawCenters(x, clusters, options.seed, centers);
   }
+  const std::vector<double> mean = ColumnMeans(x, options.num_threads);
   const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
   if (options.steps_done == 0) {
     std::fill(prices, prices + clusters, 0.0);

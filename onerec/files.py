@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -57,6 +58,22 @@ def recover_directory(path: str | Path) -> None:
     old = path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.replace(path)
+
+
+def check_replaceable(path: str | Path, mark: str) -> None:
+    """Refuses a folder that is to be replaced as a whole but is not an earlier result.
+
+    Args:
+        path: The folder, which may be missing.
+        mark: A file that every earlier result has.
+
+    Raises:
+        FileExistsError: It has contents, but not that file.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / mark).is_file() and any(path.iterdir()):
+        reason = f"would be replaced, but holds other files and no {mark}: choose another folder"
+        raise FileExistsError(errno.EEXIST, reason, str(path))
 
 
 @contextmanager

@@ -202,7 +202,8 @@ def run_stage(
     begin = time.monotonic()
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        started.write_text(wanted.fingerprint)
+        if resumable:
+            started.write_text(wanted.fingerprint)
         wanted.summary = build(partial)
         started.unlink(missing_ok=True)
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):

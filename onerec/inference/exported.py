@@ -14,7 +14,7 @@ import torch
 
 from onerec._native import core
 from onerec.errors import DataError
-from onerec.files import atomic_directory, atomic_write
+from onerec.files import atomic_directory, atomic_write, check_replaceable
 from onerec.inference.native import NativeModel
 from onerec.model.config import OneRecConfig
 from onerec.model.onerec import OneRec
@@ -34,7 +34,7 @@ def export(
 ) -> NativeModel:
     """Writes a folder that `Recommender.from_exported` and C++ programs load.
 
-    An earlier folder is replaced as a whole.
+    An earlier folder of this function is replaced as a whole.
 
     Args:
         model: The network.
@@ -48,8 +48,9 @@ def export(
     Raises:
         ValueError: A network that the engine cannot run, or a catalogue of other levels, codebook
             size or, for a network that knows its items, other items.
-        OSError: It cannot be written.
+        OSError: It cannot be written, or holds other files.
     """
+    check_replaceable(folder, ENGINE)
     check_catalog(model, catalog)
     packed = NativeModel.pack(model, dtype=dtype) if isinstance(model, OneRec) else model
     with atomic_directory(folder) as temporary:

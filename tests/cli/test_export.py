@@ -56,6 +56,23 @@ def test_exports_what_a_run_serves(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (half / "engine.bin").stat().st_size < 0.7 * record["engine_bytes"]
 
 
+def test_a_folder_of_something_else_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = OneRecConfig.preset("tiny", codebook_size=16)
+    OneRec(shape).save_pretrained(tmp_path / "model")
+    catalog = Catalog.build([1, 2], [[1, 2, 3], [4, 5, 6]], 16)
+    catalog.save(tmp_path / "tokenize")
+    (tmp_path / "tokenize" / "quantizer").mkdir()
+    command = ["export", str(tmp_path), "--model", str(tmp_path / "model"), "--to"]
+    assert main([*command, str(tmp_path / "tokenize")]) == 1
+    assert "no engine.bin: choose another folder" in capsys.readouterr().err
+    assert (tmp_path / "tokenize" / "quantizer").is_dir()
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        assert main([*command, str(tmp_path / "empty")]) == 0
+
+
 def test_tags_of_the_items_are_exported_as_words(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

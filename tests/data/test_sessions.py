@@ -291,6 +291,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_log_itself_is_not_replaced(world: Path) -> None:
+    before = sorted(world.iterdir())
+    with open_log(world) as log, pytest.raises(FileExistsError, match=r"no funnel\.json"):
+        build_sessions(log, SessionConfig(), world)
+    assert sorted(world.iterdir()) == before
+
+
 @pytest.mark.parametrize("rule", ["request", "gap", "next"])
 def test_nothing_of_the_future_is_in_a_history_or_in_train(
     world: Path, tmp_path: Path, rule: Any

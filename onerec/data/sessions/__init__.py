@@ -26,7 +26,7 @@ from onerec.data.sessions.query import SessionQuery, split_name
 from onerec.data.sessions.terms import check_order, settle_cuts, settle_rule, settle_split
 from onerec.data.source import LogSource
 from onerec.errors import DataError, OneRecError
-from onerec.files import atomic_directory
+from onerec.files import atomic_directory, check_replaceable
 
 
 def build_sessions(
@@ -47,14 +47,16 @@ def build_sessions(
     Args:
         log: An open log.
         config: What a session is.
-        out_dir: The folder to write; an earlier one is replaced.
+        out_dir: The folder to write; an earlier one of this function is replaced.
         progress: Called as progress(steps done, steps, what comes now).
 
     Raises:
         DataError: Items of the log are unknown, or a split is left without sessions.
+        FileExistsError: `out_dir` holds other files.
         OneRecError: Memory or disk ran out.
         ValueError: The config asks for what the log does not have.
     """
+    check_replaceable(out_dir, "funnel.json")
     try:
         _build(log, config, Path(out_dir), progress)
     except (duckdb.OutOfMemoryException, duckdb.IOException) as error:

@@ -171,8 +171,16 @@ def create_app(
         token: Bearer token that requests must bring. None: none, and then there are no admin
             routes, as anybody could load any folder.
         source: Name of the first version.
+
+    Raises:
+        ValueError: A token that no request could bring.
     """
     config = ServeConfig() if config is None else config
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise ValueError(
+            "token (ONEREC_TOKEN): wanted visible ASCII characters alone, as a header brings them, "
+            f"got {'none' if not token else 'others too, such as a space or a line break'}"
+        )
     metrics = Metrics()
     journal = Journal(metrics)
     worker = Worker(
@@ -353,7 +361,7 @@ _Body = TypeVar("_Body", bound=BaseModel)
 
 
 def _check_json(headers: dict[bytes, bytes]) -> None:
-    if not headers.get(b"content-type", b"").startswith(_JSON.encode()):
+    if not headers.get(b"content-type", b"").lower().startswith(_JSON.encode()):
         raise _invalid("Content-Type", _JSON, "another")
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from onerec.inference import Recommendation, Recommender
+from onerec.inference.exported import ENGINE
+from onerec.model.pretrained import CONFIG
 from onerec.serving.metrics import Metrics
 from onerec.tokenizer import Catalog
 
@@ -188,7 +190,7 @@ class Worker:
         folder, nothing changes.
 
         Args:
-            folder: Of `onerec export`; without engine.bin, of `Catalog.save`.
+            folder: Of `onerec export`; without engine.bin and config.json, of `Catalog.save`.
 
         Raises:
             FileNotFoundError: A file is missing.
@@ -198,7 +200,8 @@ class Worker:
         folder = Path(folder)
         with self._swapping:
             current = self._version.recommender
-            if (folder / "engine.bin").exists():
+            # An export that is not there as a whole is not a catalogue for another network.
+            if any((folder / name).exists() for name in (ENGINE, CONFIG)):
                 new = Recommender.from_exported(folder, num_threads=current.num_threads)
             else:
                 new = current.with_catalog(Catalog.load(folder))

@@ -258,6 +258,8 @@ def test_a_body_of_another_type_is_refused(server: Server) -> None:
     kind = {"Content-Type": "text/plain"}
     status, got, _ = server.send("POST", "/v1/recommend", {"history": []}, **kind)
     assert (status, got["error"].split(":")[0]) == (422, "Content-Type")
+    kind = {"Content-Type": "Application/JSON; charset=UTF-8"}
+    assert server.send("POST", "/v1/recommend", {"history": []}, **kind)[0] == 200
 
 
 def test_tags_and_the_softmax_of_training_reach_the_engine(folders: list[Path]) -> None:
@@ -341,6 +343,23 @@ def test_token_paths_and_methods(server: Server) -> None:
     text = server.send("GET", "/metrics", token=None)[1]
     assert 'onerec_requests_total{path="other",status="401"} 3.0' in text
     assert "onerec_items_illegal_total 0.0" in text
+
+
+@pytest.mark.parametrize("token", ["", "sesame\n", "open sesame", "s\u00e9same"])
+def test_a_token_that_no_header_brings_is_refused(token: str, folders: list[Path]) -> None:
+    with pytest.raises(ValueError, match=r"ONEREC_TOKEN.*visible ASCII") as told:
+        create_app(Recommender.from_exported(folders[0]), CONFIG, token=token)
+    assert not token or token not in str(told.value)
+
+
+def test_half_an_export_is_not_taken_for_a_catalogue(
+    server: Server, folders: list[Path], tmp_path: Path
+) -> None:
+    half = shutil.copytree(folders[1], tmp_path / "half")
+    (half / "engine.bin").unlink()
+    status, got, _ = server.send("POST", "/admin/swap", {"folder": str(half)})
+    assert status == 422
+    assert "engine.bin missing" in got["error"]
 
 
 def test_no_admin_without_a_token(folders: list[Path]) -> None:

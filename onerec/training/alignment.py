@@ -573,6 +573,13 @@ class _Alignment(Run):
         filled = [reward for reward in rewards if len(reward)]
         best = [float(reward[0]) for reward in filled]
         shown = [each.items[0] for each in found if len(each.items)]
+        if not shown:
+            raise ValueError(
+                f"no session of {self.module.config.session_length} items is left for any of the "
+                f"{len(rows)} held-out sessions that are watched: their histories hold nearly the "
+                "whole catalogue; --align.exclude_history false, or --align.iterations 0, which "
+                "leaves alignment out"
+            )
         places = np.concatenate(shown)
         before = self.state["seed"]["rewards"] if self.state["seed"] else best
         better = np.sign(np.array(best) - np.array(before))

@@ -252,6 +252,19 @@ def test_without_preferences_the_seed_is_the_result(
     assert above.record["generated"]["1"]["groups"] == 0
 
 
+def test_histories_that_leave_no_session_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = job.catalog()
+    monkeypatch.setattr(
+        Candidates,
+        "histories",
+        lambda self, samples, rows: [catalog.item_ids.tolist() for _ in rows],
+    )
+    with pytest.raises(ValueError, match=r"whole catalogue; --align\.exclude_history"):
+        job.run(tmp_path)
+
+
 def test_no_sample_drawn_is_told_apart(tmp_path: Path) -> None:
     result = job.run(tmp_path, rate=1e-9, steps=1)
     assert result.chosen == 0

@@ -23,7 +23,8 @@ class TokenizeConfig:
     Attributes:
         levels: Codes of a semantic id, L.
         codebook_size: Codes of a level, K. Null: the smallest power of two with K^L at least 8
-            times the number of items, so that distinct ids are close to their vectors.
+            times the number of items, so that distinct ids are close to their vectors; at most that
+            number.
         method: Balanced k-means: "priced" (the best balanced cost, certified), "fast" (near it) or
             "sequential" (the paper's Algorithm 1).
         distinct: What is done about items with equal ids: "none", "cap", "distinct" or "rank".
@@ -51,7 +52,7 @@ class TokenizeConfig:
         size = 2
         while size**self.levels < 8 * n_items:
             size *= 2
-        return size
+        return min(size, n_items)
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,11 @@ def make(directory: Path, settings: Settings) -> StageResult:
                 f"too few for {items.n_items:,} distinct ones: raise --tokenize.codebook_size or "
                 "--tokenize.levels"
             )
+        if size > items.n_items:
+            raise OneRecError(
+                f"--tokenize.codebook_size {size}: wanted at most the {items.n_items:,} items, for "
+                "no cluster of a level is empty"
+            )
         quantizer = ResidualQuantizer(
             config.levels,
             size,

@@ -134,6 +134,20 @@ def test_too_few_codes(
     assert contents(run_copy) == before, "an earlier result was touched"
 
 
+def test_more_codes_than_items(run_copy: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenize", "--out", str(run_copy), "--tokenize.codebook_size", "128"]) == 1
+    message = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "--tokenize.codebook_size 128: wanted at most the 120 items" in message
+
+
+def test_one_level_has_as_many_codes_as_items(
+    run_copy: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--tokenize.levels", "1", "--tokenize.codebook_size", "null", "--json"]
+    assert main(["tokenize", "--out", str(run_copy), *flags]) == 0
+    assert json.loads(capfd.readouterr().out)["summary"]["codebook_size"] == 120
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -482,6 +482,11 @@ def test_bad_logits() -> None:
     search = BeamSearch(trie, batch_size=2, beam_width=3, session_length=1)
     with pytest.raises(TypeError, match="logits: wanted float32, float16 or bfloat16"):
         search.step(torch.zeros(2, 3, 4, dtype=torch.float64))
+    for other in (np.zeros((2, 3, 4), np.float32), [[[0.0]]], None):
+        with pytest.raises(
+            TypeError, match=f"logits: wanted a torch tensor, got {type(other).__name__}"
+        ):
+            search.step(other)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"logits: wanted shape \[2, 3, 4\] or \[2, 1, 4\], got"):
         search.step(torch.zeros(2, 4, 4))
     with pytest.raises(ValueError, match="logits: wanted a last stride of 1, got 2"):

@@ -190,9 +190,11 @@ def check_logits(
     """Refuses logits that have none of the shapes or cannot be read as they lie.
 
     Raises:
-        TypeError: Another dtype than float32, float16, bfloat16.
+        TypeError: No tensor, or another dtype than float32, float16, bfloat16.
         ValueError: Another shape or device, or codes that do not follow one another.
     """
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"logits: wanted a torch tensor, got {type(logits).__name__}")
     if logits.dtype not in LOGIT_TYPES:
         raise TypeError(f"logits: wanted float32, float16 or bfloat16, got {logits.dtype}")
     if logits.device != device:

@@ -262,11 +262,12 @@ class BeamSearch:
                 state and `rows` <= R <= M; rows of dead beams are not read.
 
         Raises:
-            TypeError: `logits` are not floating point.
+            TypeError: `logits` are not a tensor of such a type.
             ValueError: Their shape is wrong, they are not on the CPU, or the search is done.
         """
         self._check_not_done()
-        given, least = logits.shape[1] if logits.ndim == 3 else 0, self.rows
+        tensor = isinstance(logits, torch.Tensor) and logits.ndim == 3
+        given, least = logits.shape[1] if tensor else 0, self.rows
         enough = least <= given <= self.beam_width
         wanted = [given] if enough else sorted({least, self.beam_width}, reverse=True)
         check_logits(logits, [(self.batch_size, rows, self._codes) for rows in wanted])

@@ -13,7 +13,18 @@
 namespace onerec {
 namespace {
 
+// Squares of differences of larger values, summed over a row, could leave the range of float.
+constexpr float kLargest = 1e15f;
+
 std::string Text(int64_t value) { return std::to_string(value); }
+
+void CheckValue(const std::string& name, float value, int64_t row, int64_t column) {
+  if (std::fabs(value) <= kLargest) return;
+  throw std::invalid_argument(
+      name +
+      (std::isfinite(value) ? ": wanted values of size 1e15 at most" : ": wanted finite values") +
+      ", got " + std::to_string(value) + " in row " + Text(row) + ", column " + Text(column));
+}
 
 }  // namespace
 
@@ -75,11 +86,7 @@ void CheckBalanced(const FloatRows& x, int64_t clusters, const BalancedKMeansOpt
 
 void CheckCenters(const float* centers, int64_t clusters, int64_t d, const double* prices) {
   for (int64_t i = 0; i < clusters * d; ++i) {
-    if (!std::isfinite(centers[i])) {
-      throw std::invalid_argument("centers: wanted finite values, got " +
-                                  std::to_string(centers[i]) + " in row " + Text(i / d) +
-                                  ", column " + Text(i % d));
-    }
+    CheckValue("centers", centers[i], i / d, i % d);
   }
   for (int64_t k = 0; prices != nullptr && k < clusters; ++k) {
     if (!std::isfinite(prices[k])) {
@@ -111,9 +118,9 @@ void CheckFinite(const FloatRows& x, int num_threads) {
   ParallelFor(parts, num_threads, [&](int64_t c) {
     for (int64_t i = c * 1024; i < std::min(x.rows, (c + 1) * 1024); ++i) {
       const float* row = x.data + i * x.stride;
-      float sum = 0;  // NaN or infinity times zero is NaN
-      for (int64_t j = 0; j < x.columns; ++j) sum += row[j] * 0.0f;
-      if (sum != 0.0f) {
+      bool good = true;
+      for (int64_t j = 0; j < x.columns; ++j) good &= std::fabs(row[j]) <= kLargest;
+      if (!good) {
         bad[static_cast<size_t>(c)] = i;
         return;
       }
@@ -122,10 +129,7 @@ void CheckFinite(const FloatRows& x, int num_threads) {
   for (const int64_t i : bad) {
     if (i < 0) continue;
     for (int64_t j = 0; j < x.columns; ++j) {
-      const float value = x.data[i * x.stride + j];
-      if (std::isfinite(value)) continue;
-      throw std::invalid_argument("x: wanted finite values, got " + std::to_string(value) +
-                                  " in row " + Text(i) + ", column " + Text(j));
+      CheckValue("x", x.data[i * x.stride + j], i, j);
     }
   }
 }

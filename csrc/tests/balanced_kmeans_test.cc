@@ -356,6 +356,10 @@ TEST(BalancedKMeans, MistakesAreNamed) {
   EXPECT_EQ(Refusal([&] { FitTo(x, 0, {}); }), "clusters: wanted at least 1, got 0");
   EXPECT_EQ(Refusal([&] { FitTo(broken, 2, {}); }),
             "x: wanted finite values, got nan in row 5, column 1");
+  broken.values[5 * 3 + 1] = -0x1p64f;
+  EXPECT_EQ(Refusal([&] { FitTo(broken, 2, {}); }),
+            "x: wanted values of size 1e15 at most, got -18446744073709551616.000000 in row 5, "
+            "column 1");
   EXPECT_NE(Refusal([&] { FitTo(x, 2, small); }).find("memory_budget: wanted at least"),
             std::string::npos);
   EXPECT_EQ(Refusal([&] { FitTo(x, 2, idle); }), "num_threads: wanted at least 1, got 0");

@@ -230,8 +230,8 @@ class BalancedKMeans:
         """Finds centres and the balanced assignment of the rows of X.
 
         Args:
-            X: [N, d], taken as float32; N >= n_clusters, every value finite. A float32
-                `numpy.memmap` (see `open_rows`) is read in pieces and never copied.
+            X: [N, d], taken as float32; N >= n_clusters, every value finite and of size 1e15 at
+                most. A float32 `numpy.memmap` (see `open_rows`) is read in pieces and never copied.
             y: Ignored.
             sample_weight: Not supported: sizes count items.
             checkpoint: File that holds centres, prices, labels and counters after each Lloyd step.

@@ -351,6 +351,7 @@ def broken(value: float) -> NDArray[np.float32]:
     [
         ({}, broken(np.nan), "x: wanted finite values, got nan in row 17, column 2"),
         ({}, broken(-np.inf), "x: wanted finite values, got -inf in row 17, column 2"),
+        ({}, broken(1e19), "x: wanted values of size 1e15 at most, got 9999999"),
         ({}, blobs(3, 3), "wanted at least n_clusters = 4 rows, got 3"),
         ({}, np.zeros((4, 0)), r"wanted shape \[n, d\] with d >= 1, got \[4, 0\]"),
         ({}, np.zeros(4), r"wanted shape \[n, d\] with d >= 1, got \[4\]"),
@@ -385,6 +386,8 @@ def test_more_mistakes() -> None:
         kmeans.predict(blobs(9, 4))
     with pytest.raises(ValueError, match="x: wanted finite values"):
         kmeans.predict(broken(np.nan))
+    with pytest.raises(ValueError, match="x: wanted values of size 1e15 at most"):
+        kmeans.predict(broken(-1e30))
 
 
 def test_parameters_as_scikit_learn_wants_them() -> None:

@@ -101,6 +101,13 @@ def _rotated(z: Tensor, q: Tensor) -> Tensor:
     return out
 
 
+def _tensor(x: NDArray[np.float32]) -> Tensor:
+    """A copy of the rows of X, which must be finite."""
+    for row in np.flatnonzero(~np.isfinite(x).all(axis=1))[:1]:
+        raise ValueError(f"X: wanted finite values, got NaN or infinity in row {row}")
+    return torch.from_numpy(np.array(x, order="C"))
+
+
 class RQVAE:
     """Semantic ids from an autoencoder with residual quantisation (TIGER, arXiv 2305.05065, 3.1).
 
@@ -201,7 +208,7 @@ class RQVAE:
             ValueError: X has fewer rows than a level has codes, values that are not finite, or more
                 items on an id than there are codes to tell them apart.
         """
-        x = torch.from_numpy(np.array(as_rows(X), order="C")).to(self.device)
+        x = _tensor(as_rows(X)).to(self.device)
         if len(x) < self.codebook_size:
             raise ValueError(
                 f"X: wanted at least codebook_size = {self.codebook_size} rows, got {len(x)}"
@@ -348,7 +355,7 @@ class RQVAE:
         x = as_rows(X)
         if x.shape[1] != len(net.mean):
             raise ValueError(f"X: wanted {len(net.mean)} columns, got {x.shape[1]}")
-        sids = self._codes(torch.from_numpy(np.array(x, order="C")).to(net.mean.device))
+        sids = self._codes(_tensor(x).to(net.mean.device))
         return np.pad(sids, ((0, 0), (0, int(self.distinct == "rank"))))
 
     @torch.no_grad()

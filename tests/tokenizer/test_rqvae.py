@@ -112,6 +112,13 @@ def test_what_is_saved_codes_alike(fitted: RQVAE, tmp_path: Any) -> None:
 def test_wrong_input_is_refused(fitted: RQVAE) -> None:
     with pytest.raises(ValueError, match="at least codebook_size = 32"):
         RQVAE(**SMALL).fit(clusters(10))
+    broken = clusters(40)
+    broken[3, 1] = np.nan
+    for call in (RQVAE(**SMALL).fit, fitted.encode):
+        with pytest.raises(
+            ValueError, match="X: wanted finite values, got NaN or infinity in row 3"
+        ):
+            call(broken)
     with pytest.raises(ValueError, match="wanted 21 columns"):
         fitted.encode(np.zeros((2, 5), np.float32))
     with pytest.raises(ValueError, match=r"codes in 0\.\.31"):

@@ -225,7 +225,8 @@ class Recommender:
         Args:
             histories: As for `recommend`.
             k: Most items of a ranking; it is shorter when the beam finds fewer.
-            beam_width: Semantic ids followed at once; None is max(k, 128).
+            beam_width: Semantic ids followed at once; None is max(k, 128), or all that there are if
+                k is more.
             exclude: As for `recommend`.
             exclude_history: As for `recommend`.
             allow_tags: As for `recommend`.
@@ -244,7 +245,7 @@ class Recommender:
             raise ValueError(f"k must be at least 1, got {k}")
         if not 0 <= dense_weight <= 1:
             raise ValueError(f"dense_weight must lie in [0, 1], got {dense_weight}")
-        width = max(k, 128) if beam_width is None else beam_width
+        width = max(min(k, self.catalog.trie.n_leaves), 128) if beam_width is None else beam_width
         self._check_search(1, width)
         if dense_weight:
             fused = self.next_items(

@@ -125,7 +125,10 @@ class Rules:
     def _known(self, name: str, place: int, ids: Sequence[ItemId]) -> _Ints:
         if isinstance(ids, str):
             raise TypeError(f"{name}[{place}] must be a list of item ids, got the string {ids!r}")
-        found = self.catalog.find(ids)
+        try:
+            found = self.catalog.find(ids)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}[{place}]: {error}") from None
         return found[found >= 0]
 
     def _exhausted(self, excluded: _Ints, allow: int | None) -> _Ints:

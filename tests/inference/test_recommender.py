@@ -360,8 +360,15 @@ def test_mistakes(catalog: Catalog) -> None:
             call()
     with pytest.raises(TypeError, match="histories\\[0\\]"):
         recommender.recommend(["item-10"])
-    with pytest.raises(TypeError, match="integers"):
-        recommender.recommend([["item-10"]])
+    with pytest.raises(TypeError, match=r"histories\[1\]: .*integers"):
+        recommender.recommend([[], ["item-10"]])
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_ranking_longer_than_the_catalogue_is_all_of_it(backend: str, catalog: Catalog) -> None:
+    recommender = Recommender(build(), catalog, backend=backend)
+    (ranked,) = recommender.rank([[]], 10**12)
+    assert sorted(ranked) == sorted(catalog.item_ids.tolist())
 
 
 @pytest.mark.gpu

@@ -324,12 +324,15 @@ def _item_ids(ids: ArrayLike, expected: np.dtype[Any] | None = None) -> npt.NDAr
         raise ValueError(f"item_ids: wanted 1 dimension, got shape {array.shape}")
     if array.size == 0:
         return array.astype(np.int64 if expected is None else expected)
-    if array.dtype.kind in "UO" and all(isinstance(item, str) for item in array.tolist()):
+    # NumPy makes strings of all that a list mixes with one.
+    given = ids if isinstance(ids, list | tuple) else array.tolist()
+    if array.dtype.kind in "UO" and all(isinstance(item, str) for item in given):
         array = array.astype(object)
     elif array.dtype.kind in "iu":
         array = as_int_array("item_ids", array, np.int64, 1)
     else:
-        raise TypeError(f"item_ids: wanted integers or strings, got {array.dtype}")
+        got = "both" if array.dtype.kind == "U" else array.dtype
+        raise TypeError(f"item_ids: wanted integers or strings, got {got}")
     if expected is not None and array.dtype != expected:
         wanted, got = (
             "strings" if kind.kind == "O" else "integers" for kind in (expected, array.dtype)
@@ -361,7 +364,7 @@ def _refuse_duplicates(ids: npt.NDArray[Any]) -> None:
     values, first, counts = np.unique(ids, return_index=True, return_counts=True)
     if len(values) != len(ids):
         twice = np.flatnonzero(counts > 1)
-        item = values[twice[0]]
+        item = values[twice[:1]].tolist()[0]
         row = np.flatnonzero(ids == item)[1]
         raise ValueError(
             f"item_ids: wanted each once, got {item!r} in rows {first[twice[0]]} and {row}"

@@ -467,6 +467,7 @@ def test_any_catalogue_equals_the_reference(data: st.DataObject) -> None:
             {"allow_tags": [None, 1 << 63]},
             "allow_tags: wanted bits 0 to 62, got 0x8000000000000000",
         ),
+        ({"beam_width": 2.5}, "beam_width: wanted an integer, got 2.5"),
         ({"deny": [[-1], None]}, r"deny\[0\]: wanted leaf ids in \[0, 10\), got -1"),
     ],
 )

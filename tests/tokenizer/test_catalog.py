@@ -54,12 +54,14 @@ def test_unknown_ids_are_listed() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"item_ids: wanted each once, got .*7.* in rows 0 and 2"):
+    with pytest.raises(ValueError, match=r"item_ids: wanted each once, got 7 in rows 0 and 2"):
         Catalog.build([7, 8, 7], [[0], [1], [2]], 3)
     with pytest.raises(ValueError, match="sids: wanted a row for each of 1 items, got 2"):
         Catalog.build([7], [[0], [1]], 3)
     with pytest.raises(TypeError, match="item_ids: wanted integers or strings, got float64"):
         Catalog.build([0.5], [[0]], 3)
+    with pytest.raises(TypeError, match="item_ids: wanted integers or strings, got both"):
+        Catalog.build([1, "b"], [[0], [1]], 3)
     with pytest.raises(ValueError, match="got 3 in row 0, level 0"):
         Catalog.build([7], [[3]], 3)
 

@@ -111,6 +111,7 @@ class BeamSearch:
         backend: "native", or "reference" (plain NumPy, slow).
 
     Raises:
+        TypeError: A size that is not an integer.
         ValueError: An argument out of range; a denied leaf that the trie lacks.
     """
 
@@ -135,6 +136,8 @@ class BeamSearch:
             ("beam_width", beam_width, 1),
             ("session_length", session_length, 1),
         ):
+            if not isinstance(value, int | np.integer):
+                raise TypeError(f"{name}: wanted an integer, got {value!r}")
             if value < least:
                 raise ValueError(f"{name}: wanted {least} or more, got {value}")
         check_scoring(scoring, temperature)

@@ -12,6 +12,17 @@ from pathlib import Path
 
 
 @contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Adds the path to an error of a write to an open file, which does not know it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.strerror is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path beside `path` to write to, and renames it to `path` at the end.
 
@@ -23,9 +34,10 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
+        with naming(path):
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)

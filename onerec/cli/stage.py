@@ -22,7 +22,7 @@ from typing import Any
 
 import onerec
 from onerec.errors import OneRecError
-from onerec.files import atomic_write, recover_directory, replace_directory
+from onerec.files import atomic_write, naming, recover_directory, replace_directory
 
 # Larger files are known by their size, time of change and a sample of their blocks.
 WHOLE_HASH_BYTES = 256 << 20
@@ -204,7 +204,8 @@ def run_stage(
         partial.mkdir(parents=True, exist_ok=True)
         if resumable:
             started.write_text(wanted.fingerprint)
-        wanted.summary = build(partial)
+        with naming(folder):
+            wanted.summary = build(partial)
         started.unlink(missing_ok=True)
         for path in sorted(p for p in partial.rglob("*") if p.is_file()):
             relative = path.relative_to(partial)

@@ -42,12 +42,18 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
 
         Returns:
             The address of the commit when pushed, else None.
+
+        Raises:
+            OSError: The folder cannot be written.
         """
         folder = Path(save_directory)
         state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         with atomic_write(folder / WEIGHTS) as temporary:
-            # One entry only: several are written in no fixed order, and equal weights then differ.
-            save_file(state, temporary, metadata={"format": "pt"})
+            try:
+                # One entry only: several are in no fixed order, and equal weights then differ.
+                save_file(state, temporary, metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise OSError(f"{folder / WEIGHTS}: could not be written: {error}") from error
         config = {"model_type": self.model_type, **dataclasses.asdict(self.config)}
         with atomic_write(folder / CONFIG) as temporary:
             temporary.write_text(json.dumps(config, indent=2) + "\n")

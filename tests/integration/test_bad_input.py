@@ -220,6 +220,7 @@ def test_every_checkpoint_corrupt(
         ("sessions", ["--sessions.min_history", "2"], 3_000),
         ("tokenize", ["--tokenize.codebook_size", "32"], 1_000),
         ("pretrain", ["--train.seed", "1"], 20_000),
+        ("reward", ["--reward.seed", "1"], 3_000),
         ("evaluate", ["--evaluate.ks", "[3]"], 3_000),
         ("recommend", ["--recommend.users", "40"], 500),
         ("report", [], 10_000),
@@ -249,6 +250,7 @@ def test_full_disk(
     assert "Traceback" not in shown.err
     message = shown.err.strip().splitlines()[-1].lower()
     assert "file too large" in message or "no space" in message
+    assert str(run_copy) in message
     assert contents(run_copy) == before, "an earlier result was touched"
     # Space again: the same command goes through.
     assert main([*command, "--json"]) == 0, capfd.readouterr().err

@@ -107,7 +107,7 @@ BalancedAssignment BalancedAssign(const FloatRows& x, const float* centers, int6
   CheckBalanced(x, clusters, options);
   if (labels_given) CheckSizes(x.rows, clusters, labels);
   CheckCenters(centers, clusters, x.columns, prices_given ? prices : nullptr);
-  CheckFinite(x, options.num_threads);
+  CheckValues(x, options.num_threads);
   const std::vector<double> mean = ColumnMeans(x, options.num_threads);
   const std::unique_ptr<KMeansDevice> device = OpenDevice(x, mean, options);
   return SolveAssignment(x, mean, centers, clusters, options, device.get(), prices_given,
@@ -118,7 +118,7 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
                                        const BalancedKMeansOptions& options, bool centers_given,
                                        float* centers, double* prices, int32_t* labels) {
   CheckBalanced(x, clusters, options);
-  CheckFinite(x, options.num_threads);
+  CheckValues(x, options.num_threads);
   if (centers_given) {
     CheckCenters(centers, clusters, x.columns, nullptr);
   } else {

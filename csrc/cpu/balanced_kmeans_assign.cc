@@ -5,7 +5,6 @@
 #include <limits>
 #include <memory>
 #include <numeric>
-#include <stdexcept>
 
 #include "cpu/balanced_kmeans_candidates.h"
 #include "cpu/balanced_kmeans_finish.h"

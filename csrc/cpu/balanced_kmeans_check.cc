@@ -112,7 +112,7 @@ void CheckSizes(int64_t rows, int64_t clusters, const int32_t* labels) {
   }
 }
 
-void CheckFinite(const FloatRows& x, int num_threads) {
+void CheckValues(const FloatRows& x, int num_threads) {
   const int64_t parts = (x.rows + 1023) / 1024;
   std::vector<int64_t> bad(static_cast<size_t>(parts), -1);
   ParallelFor(parts, num_threads, [&](int64_t c) {

@@ -19,6 +19,6 @@ void CheckCenters(const float* centers, int64_t clusters, int64_t d, const doubl
 void CheckSizes(int64_t rows, int64_t clusters, const int32_t* labels);
 
 // Names the first row and column of x that is not finite, or too large to be squared.
-void CheckFinite(const FloatRows& x, int num_threads);
+void CheckValues(const FloatRows& x, int num_threads);
 
 }  // namespace onerec

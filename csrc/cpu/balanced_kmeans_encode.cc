@@ -63,7 +63,7 @@ void PricedArgmin(const FloatRows& x, const float* centers, int64_t clusters, co
   if (x.rows == 0) return;
   CheckShape(x, clusters, options);
   CheckCenters(centers, clusters, x.columns, prices);
-  CheckFinite(x, options.num_threads);
+  CheckValues(x, options.num_threads);
   const KMeansKernels& kernels = CurrentKMeansKernels();
   FloatRows rows{centers, clusters, x.columns, x.columns};
   const std::vector<double> mean = ColumnMeans(rows, 1);

@@ -10,7 +10,7 @@ PIP := $(BIN)/pip install -q --disable-pip-version-check --no-compile -c constra
 export ONEREC_DATA ?= $(wildcard ../shared/data)
 
 NATIVE := CMakeLists.txt setup.py $(shell find csrc cmake -type f)
-CXX_FILES = $(shell find csrc examples -name '*.h' -o -name '*.cc' -o -name '*.cu')
+CXX_FILES = $(shell find csrc examples -name '*.h' -o -name '*.cc' -o -name '*.cu*')
 # Where the GPU is, the machine's own interpreter and packages are used as they are.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
@@ -82,7 +82,7 @@ cpp-test: $(VENV)/.extra-dev
 # Coverage-guided fuzzing of the trie's loader, FUZZ_SECONDS long; wants clang with libFuzzer. What it
 # finds worth keeping is merged into the corpus that the C++ tests run.
 FUZZ_SECONDS ?= 600
-CORPUS := csrc/tests/corpus/trie
+CORPUS := csrc/tests/trie/corpus
 fuzz: $(VENV)/.extra-dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" CXX=clang++ cmake -S . -B build/fuzz -G Ninja \
 	  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DONEREC_CUDA=OFF -DONEREC_FUZZ=ON

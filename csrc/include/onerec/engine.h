@@ -7,7 +7,7 @@
 // File format, version 2, little endian: char[8] "ONERENGN", u32 version, u32 0x01020304, u64 size
 // of the file, EngineConfig, zeros up to byte 240, u64 XXH64 (seed 0) of bytes 256 .. end, u64
 // XXH64 of bytes 0 .. 248; then the tensors in the order and the packed form that the config
-// implies (csrc/cpu/engine_model.cc), each at the next multiple of 64.
+// implies (csrc/engine/model.cc), each at the next multiple of 64.
 #pragma once
 
 #include <cstddef>

@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/device.h"
+#include "support/cuda/device.h"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>

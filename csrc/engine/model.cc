@@ -1,0 +1,283 @@
+#include "engine/model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "gemm/tile.h"
+#include "support/bfloat16.h"
+#include "support/xxh64.h"
+
+namespace onerec {
+namespace {
+
+constexpr char kMagic[8] = {'O', 'N', 'E', 'R', 'E', 'N', 'G', 'N'};
+constexpr uint32_t kVersion = 2;
+constexpr uint32_t kByteOrder = 0x01020304;
+
+struct Header {
+  char magic[8];
+  uint32_t version;
+  uint32_t byte_order;
+  uint64_t file_bytes;
+  EngineConfig config;
+  char reserved[240 - 24 - sizeof(EngineConfig)];
+  uint64_t content_hash;
+  uint64_t header_hash;
+};
+static_assert(sizeof(Header) == 256 && offsetof(Header, content_hash) == 240);
+
+[[noreturn]] void Refuse(const std::string& why) {
+  throw EngineFormatError("not a valid engine model: " + why);
+}
+
+void CheckConfig(const EngineConfig& c) {
+  const auto at_least = [](const char* name, int64_t value, int64_t least, int64_t most) {
+    if (value < least || value > most) {
+      throw std::invalid_argument(std::string(name) + ": wanted " + std::to_string(least) + ".." +
+                                  std::to_string(most) + ", got " + std::to_string(value));
+    }
+  };
+  constexpr int64_t kLarge = int64_t{1} << 20;
+  at_least("levels", c.levels, 1, kMaxTrieLevels);
+  at_least("codebook_size", c.codebook_size, 1, kMaxCodebookSize);
+  at_least("session_length", c.session_length, 1, kLarge);
+  at_least("history_length", c.history_length, 1, kLarge);
+  at_least("history_is_items", c.history_is_items, 0, 1);
+  at_least("causal", c.causal, 0, c.history_is_items);
+  at_least("n_items", c.n_items, 0, c.history_is_items ? std::numeric_limits<int32_t>::max() : 0);
+  at_least("dense_head", c.dense_head, 0, c.n_items > 0);
+  at_least("legal_softmax", c.legal_softmax, 0, 1);
+  at_least("d_model", c.d_model, 1, kLarge);
+  at_least("n_heads", c.n_heads, 1, c.d_model);
+  at_least("encoder_layers", c.encoder_layers, 1, 4096);
+  at_least("decoder_layers", c.decoder_layers, 1, 4096);
+  at_least("d_ff", c.d_ff, 1, kLarge);
+  at_least("n_experts", c.n_experts, 0, 65536);
+  if (c.n_experts > 0) {
+    at_least("experts_per_token", c.experts_per_token, 1, std::min(c.n_experts, 64));
+    at_least("expert_d_ff", c.expert_d_ff, 1, kLarge);
+  }
+  at_least("normalize_gates", c.normalize_gates, 0, 1);
+  at_least("activation", c.activation, 0, 3);
+  at_least("share_codes", c.share_codes, 0, 1);
+  at_least("bfloat16", c.bfloat16, 0, 1);
+  if (c.d_model % c.n_heads != 0) throw std::invalid_argument("n_heads must divide d_model");
+  if (!(c.norm_eps >= 0.0f && std::isfinite(c.norm_eps))) {
+    throw std::invalid_argument("norm_eps must be finite and not negative");
+  }
+}
+
+// Walks the tensors of a model in file order. Sizes them; where `base` is given, sets the views;
+// where `source` is given, writes them too.
+class Walk {
+ public:
+  Walk(EngineModel::Impl& model, char* base, const EngineModel::Source* source, int num_threads)
+      : m_(model), c_(model.config), base_(base), source_(source), threads_(num_threads) {}
+
+  uint64_t Run() {
+    const int64_t d = c_.d_model, rows = int64_t{c_.levels} * c_.codebook_size;
+    const auto type = c_.bfloat16 ? WeightType::kBFloat16 : WeightType::kFloat32;
+    m_.row_bytes = d * (c_.bfloat16 ? 2 : 4);
+    m_.codes = Table("codes.weight", rows);
+    m_.decoder_codes = c_.share_codes ? m_.codes : Table("decoder_codes.weight", rows);
+    m_.heads.resize(static_cast<size_t>(c_.levels));
+    for (int l = 0; l < c_.levels; ++l) {
+      Matrix(m_.heads[static_cast<size_t>(l)], "heads", rows, int64_t{l} * c_.codebook_size,
+             c_.codebook_size, d, type);
+    }
+    if (c_.n_items > 0) {
+      Matrix(m_.items, "item_table", c_.n_items, 0, c_.n_items, d, type);
+      m_.item_sids = Integers("item_sids", int64_t{c_.n_items} * c_.levels);
+    }
+    m_.start = Vector("start", d);
+    m_.bos = Vector("bos", d);
+    m_.age = Vector("age.weight", c_.history_length * d);
+    m_.time = Vector("time.weight", int64_t{c_.session_length} * (c_.levels + 1) * d);
+    m_.encoder.resize(static_cast<size_t>(c_.encoder_layers));
+    for (int i = 0; i < c_.encoder_layers; ++i) {
+      EncoderWeights& w = m_.encoder[static_cast<size_t>(i)];
+      const std::string name = "encoder." + std::to_string(i) + ".";
+      w.attention_norm = Vector(name + "attention_norm.weight", d);
+      Matrix(w.qkv, name + "attention.qkv.weight", 3 * d, 0, 3 * d, d, type);
+      Matrix(w.out, name + "attention.out.weight", d, 0, d, d, type);
+      w.ffn_norm = Vector(name + "ffn_norm.weight", d);
+      FeedForward(w.ffn, name + "ffn.w13.weight", name + "ffn.w2.weight", 0, 1, c_.d_ff);
+    }
+    m_.encoder_norm = Vector("encoder_norm.weight", d);
+    m_.decoder.resize(static_cast<size_t>(c_.decoder_layers));
+    for (int i = 0; i < c_.decoder_layers; ++i) {
+      DecoderWeights& w = m_.decoder[static_cast<size_t>(i)];
+      const std::string name = "decoder." + std::to_string(i) + ".";
+      w.attention_norm = Vector(name + "attention_norm.weight", d);
+      Matrix(w.qkv, name + "attention.qkv.weight", 3 * d, 0, 3 * d, d, type);
+      Matrix(w.out, name + "attention.out.weight", d, 0, d, d, type);
+      w.cross_norm = Vector(name + "cross_norm.weight", d);
+      Matrix(w.cross_q, name + "cross.q.weight", d, 0, d, d, type);
+      Matrix(w.cross_kv, name + "cross.kv.weight", 2 * d, 0, 2 * d, d, type);
+      Matrix(w.cross_out, name + "cross.out.weight", d, 0, d, d, type);
+      w.ffn_norm = Vector(name + "ffn_norm.weight", d);
+      if (c_.n_experts == 0) {
+        FeedForward(w.ffn, name + "ffn.w13.weight", name + "ffn.w2.weight", 0, 1, c_.d_ff);
+        continue;
+      }
+      Matrix(w.router, name + "ffn.router", c_.n_experts, 0, c_.n_experts, d, WeightType::kFloat32);
+      w.selection_bias = Vector(name + "ffn.selection_bias", c_.n_experts);
+      for (int e = 0; e < c_.n_experts; ++e) {
+        FeedForwardWeights expert;
+        const uint64_t begin = at_;
+        FeedForward(expert, name + "ffn.w13", name + "ffn.w2", e, c_.n_experts, c_.expert_d_ff);
+        if (e > 0) continue;  // the others follow it
+        w.experts = {expert.gate.data,
+                     expert.up.data,
+                     expert.down.data,
+                     type,
+                     static_cast<Activation>(c_.activation),
+                     c_.n_experts,
+                     d,
+                     c_.expert_d_ff};
+        w.experts.stride = static_cast<int64_t>(at_ - begin);
+      }
+    }
+    m_.decoder_norm = Vector("decoder_norm.weight", d);
+    return at_;
+  }
+
+ private:
+  char* Take(int64_t bytes) {
+    char* const here = base_ == nullptr ? nullptr : base_ + at_;
+    at_ += (static_cast<uint64_t>(bytes) + 63) / 64 * 64;
+    return here;
+  }
+
+  const float* Vector(const std::string& name, int64_t n) {
+    char* const here = Take(n * 4);
+    if (source_ != nullptr) {
+      std::memcpy(here, (*source_)(name, n), static_cast<size_t>(n) * 4);
+    }
+    return reinterpret_cast<const float*>(here);
+  }
+
+  const int32_t* Integers(const std::string& name, int64_t n) {
+    auto* const here = reinterpret_cast<int32_t*>(Take(n * 4));
+    if (source_ != nullptr) {
+      const float* const from = (*source_)(name, n);
+      for (int64_t i = 0; i < n; ++i) here[i] = static_cast<int32_t>(from[i]);
+    }
+    return here;
+  }
+
+  // A table whose rows are read one at a time.
+  const char* Table(const std::string& name, int64_t rows) {
+    char* const here = Take(rows * m_.row_bytes);
+    if (source_ != nullptr) {
+      const int64_t n = rows * c_.d_model;
+      const float* const from = (*source_)(name, n);
+      if (c_.bfloat16) {
+        auto* const to = reinterpret_cast<uint16_t*>(here);
+        for (int64_t i = 0; i < n; ++i) to[i] = RoundToBFloat16(from[i]);
+      } else {
+        std::memcpy(here, from, static_cast<size_t>(n) * 4);
+      }
+    }
+    return here;
+  }
+
+  // Rows first .. first + n of a tensor of all_rows rows.
+  void Matrix(PackedMatrix& to, const std::string& name, int64_t all_rows, int64_t first, int64_t n,
+              int64_t k, WeightType type) {
+    char* const here = Take(PackedBytes(n, k, type));
+    to = {here, type, n, k};
+    if (source_ != nullptr) {
+      PackWeights((*source_)(name, all_rows * k) + first * k, n, k, k, type, here, threads_);
+    }
+  }
+
+  // Expert e of `experts`; the gate half of w13 comes first.
+  void FeedForward(FeedForwardWeights& to, const std::string& w13, const std::string& w2, int64_t e,
+                   int64_t experts, int64_t hidden) {
+    const int64_t d = c_.d_model, halves = c_.activation < 2 ? 2 : 1, rows = hidden * halves;
+    const auto type = c_.bfloat16 ? WeightType::kBFloat16 : WeightType::kFloat32;
+    Matrix(to.gate, w13, experts * rows, e * rows, hidden, d, type);
+    if (halves == 2) Matrix(to.up, w13, experts * rows, e * rows + hidden, hidden, d, type);
+    Matrix(to.down, w2, experts * d, e * d, d, hidden, type);
+  }
+
+  EngineModel::Impl& m_;
+  const EngineConfig& c_;
+  char* const base_;
+  const EngineModel::Source* const source_;
+  const int threads_;
+  uint64_t at_ = sizeof(Header);
+};
+
+}  // namespace
+
+EngineModel::EngineModel() : impl_(new Impl) {}
+EngineModel::~EngineModel() = default;
+const EngineConfig& EngineModel::Config() const { return impl_->config; }
+size_t EngineModel::Bytes() const { return impl_->block.size(); }
+const int32_t* EngineModel::ItemSids() const { return impl_->item_sids; }
+void EngineModel::Save(const std::string& path) const {
+  SaveBytes(path, impl_->block.data(), impl_->block.size());
+}
+
+std::shared_ptr<const EngineModel> EngineModel::Build(const EngineConfig& config,
+                                                      const Source& source, int num_threads) {
+  CheckConfig(config);
+  std::shared_ptr<EngineModel> model(new EngineModel);
+  Impl& m = *model->impl_;
+  m.config = config;
+  Header header{};
+  std::memcpy(header.magic, kMagic, sizeof kMagic);
+  header.version = kVersion;
+  header.byte_order = kByteOrder;
+  header.config = config;
+  header.file_bytes = Walk(m, nullptr, nullptr, num_threads).Run();
+  m.block = FileBlock::Allocate(header.file_bytes);
+  std::memset(m.block.data(), 0, m.block.size());
+  Walk(m, m.block.data(), &source, num_threads).Run();
+  header.content_hash = Xxh64(m.block.data() + sizeof(Header), m.block.size() - sizeof(Header));
+  header.header_hash = Xxh64(&header, offsetof(Header, header_hash));
+  std::memcpy(m.block.data(), &header, sizeof header);
+  return model;
+}
+
+std::shared_ptr<const EngineModel> EngineModel::Load(const std::string& path) {
+  std::shared_ptr<EngineModel> model(new EngineModel);
+  Impl& m = *model->impl_;
+  m.block = FileBlock::Map(path);
+  if (m.block.size() < sizeof(Header))
+    Refuse("it has " + std::to_string(m.block.size()) + " bytes");
+  Header h;
+  std::memcpy(&h, m.block.data(), sizeof h);
+  if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0) Refuse("it does not start with ONERENGN");
+  if (h.byte_order != kByteOrder) Refuse("its byte order is not this machine's");
+  if (h.version != kVersion) {
+    Refuse("version: wanted " + std::to_string(kVersion) + ", got " + std::to_string(h.version));
+  }
+  if (h.header_hash != Xxh64(&h, offsetof(Header, header_hash))) {
+    Refuse("the header hash does not match");
+  }
+  if (h.file_bytes != m.block.size()) {
+    Refuse("size in bytes: wanted " + std::to_string(h.file_bytes) + ", got " +
+           std::to_string(m.block.size()));
+  }
+  try {
+    CheckConfig(h.config);
+  } catch (const std::invalid_argument& error) {
+    Refuse(error.what());
+  }
+  m.config = h.config;
+  if (Walk(m, m.block.data(), nullptr, 1).Run() != h.file_bytes) {
+    Refuse("its tensors do not fill the file");
+  }
+  if (h.content_hash != Xxh64(m.block.data() + sizeof(Header), m.block.size() - sizeof(Header))) {
+    Refuse("the content hash does not match");
+  }
+  return model;
+}
+
+}  // namespace onerec

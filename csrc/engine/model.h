@@ -1,0 +1,58 @@
+// A model's tensors where they lie in its block of bytes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "onerec/engine.h"
+#include "onerec/moe.h"
+#include "onerec/packed_gemm.h"
+#include "support/file_block.h"
+
+namespace onerec {
+
+// act(gate x) * (up x), then down; `up` has no data for the plain activations.
+struct FeedForwardWeights {
+  PackedMatrix gate, up, down;
+};
+
+struct EncoderWeights {
+  const float* attention_norm = nullptr;
+  PackedMatrix qkv, out;
+  const float* ffn_norm = nullptr;
+  FeedForwardWeights ffn;
+};
+
+struct DecoderWeights {
+  const float* attention_norm = nullptr;
+  PackedMatrix qkv, out;
+  const float* cross_norm = nullptr;
+  PackedMatrix cross_q, cross_kv, cross_out;
+  const float* ffn_norm = nullptr;
+  PackedMatrix router;  // float always
+  const float* selection_bias = nullptr;
+  PackedExperts experts;
+  FeedForwardWeights ffn;  // of a dense layer
+};
+
+struct EngineModel::Impl {
+  FileBlock block;
+  EngineConfig config;
+  const char* codes = nullptr;          // [levels * codebook_size, d], row_bytes each
+  const char* decoder_codes = nullptr;  // the same table where it is shared
+  int64_t row_bytes = 0;
+  PackedMatrix items;                  // [n_items, d]
+  const int32_t* item_sids = nullptr;  // [n_items, levels]
+  const float* start = nullptr;        // [d]
+  const float* bos = nullptr;          // [d]
+  const float* age = nullptr;          // [history_length, d]
+  const float* time = nullptr;         // [session_length * (levels + 1), d]
+  std::vector<PackedMatrix> heads;
+  std::vector<EncoderWeights> encoder;
+  const float* encoder_norm = nullptr;
+  std::vector<DecoderWeights> decoder;
+  const float* decoder_norm = nullptr;
+};
+
+}  // namespace onerec

@@ -1,0 +1,138 @@
+#include "kmeans/tiles/pass.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "onerec/runtime.h"
+
+namespace onerec {
+namespace {
+
+constexpr double kUnit = 5.9604644775390625e-08;  // 2^-24, half the spacing of float32 at 1
+
+}  // namespace
+
+const KMeansKernels& CurrentKMeansKernels() {
+#ifdef ONEREC_X86
+  if (CurrentIsa() >= Isa::kAvx512) return avx512::kKMeansKernels;
+  if (CurrentIsa() == Isa::kAvx2) return avx2::kKMeansKernels;
+#endif
+  return baseline::kKMeansKernels;
+}
+
+std::vector<double> ColumnMeans(const FloatRows& x, int num_threads) {
+  const int64_t parts = std::min<int64_t>(x.rows, 64);
+  const int64_t d = x.columns;
+  std::vector<double> partial(static_cast<size_t>(parts * d));
+  ParallelFor(parts, num_threads, [&](int64_t c) {
+    double* sum = partial.data() + c * d;
+    for (int64_t i = c * x.rows / parts; i < (c + 1) * x.rows / parts; ++i) {
+      const float* row = x.data + i * x.stride;
+      for (int64_t j = 0; j < d; ++j) sum[j] += static_cast<double>(row[j]);
+    }
+  });
+  std::vector<double> mean(static_cast<size_t>(d));
+  for (int64_t c = 0; c < parts; ++c) {
+    for (int64_t j = 0; j < d; ++j)
+      mean[static_cast<size_t>(j)] += partial[static_cast<size_t>(c * d + j)];
+  }
+  for (double& value : mean) value /= static_cast<double>(x.rows);
+  return mean;
+}
+
+PackedCenters::PackedCenters(const float* centers, int64_t count, int64_t d,
+                             const std::vector<double>& mean, const KMeansKernels& kernels)
+    : count_(count),
+      columns_((count + kernels.nr - 1) / kernels.nr * kernels.nr),
+      d_(d),
+      packed_(static_cast<size_t>(columns_ * d), 0.0f),
+      bias_(static_cast<size_t>(columns_), std::numeric_limits<float>::infinity()),
+      mean_(mean.begin(), mean.end()),
+      squares_(static_cast<size_t>(count)) {
+  const int64_t nr = kernels.nr;
+  double most = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    float* panel = packed_.data() + k / nr * nr * d + k % nr;
+    double square = 0;
+    for (int64_t j = 0; j < d; ++j) {
+      const double difference =
+          static_cast<double>(centers[k * d + j]) - mean_[static_cast<size_t>(j)];
+      square += difference * difference;
+      panel[j * nr] = static_cast<float>(-2 * difference);
+    }
+    squares_[static_cast<size_t>(k)] = square;
+    most = std::max(most, square);
+  }
+  largest_ = std::sqrt(most);
+  SetPrices(nullptr);
+}
+
+void PackedCenters::SetPrices(const double* prices) {
+  double bias = 0;
+  for (int64_t k = 0; k < count_; ++k) {
+    const double value = squares_[static_cast<size_t>(k)] + (prices != nullptr ? prices[k] : 0.0);
+    bias_[static_cast<size_t>(k)] = static_cast<float>(value);
+    bias = std::max(bias, std::abs(value));
+  }
+  // d products and sums, both operands rounded once, the bias rounded and added.
+  slope_ = kUnit * (2.0 * static_cast<double>(d_) + 16) * largest_ * 1.001;
+  offset_ = kUnit * 4 * bias;
+}
+
+std::vector<int64_t> Bounds(int64_t n, const Processes& processes) {
+  std::vector<int64_t> bounds;
+  for (int64_t r = 0; r <= processes.count; ++r) bounds.push_back(n * r / processes.count);
+  return bounds;
+}
+
+std::vector<int64_t> ChunkBounds(int64_t chunks, const Processes& processes) {
+  const int64_t parts = std::min(kParts, chunks);
+  std::vector<int64_t> bounds = Bounds(parts, processes);
+  for (int64_t& bound : bounds) bound = parts > 0 ? bound * chunks / parts : 0;
+  return bounds;
+}
+
+PassPlan PlanPass(int64_t rows, int64_t columns, const KMeansKernels& kernels) {
+  const int64_t mr = kernels.mr;
+  PassPlan plan;
+  plan.block_rows = std::clamp<int64_t>((192 << 10) / 4 / columns, mr, 96) / mr * mr;
+  const int64_t share = std::clamp<int64_t>(rows / 16, 1, 1024);
+  plan.chunk_rows = (share + plan.block_rows - 1) / plan.block_rows * plan.block_rows;
+  plan.chunks = (rows + plan.chunk_rows - 1) / plan.chunk_rows;
+  return plan;
+}
+
+void ClusterMeans(const FloatRows& x, const int32_t* labels, int64_t clusters,
+                  const BalancedKMeansOptions& options, float* centers) {
+  std::vector<int64_t> offset(static_cast<size_t>(clusters) + 1);
+  for (int64_t i = 0; i < x.rows; ++i) ++offset[static_cast<size_t>(labels[i]) + 1];
+  std::partial_sum(offset.begin(), offset.end(), offset.begin());
+  std::vector<int32_t> members(static_cast<size_t>(x.rows));
+  std::vector<int64_t> place(offset.begin(), offset.end() - 1);
+  for (int64_t i = 0; i < x.rows; ++i) {
+    members[static_cast<size_t>(place[static_cast<size_t>(labels[i])]++)] = static_cast<int32_t>(i);
+  }
+  const std::vector<int64_t> bounds = Bounds(clusters, options.processes);
+  const auto rank = static_cast<size_t>(options.processes.rank);
+  ParallelFor(bounds[rank + 1] - bounds[rank], options.num_threads, [&](int64_t own) {
+    const int64_t k = bounds[rank] + own;
+    const int64_t begin = offset[static_cast<size_t>(k)];
+    const int64_t end = offset[static_cast<size_t>(k) + 1];
+    if (begin == end) return;
+    std::vector<double> sum(static_cast<size_t>(x.columns));
+    for (int64_t t = begin; t < end; ++t) {
+      const float* row = x.data + members[static_cast<size_t>(t)] * x.stride;
+      for (int64_t j = 0; j < x.columns; ++j)
+        sum[static_cast<size_t>(j)] += static_cast<double>(row[j]);
+    }
+    for (int64_t j = 0; j < x.columns; ++j) {
+      centers[k * x.columns + j] =
+          static_cast<float>(sum[static_cast<size_t>(j)] / static_cast<double>(end - begin));
+    }
+  });
+  Share(options.processes, bounds, x.columns, centers);
+}
+
+}  // namespace onerec

@@ -1,0 +1,456 @@
+#include "onerec/recommender.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstring>
+#include <iterator>
+#include <numeric>
+#include <stdexcept>
+#include <utility>
+
+#include "support/file_block.h"
+#include "support/xxh64.h"
+
+namespace onerec {
+namespace {
+
+constexpr char kMagic[8] = {'O', 'N', 'E', 'R', 'C', 'A', 'T', 'L'};
+constexpr uint32_t kVersion = 2;
+constexpr uint32_t kByteOrder = 0x01020304;
+constexpr uint64_t kMost = uint64_t{1} << 48;
+
+struct Header {
+  char magic[8];
+  uint32_t version;
+  uint32_t byte_order;
+  uint64_t file_bytes;
+  uint64_t items;
+  uint64_t leaves;
+  uint64_t text;
+  uint64_t id_bytes;
+  uint64_t tagged;
+  uint64_t content_hash;
+  uint64_t header_hash;
+  char reserved[48];
+};
+static_assert(sizeof(Header) == 128 && offsetof(Header, header_hash) == 72);
+
+// Where the parts lie.
+struct Parts {
+  explicit Parts(const Header& h) {
+    const uint64_t list = h.items * 8;
+    leaf_of_item = sizeof(Header);
+    by_id = leaf_of_item + list;
+    leaf_offsets = by_id + list;
+    leaf_items = leaf_offsets + (h.leaves + 1) * 8;
+    tags = leaf_items + list;
+    offsets = tags + (h.tagged ? list : 0);
+    ids = offsets + (h.text ? (h.items + 1) * 8 : 0);
+    end = ids + h.id_bytes;
+  }
+  uint64_t leaf_of_item, by_id, leaf_offsets, leaf_items, tags, offsets, ids, end;
+};
+
+[[noreturn]] void Refuse(const std::string& why) {
+  throw EngineFormatError("not a valid catalog.bin: " + why);
+}
+
+struct Catalog {
+  // Id of item i, for comparisons.
+  int64_t Int(int64_t i) const { return reinterpret_cast<const int64_t*>(ids)[i]; }
+  const char* Text(int64_t i) const { return ids + offsets[i]; }
+  // First item of a leaf that has a tag of `allow` and is not in `excluded` (ascending), or -1.
+  int64_t FirstFree(int64_t leaf, const std::vector<int64_t>& excluded, uint64_t allow) const {
+    for (int64_t i = leaf_offsets[leaf]; i < leaf_offsets[leaf + 1]; ++i) {
+      const int64_t item = leaf_items[i];
+      if (allow != kEveryTag && (tags[item] & allow) == 0) continue;
+      if (!std::binary_search(excluded.begin(), excluded.end(), item)) return item;
+    }
+    return -1;
+  }
+
+  FileBlock block;
+  Header header{};
+  const int64_t* leaf_of_item = nullptr;
+  const int64_t* by_id = nullptr;
+  const int64_t* leaf_offsets = nullptr;
+  const int64_t* leaf_items = nullptr;
+  const uint64_t* tags = nullptr;
+  const int64_t* offsets = nullptr;
+  const char* ids = nullptr;
+};
+
+void SetParts(Catalog& c) {
+  const Parts at(c.header);
+  const char* const base = c.block.data();
+  c.leaf_of_item = reinterpret_cast<const int64_t*>(base + at.leaf_of_item);
+  c.by_id = reinterpret_cast<const int64_t*>(base + at.by_id);
+  c.leaf_offsets = reinterpret_cast<const int64_t*>(base + at.leaf_offsets);
+  c.leaf_items = reinterpret_cast<const int64_t*>(base + at.leaf_items);
+  c.tags = reinterpret_cast<const uint64_t*>(base + at.tags);
+  c.offsets = reinterpret_cast<const int64_t*>(base + at.offsets);
+  c.ids = base + at.ids;
+}
+
+Catalog LoadCatalog(const std::string& path) {
+  Catalog c;
+  c.block = FileBlock::Map(path);
+  Header& h = c.header;
+  if (c.block.size() < sizeof h) Refuse("it has " + std::to_string(c.block.size()) + " bytes");
+  std::memcpy(&h, c.block.data(), sizeof h);
+  if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0) Refuse("it does not start with ONERCATL");
+  if (h.byte_order != kByteOrder) Refuse("its byte order is not this machine's");
+  if (h.version != kVersion) {
+    Refuse("version: wanted " + std::to_string(kVersion) + ", got " + std::to_string(h.version));
+  }
+  if (h.header_hash != Xxh64(&h, offsetof(Header, header_hash))) {
+    Refuse("the header hash does not match");
+  }
+  if (h.file_bytes != c.block.size()) {
+    Refuse("size in bytes: wanted " + std::to_string(h.file_bytes) + ", got " +
+           std::to_string(c.block.size()));
+  }
+  if (h.items >= kMost || h.leaves >= kMost || h.id_bytes >= kMost ||
+      Parts(h).end != h.file_bytes) {
+    Refuse("its parts do not fill the file");
+  }
+  if (h.content_hash != Xxh64(c.block.data() + sizeof(Header), c.block.size() - sizeof(Header))) {
+    Refuse("the content hash does not match");
+  }
+  SetParts(c);
+  return c;
+}
+
+void CheckItem(const char* name, int64_t item, int64_t items) {
+  if (item < -1 || item >= items) {
+    throw std::invalid_argument(std::string(name) + ": wanted indices in [-1, " +
+                                std::to_string(items) + "), got " + std::to_string(item));
+  }
+}
+
+}  // namespace
+
+struct Recommender::Impl {
+  Catalog catalog;
+  std::unique_ptr<Engine> engine;
+
+  void CheckKind(int64_t item, bool text) const {
+    if ((catalog.header.text != 0) != text) {
+      throw std::logic_error(text ? "item ids are integers" : "item ids are text");
+    }
+    if (item < 0 || item >= static_cast<int64_t>(catalog.header.items)) {
+      throw std::out_of_range("item: wanted an index in [0, " +
+                              std::to_string(catalog.header.items) + "), got " +
+                              std::to_string(item));
+    }
+  }
+};
+
+Recommender::Recommender() : impl_(new Impl) {}
+Recommender::~Recommender() = default;
+
+std::shared_ptr<const Recommender> Recommender::Load(const std::string& folder) {
+  std::shared_ptr<Recommender> made(new Recommender);
+  Impl& s = *made->impl_;
+  auto trie = Trie::Load(folder + "/trie.bin");
+  s.catalog = LoadCatalog(folder + "/catalog.bin");
+  if (static_cast<uint64_t>(trie->View().Leaves()) != s.catalog.header.leaves) {
+    Refuse("leaves: wanted " + std::to_string(trie->View().Leaves()) + " as in trie.bin, got " +
+           std::to_string(s.catalog.header.leaves));
+  }
+  const Catalog& c = s.catalog;
+  const int64_t items = made->Items();
+  if (c.header.tagged) {
+    std::vector<uint64_t> tags(static_cast<size_t>(c.header.leaves), 0);
+    for (int64_t i = 0; i < items; ++i) {
+      tags[static_cast<size_t>(c.leaf_of_item[i])] |= c.tags[i];
+    }
+    trie = trie->WithTags(tags.data());
+  }
+  const auto model = EngineModel::Load(folder + "/engine.bin");
+  if (const int32_t* const wanted = model->ItemSids(); wanted != nullptr) {
+    // The network knows the items by their indices, so they must be the catalogue's.
+    const auto levels = static_cast<size_t>(model->Config().levels);
+    std::vector<int32_t> sids(static_cast<size_t>(items) * levels);
+    trie->LeafSids(c.leaf_of_item, items, sids.data());
+    if (model->Config().n_items != items || !std::equal(sids.begin(), sids.end(), wanted)) {
+      Refuse("its items are not the ones that engine.bin was made for, in their order");
+    }
+  }
+  s.engine = std::make_unique<Engine>(model, std::move(trie));
+  return made;
+}
+
+int64_t Recommender::Items() const { return static_cast<int64_t>(impl_->catalog.header.items); }
+bool Recommender::TextIds() const { return impl_->catalog.header.text != 0; }
+const EngineConfig& Recommender::Config() const { return impl_->engine->Model().Config(); }
+
+int64_t Recommender::Find(int64_t id) const {
+  const Catalog& c = impl_->catalog;
+  if (TextIds()) return -1;
+  const int64_t* const end = c.by_id + Items();
+  const int64_t* const at = std::lower_bound(
+      c.by_id, end, id, [&](int64_t item, int64_t wanted) { return c.Int(item) < wanted; });
+  return at != end && c.Int(*at) == id ? *at : -1;
+}
+
+int64_t Recommender::Find(std::string_view id) const {
+  const Catalog& c = impl_->catalog;
+  if (!TextIds()) return -1;
+  const int64_t* const end = c.by_id + Items();
+  const int64_t* const at =
+      std::lower_bound(c.by_id, end, id, [&](int64_t item, std::string_view wanted) {
+        return std::string_view(c.Text(item)) < wanted;
+      });
+  return at != end && c.Text(*at) == id ? *at : -1;
+}
+
+int64_t Recommender::IntId(int64_t item) const {
+  impl_->CheckKind(item, false);
+  return impl_->catalog.Int(item);
+}
+
+const char* Recommender::TextId(int64_t item) const {
+  impl_->CheckKind(item, true);
+  return impl_->catalog.Text(item);
+}
+
+namespace {
+
+// A user's request as the engine takes it.
+struct Prepared {
+  std::vector<int64_t> excluded;  // items, ascending
+  std::vector<int64_t> deny;      // leaves, ascending
+  std::vector<int32_t> read;
+  EngineRequest request;
+  int64_t left = 0;  // items that a session can have, up to as many as were wanted
+};
+
+Prepared Prepare(const Catalog& c, const Trie& trie, const EngineConfig& config,
+                 const std::vector<int64_t>& history, const std::vector<int64_t>& exclude,
+                 bool exclude_history, uint64_t allow, int64_t wanted) {
+  const auto items = static_cast<int64_t>(c.header.items);
+  Prepared made;
+  std::vector<int64_t> known, &excluded = made.excluded, &deny = made.deny;
+  for (int64_t item : history) {
+    CheckItem("history", item, items);
+    if (item >= 0) known.push_back(item);
+  }
+  if (exclude_history) excluded = known;
+  for (int64_t item : exclude) {
+    CheckItem("exclude", item, items);
+    if (item >= 0) excluded.push_back(item);
+  }
+  std::sort(excluded.begin(), excluded.end());
+  excluded.erase(std::unique(excluded.begin(), excluded.end()), excluded.end());
+
+  if (allow != kEveryTag && !c.header.tagged) {
+    throw std::invalid_argument("allow_tags: the catalogue has no tags");
+  }
+  // A semantic id is out of the search when none of its items may be shown. The trie knows the
+  // tags; it does not know of an excluded item that is the only one with them.
+  for (int64_t item : excluded) deny.push_back(c.leaf_of_item[item]);
+  std::sort(deny.begin(), deny.end());
+  deny.erase(std::unique(deny.begin(), deny.end()), deny.end());
+  std::erase_if(deny, [&](int64_t leaf) { return c.FirstFree(leaf, excluded, allow) >= 0; });
+
+  const int64_t kept = std::min(static_cast<int64_t>(known.size()), int64_t{config.history_length});
+  std::vector<int64_t> window(known.end() - kept, known.end());
+  made.read.assign(window.begin(), window.end());
+  if (config.n_items == 0) {
+    for (int64_t& item : window) item = c.leaf_of_item[item];
+    made.read.resize(static_cast<size_t>(kept * config.levels));
+    trie.LeafSids(window.data(), kept, made.read.data());
+  }
+
+  int64_t left = trie.View().Leaves() - static_cast<int64_t>(deny.size());
+  if (allow != kEveryTag) {
+    left = 0;
+    const uint64_t* const tags = trie.Tags(config.levels - 1);
+    for (int64_t leaf = 0; leaf < trie.View().Leaves() && left < wanted; ++leaf) {
+      left += (tags[leaf] & allow) != 0 && !std::binary_search(deny.begin(), deny.end(), leaf);
+    }
+  }
+  made.left = std::min(wanted, left);
+  made.request = {made.read.data(), kept, deny.data(), static_cast<int64_t>(deny.size()), allow};
+  return made;
+}
+
+}  // namespace
+
+std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t>& history,
+                                                       const std::vector<int64_t>& exclude,
+                                                       const RecommendOptions& options) const {
+  const Catalog& c = impl_->catalog;
+  if (options.num_sessions < 1 || options.num_sessions > options.beam_width) {
+    throw std::invalid_argument("num_sessions: wanted 1.." + std::to_string(options.beam_width) +
+                                " (the beam width), got " + std::to_string(options.num_sessions));
+  }
+  const int64_t wanted =
+      options.session_length == 0 ? Config().session_length : options.session_length;
+  const Prepared prepared = Prepare(c, impl_->engine->GetTrie(), Config(), history, exclude,
+                                    options.exclude_history, options.allow_tags, wanted);
+  if (wanted >= 1 && prepared.left == 0) return {};
+
+  EngineOptions o;
+  o.beam_width = options.beam_width;
+  o.session_length = prepared.left;
+  o.scoring = options.scoring;
+  o.temperature = options.temperature;
+  o.num_threads = options.num_threads;
+  const int64_t beams = options.beam_width, length = std::max<int64_t>(o.session_length, 1);
+  std::vector<int64_t> items(static_cast<size_t>(beams * length));
+  std::vector<float> scores(static_cast<size_t>(beams));
+  int32_t valid = 0;
+  impl_->engine->Run(&prepared.request, 1, o, {items.data(), nullptr, scores.data(), &valid});
+
+  std::vector<RecommendedSession> sessions;
+  for (int64_t s = 0; s < std::min<int64_t>(valid, options.num_sessions); ++s) {
+    RecommendedSession session;
+    session.score = scores[static_cast<size_t>(s)];
+    for (int64_t i = 0; i < length; ++i) {
+      // Of items that share a semantic id the first that is not excluded is shown.
+      session.items.push_back(c.FirstFree(items[static_cast<size_t>(s * length + i)],
+                                          prepared.excluded, options.allow_tags));
+    }
+    sessions.push_back(std::move(session));
+  }
+  return sessions;
+}
+
+std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
+                                       const std::vector<int64_t>& exclude,
+                                       const RankOptions& options) const {
+  const Catalog& c = impl_->catalog;
+  const Engine& engine = *impl_->engine;
+  if (options.k < 1) {
+    throw std::invalid_argument("k: wanted 1 or more, got " + std::to_string(options.k));
+  }
+  if (!(options.dense_weight >= 0 && options.dense_weight <= 1)) {
+    throw std::invalid_argument("dense_weight: wanted 0..1, got " +
+                                std::to_string(options.dense_weight));
+  }
+  if (options.dense_top < 0) {
+    throw std::invalid_argument("dense_top: wanted 0 or more, got " +
+                                std::to_string(options.dense_top));
+  }
+  if (options.dense_weight > 0 && !Config().dense_head) {
+    throw std::invalid_argument("dense_weight: the model has no dense head");
+  }
+  const Prepared prepared = Prepare(c, engine.GetTrie(), Config(), history, exclude,
+                                    options.exclude_history, options.allow_tags, 1);
+  if (prepared.left == 0) return {};
+
+  EngineOptions o;
+  o.beam_width = options.beam_width == 0 ? std::max<int64_t>(options.k, 128) : options.beam_width;
+  o.scoring = options.scoring;
+  o.temperature = options.temperature;
+  o.num_threads = options.num_threads;
+  std::vector<int64_t> leaves(static_cast<size_t>(std::max<int64_t>(o.beam_width, 0)));
+  std::vector<float> scores(leaves.size());
+  int32_t valid = 0;
+  engine.Run(&prepared.request, 1, o, {leaves.data(), nullptr, scores.data(), &valid});
+
+  const auto free = [&](int64_t item) {
+    return (options.allow_tags == kEveryTag || (c.tags[item] & options.allow_tags) != 0) &&
+           !std::binary_search(prepared.excluded.begin(), prepared.excluded.end(), item);
+  };
+  std::vector<int64_t> found;
+  for (int32_t i = 0; i < valid; ++i) {
+    const int64_t leaf = leaves[static_cast<size_t>(i)];
+    std::copy_if(c.leaf_items + c.leaf_offsets[leaf], c.leaf_items + c.leaf_offsets[leaf + 1],
+                 std::back_inserter(found), free);
+  }
+  const auto most = static_cast<size_t>(options.k);
+  if (options.dense_weight == 0) {
+    found.resize(std::min(found.size(), most));
+    return found;
+  }
+
+  std::vector<float> dense(static_cast<size_t>(Items()));
+  engine.ItemScores(&prepared.request, 1, options.num_threads, dense.data());
+  const float top = *std::max_element(dense.begin(), dense.end());
+  double sum = 0;
+  for (float x : dense) sum += std::exp(static_cast<double>(x - top));
+  const auto log_sum = static_cast<float>(top + std::log(sum));
+  std::vector<int64_t> others(dense.size());
+  std::iota(others.begin(), others.end(), int64_t{0});
+  std::erase_if(others, [&](int64_t item) { return !free(item); });
+  const auto joining = std::min<int64_t>(options.dense_top, static_cast<int64_t>(others.size()));
+  std::partial_sort(others.begin(), others.begin() + joining, others.end(),
+                    [&](int64_t a, int64_t b) {
+                      const float x = dense[static_cast<size_t>(a)];
+                      const float y = dense[static_cast<size_t>(b)];
+                      return x > y || (x == y && a < b);
+                    });
+  found.insert(found.end(), others.begin(), others.begin() + joining);
+  std::sort(found.begin(), found.end());
+  found.erase(std::unique(found.begin(), found.end()), found.end());
+
+  scores.resize(found.size());
+  engine.ItemLogProbs(&prepared.request, 1, found.data(), static_cast<int64_t>(found.size()),
+                      options.num_threads, scores.data());
+  const auto weight = static_cast<float>(options.dense_weight);
+  const auto rest = static_cast<float>(1 - options.dense_weight);
+  std::vector<size_t> order(found.size());
+  for (size_t i = 0; i < found.size(); ++i) {
+    order[i] = i;
+    scores[i] = rest * scores[i] + weight * (dense[static_cast<size_t>(found[i])] - log_sum);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return scores[a] > scores[b]; });
+  std::vector<int64_t> best;
+  for (size_t i = 0; i < std::min(order.size(), most); ++i) best.push_back(found[order[i]]);
+  return best;
+}
+
+void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64_t* leaf_of_item,
+                 bool text, const void* ids, const int64_t* offsets, const uint64_t* tags) {
+  Catalog c;
+  Header& h = c.header;
+  std::memcpy(h.magic, kMagic, sizeof kMagic);
+  h.version = kVersion;
+  h.byte_order = kByteOrder;
+  h.items = static_cast<uint64_t>(n);
+  h.leaves = static_cast<uint64_t>(leaves);
+  h.text = text ? 1 : 0;
+  h.tagged = tags != nullptr ? 1 : 0;
+  h.id_bytes = static_cast<uint64_t>(text ? offsets[n] : n * 8);
+  const Parts at(h);
+  h.file_bytes = at.end;
+  c.block = FileBlock::Allocate(at.end);
+  SetParts(c);
+  char* const base = c.block.data();
+  const size_t list = static_cast<size_t>(n) * 8;
+  std::memcpy(base + at.leaf_of_item, leaf_of_item, list);
+  if (tags != nullptr) std::memcpy(base + at.tags, tags, list);
+  if (text) std::memcpy(base + at.offsets, offsets, list + 8);
+  std::memcpy(base + at.ids, ids, h.id_bytes);
+
+  auto* const by_id = reinterpret_cast<int64_t*>(base + at.by_id);
+  std::iota(by_id, by_id + n, int64_t{0});
+  std::sort(by_id, by_id + n, [&](int64_t a, int64_t b) {
+    return text ? std::string_view(c.Text(a)) < std::string_view(c.Text(b)) : c.Int(a) < c.Int(b);
+  });
+  auto* const begin = reinterpret_cast<int64_t*>(base + at.leaf_offsets);
+  auto* const items = reinterpret_cast<int64_t*>(base + at.leaf_items);
+  std::fill_n(begin, leaves + 1, 0);
+  for (int64_t i = 0; i < n; ++i) {
+    if (leaf_of_item[i] < 0 || leaf_of_item[i] >= leaves) {
+      throw std::invalid_argument("leaf_of_item: wanted leaves in [0, " + std::to_string(leaves) +
+                                  "), got " + std::to_string(leaf_of_item[i]));
+    }
+    ++begin[leaf_of_item[i] + 1];
+  }
+  std::partial_sum(begin, begin + leaves + 1, begin);
+  std::vector<int64_t> next(begin, begin + leaves);
+  for (int64_t i = 0; i < n; ++i) items[next[static_cast<size_t>(leaf_of_item[i])]++] = i;
+
+  h.content_hash = Xxh64(base + sizeof(Header), c.block.size() - sizeof(Header));
+  h.header_hash = Xxh64(&h, offsetof(Header, header_hash));
+  std::memcpy(base, &h, sizeof h);
+  SaveBytes(path, base, c.block.size());
+}
+
+}  // namespace onerec

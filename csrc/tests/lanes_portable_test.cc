@@ -1,9 +1,0 @@
-#include "lanes_portable.h"
-
-#undef __SSE2__
-#define ONEREC_ISA portable
-#include "lanes_case.h"
-
-namespace onerec::portable {
-std::vector<uint32_t> PortableLanes(const float* x, const float* y) { return Everything(x, y); }
-}  // namespace onerec::portable

@@ -1,7 +1,0 @@
-// libFuzzer on the trie's loader: `make fuzz`.
-#include "tests/fuzz_trie.h"
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  onerec::FuzzTrie(data, size);
-  return 0;
-}

@@ -12,22 +12,21 @@ from onerec._lazy import lazy
 from onerec._version import __version__
 
 if TYPE_CHECKING:
-    from onerec.decoding import constrained_beam_search
     from onerec.inference import Recommendation, Recommender
-    from onerec.live_trie import LiveTrie
     from onerec.model import OneRec, OneRecConfig
-    from onerec.trie import SidTrie
+    from onerec.ops.session_beam.search import constrained_beam_search
+    from onerec.trie import LiveTrie, SidTrie
 
 # Public name -> module that defines it. A new public name has a line here, one in `__all__` and an
 # import under TYPE_CHECKING for the type checkers.
 _HOMES = {
-    "LiveTrie": "onerec.live_trie",
+    "LiveTrie": "onerec.trie",
     "OneRec": "onerec.model",
     "OneRecConfig": "onerec.model",
     "Recommendation": "onerec.inference",
     "Recommender": "onerec.inference",
     "SidTrie": "onerec.trie",
-    "constrained_beam_search": "onerec.decoding",
+    "constrained_beam_search": "onerec.ops.session_beam.search",
 }
 
 __all__ = [

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onerec._native import core
-from onerec.trie import ArrayLike, SidTrie, as_int_array
+from onerec.trie.sid_trie import ArrayLike, SidTrie, as_int_array
 
 if TYPE_CHECKING:
     from onerec import _C

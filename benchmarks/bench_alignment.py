@@ -45,7 +45,7 @@ from onerec.model import OneRec, OneRecConfig, RewardModel
 from onerec.ops import BeamSearch, BeamState
 from onerec.tokenizer import Catalog, ResidualQuantizer
 from onerec.training import AlignmentConfig, RewardConfig, TrainConfig, align, pretrain
-from onerec.training.reward import train_reward
+from onerec.training.reward.train import train_reward
 
 Floats = npt.NDArray[np.float64]
 

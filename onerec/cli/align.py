@@ -48,7 +48,7 @@ def _described(directory: Path, settings: Settings) -> dict[str, Any]:
     """The stage's configuration, inputs, code and build."""
     names = ("sessions", "tokenize", "pretrain", "reward")
     inputs = {name: require(directory, name).fingerprint for name in names}
-    from onerec.training.alignment_config import FREE_ON_RESUME
+    from onerec.training.alignment.config import FREE_ON_RESUME
 
     fixed = {k: v for k, v in asdict(settings.align).items() if k not in FREE_ON_RESUME}
 

@@ -99,8 +99,8 @@ SECTIONS: dict[str, tuple[str, str, frozenset[str]]] = {
         frozenset({"codebook_size", "levels", "session_length", "n_items", "vector_dim"}),
     ),
     "train": ("onerec.training.config", "TrainConfig", frozenset()),
-    "reward": ("onerec.training.reward_config", "RewardConfig", frozenset()),
-    "align": ("onerec.training.alignment_config", "AlignmentConfig", frozenset()),
+    "reward": ("onerec.training.reward.config", "RewardConfig", frozenset()),
+    "align": ("onerec.training.alignment.config", "AlignmentConfig", frozenset()),
     "evaluate": ("onerec.evaluation.config", "EvaluationConfig", frozenset()),
     "recommend": ("onerec.cli.config", "RecommendConfig", frozenset()),
 }

@@ -27,7 +27,7 @@ def make(directory: Path, settings: Settings) -> StageResult:
         import torch
 
         from onerec.data import SessionSet
-        from onerec.training.reward import save_reward, train_reward
+        from onerec.training.reward.train import save_reward, train_reward
 
         data = SessionSet.load(directory / "sessions")
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -50,9 +50,9 @@ def make(directory: Path, settings: Settings) -> StageResult:
             "model/reward.py",
             "model/config.py",
             "model/attention.py",
-            "training/reward.py",
-            "training/reward_config.py",
-            "training/reward_metrics.py",
+            "training/reward/train.py",
+            "training/reward/config.py",
+            "training/reward/metrics.py",
             "cli/reward.py",
         ],
         build=build,

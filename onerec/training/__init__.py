@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING
 from onerec._lazy import lazy
 
 if TYPE_CHECKING:
-    from onerec.training.alignment import AlignmentResult, align
-    from onerec.training.alignment_config import AlignmentConfig
+    from onerec.training.alignment.config import AlignmentConfig
+    from onerec.training.alignment.loop import AlignmentResult, align
     from onerec.training.batches import Batch, OrderedBatches, SessionBatches
     from onerec.training.config import TrainConfig
     from onerec.training.loop import TrainingInterrupted, TrainResult, pretrain
     from onerec.training.metrics import read_metrics
-    from onerec.training.reward import RewardResult, train_reward
-    from onerec.training.reward_config import RewardConfig
+    from onerec.training.reward.config import RewardConfig
+    from onerec.training.reward.train import RewardResult, train_reward
     from onerec.training.window import TrainingDiverged
 
 _HOMES = {
-    "AlignmentConfig": "onerec.training.alignment_config",
-    "AlignmentResult": "onerec.training.alignment",
+    "AlignmentConfig": "onerec.training.alignment.config",
+    "AlignmentResult": "onerec.training.alignment.loop",
     "Batch": "onerec.training.batches",
     "OrderedBatches": "onerec.training.batches",
     "SessionBatches": "onerec.training.batches",
-    "RewardConfig": "onerec.training.reward_config",
-    "RewardResult": "onerec.training.reward",
+    "RewardConfig": "onerec.training.reward.config",
+    "RewardResult": "onerec.training.reward.train",
     "TrainConfig": "onerec.training.config",
     "TrainResult": "onerec.training.loop",
     "TrainingDiverged": "onerec.training.window",
     "TrainingInterrupted": "onerec.training.loop",
-    "align": "onerec.training.alignment",
+    "align": "onerec.training.alignment.loop",
     "pretrain": "onerec.training.loop",
     "read_metrics": "onerec.training.metrics",
-    "train_reward": "onerec.training.reward",
+    "train_reward": "onerec.training.reward.train",
 }
 
 __all__ = [

@@ -40,9 +40,10 @@ from onerec.inference import Recommender
 from onerec.model.onerec import OneRec
 from onerec.model.reward import RewardModel
 from onerec.tokenizer import Catalog
-from onerec.training.alignment_config import FREE_ON_RESUME, PAIRED, AlignmentConfig
+from onerec.training.alignment.candidates import CHUNK, Ahead, Candidates, Found
+from onerec.training.alignment.config import FREE_ON_RESUME, PAIRED, AlignmentConfig
+from onerec.training.alignment.preferences import Groups, preference_loss
 from onerec.training.batches import Batch, OrderedBatches
-from onerec.training.candidates import CHUNK, Ahead, Candidates, Found
 from onerec.training.loop import (
     Progress,
     Run,
@@ -52,7 +53,6 @@ from onerec.training.loop import (
     writing,
 )
 from onerec.training.metrics import Record
-from onerec.training.preferences import Groups, preference_loss
 
 logger = logging.getLogger(__name__)
 

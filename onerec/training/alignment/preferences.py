@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from onerec.files import atomic_write
-from onerec.training import losses
-from onerec.training.alignment_config import PAIRED, AlignmentConfig
+from onerec.training.alignment import losses
+from onerec.training.alignment.config import PAIRED, AlignmentConfig
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float32]

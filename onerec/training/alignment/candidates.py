@@ -30,10 +30,10 @@ from onerec.model.onerec import OneRec
 from onerec.model.reward import RewardModel
 from onerec.model.trie_mask import TrieMask
 from onerec.tokenizer import Catalog
-from onerec.training.alignment_config import AlignmentConfig
+from onerec.training.alignment.config import AlignmentConfig
+from onerec.training.alignment.losses import contrastive_token_scores
+from onerec.training.alignment.preferences import Groups, choose, ranked
 from onerec.training.batches import SessionBatches
-from onerec.training.losses import contrastive_token_scores
-from onerec.training.preferences import Groups, choose, ranked
 
 CHUNK = 64  # users whose candidates are held at once
 

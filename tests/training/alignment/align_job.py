@@ -22,7 +22,7 @@ from onerec.training import AlignmentConfig, AlignmentResult, align
 from onerec.training.loop import Progress
 
 _spec = importlib.util.spec_from_file_location(
-    "train_job", Path(__file__).with_name("train_job.py")
+    "train_job", Path(__file__).parent.with_name("train_job.py")
 )
 assert _spec is not None
 assert _spec.loader is not None

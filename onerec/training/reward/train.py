@@ -19,8 +19,8 @@ from onerec.data.session_set import ExposedSessions, SessionSet
 from onerec.errors import OneRecError
 from onerec.model.config import RewardModelConfig
 from onerec.model.reward import RewardModel
-from onerec.training.reward_config import SOFT_TARGETS, RewardConfig
-from onerec.training.reward_metrics import LogisticRegression, item_means, measure
+from onerec.training.reward.config import SOFT_TARGETS, RewardConfig
+from onerec.training.reward.metrics import LogisticRegression, item_means, measure
 
 logger = logging.getLogger(__name__)
 

@@ -17,15 +17,15 @@ from onerec.data import (
     simulate,
 )
 from onerec.model import RewardModel
-from onerec.training.reward import labels_of, save_reward, train_reward, watch_cap
-from onerec.training.reward_config import RewardConfig
-from onerec.training.reward_metrics import (
+from onerec.training.reward.config import RewardConfig
+from onerec.training.reward.metrics import (
     LogisticRegression,
     auc,
     calibration,
     item_means,
     log_loss,
 )
+from onerec.training.reward.train import labels_of, save_reward, train_reward, watch_cap
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])

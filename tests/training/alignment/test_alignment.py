@@ -24,10 +24,11 @@ from safetensors.torch import load_file
 from onerec.errors import OneRecError
 from onerec.model import OneRec
 from onerec.model.trie_mask import TrieMask
-from onerec.training import AlignmentConfig, TrainingInterrupted, alignment, read_metrics
-from onerec.training.alignment_config import METHODS
-from onerec.training.candidates import Candidates, Found, _serve
-from onerec.training.preferences import Groups, choose, preference_loss
+from onerec.training import AlignmentConfig, TrainingInterrupted, read_metrics
+from onerec.training.alignment import loop as alignment
+from onerec.training.alignment.candidates import Candidates, Found, _serve
+from onerec.training.alignment.config import METHODS
+from onerec.training.alignment.preferences import Groups, choose, preference_loss
 
 JOB = Path(__file__).with_name("align_job.py")
 _spec = importlib.util.spec_from_file_location("align_job", JOB)

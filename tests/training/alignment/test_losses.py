@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onerec.training import losses
+from onerec.training.alignment import losses
 
 
 def sigmoid(x: float) -> float:

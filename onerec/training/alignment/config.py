@@ -36,10 +36,10 @@ class AlignmentConfig:
     number of epochs and learning rate are not published.
 
     Attributes:
-        method: A preference loss of `onerec.training.losses` ("dpo" with several iterations is the
-            paper's IPA); "cem", which fine-tunes on the sessions of highest reward; "ecpo" or
-            "gbpo", policy gradients over a group of sessions; "ntp", the same training without any
-            preferences, as a control.
+        method: A preference loss of `onerec.training.alignment.losses` ("dpo" with several
+            iterations is the paper's IPA); "cem", which fine-tunes on the sessions of highest
+            reward; "ecpo" or "gbpo", policy gradients over a group of sessions; "ntp", the same
+            training without any preferences, as a control.
         iterations: Epochs T; each generates with the snapshot of the one before. With 0
             `onerec run` leaves reward model and alignment out.
         steps: Optimiser steps of an iteration; None is one pass over the training sessions.

@@ -1,0 +1,1 @@
+"""Preference alignment: candidates, preferences, their losses and the iterations."""

@@ -1,0 +1,1 @@
+"""The reward model's training, and what its predictions are worth."""

@@ -104,5 +104,5 @@ setup(
         *(f"onerec.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
     ],
     package_dir={"onerec.kernels": "kernels"},
-    package_data={"onerec": ["py.typed", "*.pyi"], "onerec.evaluation": ["templates/*"]},
+    package_data={"onerec": ["py.typed", "*.pyi"], "onerec.report": ["templates/*"]},
 )

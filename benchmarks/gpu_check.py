@@ -259,10 +259,9 @@ def commit() -> dict[str, Any]:
 
 
 def environment() -> dict[str, Any]:
-    """`published_environment` of a process of its own, so that this one leaves the device alone."""
+    """`environment.published` of a process of its own, so that this one leaves the device alone."""
     code = (
-        "import json; from onerec.cli.bench import published_environment as found;"
-        "print(json.dumps(found()))"
+        "import json; from onerec.environment import published as found;print(json.dumps(found()))"
     )
     done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True)
     made: dict[str, Any] = json.loads(done.stdout)

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 
 from onerec import OneRec, OneRecConfig, Recommender
-from onerec.cli import env
+from onerec.environment import collect
 from onerec.inference.exported import export
 from onerec.tokenizer import Catalog
 
@@ -335,7 +335,7 @@ def main() -> None:
 
 
 def environment() -> dict[str, Any]:
-    found = env.collect()
+    found = collect()
     return {
         "onerec": found["onerec"],
         "cpu": found["cpu"]["name"],

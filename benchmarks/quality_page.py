@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from onerec.evaluation.ladder import RUNGS
-from onerec.evaluation.presets import PRESETS, REFERENCE
-from onerec.evaluation.quality import cell
+from onerec.experiments.compare import cell
+from onerec.experiments.ladder import RUNGS
+from onerec.experiments.presets import PRESETS, REFERENCE
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "quality"

@@ -1,4 +1,4 @@
-"""`onerec env`: what is installed and what this machine can do; no probe can make it fail."""
+"""What is installed and what this machine can do; no probe can make it fail."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import os
 import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from onerec._version import __version__
-from onerec.cli import console
 
 PACKAGES = (
     "torch",
@@ -139,40 +139,11 @@ def collect() -> dict[str, Any]:
     }
 
 
-def _in_words(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items() if v not in (None, ""))
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def main(argv: list[str]) -> None:
-    from onerec.cli.options import Parser
-
-    parser = Parser("env", "Tells versions, the native build, instruction sets, CUDA and memory.")
-    options = parser.parse(argv)
+def published() -> dict[str, Any]:
+    """What `collect` tells, without the folders of this machine: records are published."""
     found = collect()
-    if options.json:
-        console.print_json(found)
-        return
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
-
-    def add(name: str, value: Any) -> None:
-        if isinstance(value, dict):
-            value = "\n".join(
-                f"{k}: {_in_words(v)}" for k, v in value.items() if v not in (None, "")
-            )
-        elif isinstance(value, list):
-            value = "\n".join(str(v) for v in value) or "none"
-        if value:
-            table.add_row(name, escape(str(value)))
-
-    for name, value in found.items():
-        add(name, value)
-    missing = [name for name, version in found["packages"].items() if version is None]
-    add("not installed", ", ".join(missing))
-    console.stdout().print(table)
+    del found["executable"]
+    found["native"].pop("path", None)
+    variables = found["environment"]
+    found["environment"] = {k: v for k, v in variables.items() if not Path(v).is_absolute()}
+    return found

@@ -25,8 +25,8 @@ HOMES = {
     "SessionConfig": "onerec.data.config",
     "RewardConfig": "onerec.training.reward.config",
     "AlignmentConfig": "onerec.training.alignment.config",
-    "TokenizeConfig": "onerec.cli.config",
-    "RecommendConfig": "onerec.cli.config",
+    "TokenizeConfig": "onerec.pipeline.settings",
+    "RecommendConfig": "onerec.pipeline.settings",
     "EvaluationConfig": "onerec.evaluation.config",
 }
 # `Config.field` with its default in the next pair of backticks: "| `C.f` | `v` |" or "`C.f` = `v`".

@@ -1,1 +1,1 @@
-"""The `onerec` command: a verb per file; `stage.py` decides what has to run."""
+"""The `onerec` command: the parser and the printer of each verb, one file a verb."""

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import onerec
+from onerec import environment
 from onerec.cli import console
-from onerec.cli.env import collect
 from onerec.errors import OneRecError
 
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
@@ -86,7 +86,7 @@ def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
     return {
         "datetime": found["datetime"],
         "commit": {key: found["commit_info"].get(key) for key in ("id", "time", "dirty")},
-        "environment": published_environment(),
+        "environment": environment.published(),
         "benchmarks": [
             {
                 "suite": Path(entry["fullname"].split("::")[0]).stem.removeprefix("bench_"),
@@ -96,16 +96,6 @@ def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
             for entry in found["benchmarks"]
         ],
     }
-
-
-def published_environment() -> dict[str, Any]:
-    """What `onerec env` tells, without the folders of this machine: records are published."""
-    found = collect()
-    del found["executable"]
-    found["native"].pop("path", None)
-    variables = found["environment"]
-    found["environment"] = {k: v for k, v in variables.items() if not Path(v).is_absolute()}
-    return found
 
 
 def main(argv: list[str]) -> None:

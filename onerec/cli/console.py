@@ -5,19 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from onerec.progress import Listener, Progress
 
 # Lines of a pipe or a file are not cut at the 80 columns that rich assumes there.
 _PIPE_WIDTH = 160
@@ -48,12 +45,8 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
-# progress(done, total, note)
-ProgressCall = Callable[[int, int, str], None]
-
-
 @contextmanager
-def progress(title: str, every: float = 15.0) -> Iterator[ProgressCall]:
+def progress(title: str, every: float = 15.0) -> Iterator[Progress]:
     """A bar on a terminal that can draw; elsewhere one line at most every `every` seconds.
 
     Yields:
@@ -73,7 +66,7 @@ def progress(title: str, every: float = 15.0) -> Iterator[ProgressCall]:
         yield line
         return
 
-    with Progress(
+    with Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -88,3 +81,6 @@ def progress(title: str, every: float = 15.0) -> Iterator[ProgressCall]:
             bar.update(task, completed=done, total=total, note=escape(note))
 
         yield draw
+
+
+LISTENER = Listener(say, progress)

@@ -11,10 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from onerec.cli import console
-from onerec.cli.config import Settings, parse_command
-from onerec.cli.stage import StageResult, locked
-
-Make = Callable[[Path, Settings], StageResult]
+from onerec.cli.command import parse_command
+from onerec.pipeline import make_stage
 
 
 def stage_verb(
@@ -22,25 +20,24 @@ def stage_verb(
     description: str,
     argv: list[str],
     sections: Sequence[str],
-    make: Make,
     *,
+    stage: str | None = None,
     data: bool = False,
     show: Callable[[Path, dict[str, Any]], None] | None = None,
 ) -> None:
-    """Runs one stage on a run's directory and prints what it reports.
+    """Makes one stage of a run's directory and prints what it reports.
 
     Args:
         verb: Name after `onerec`.
         description: For its help.
         argv: Its arguments.
         sections: Settings that it has flags for.
-        make: Makes the stage.
+        stage: Name of the stage; `verb` when not given.
         data: Whether it reads a log.
         show: Prints the stage's folder and summary; a plain table when not given.
     """
     command = parse_command(verb, description, argv, sections, data=data)
-    with locked(command.out, verb), command.settings.saved(command.out / "config.yaml"):
-        result = make(command.out, command.settings)
+    result = make_stage(stage or verb, command.settings, command.out, console.LISTENER, verb=verb)
     folder = command.out / result.record.stage
     if command.json:
         console.print_json(

@@ -1,4 +1,4 @@
-"""Evaluation: metrics with intervals, baselines, the harness and the report."""
+"""Evaluation: metrics with intervals, baselines, and the harness."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from onerec.evaluation.config import EvaluationConfig
 if TYPE_CHECKING:
     from onerec.evaluation.baselines import Popularity, Random, Ranker
     from onerec.evaluation.harness import evaluate
-    from onerec.evaluation.report import render_report
     from onerec.evaluation.result import EvalResult, Measure
 
 _HOMES = {
@@ -20,7 +19,6 @@ _HOMES = {
     "Random": "onerec.evaluation.baselines",
     "Ranker": "onerec.evaluation.baselines",
     "evaluate": "onerec.evaluation.harness",
-    "render_report": "onerec.evaluation.report",
 }
 
 __all__ = [
@@ -31,7 +29,6 @@ __all__ = [
     "Random",
     "Ranker",
     "evaluate",
-    "render_report",
 ]
 
 __getattr__ = lazy(__name__, _HOMES)

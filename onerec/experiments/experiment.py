@@ -19,10 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from onerec.data import Samples, SessionSet
 from onerec.evaluation.adapters import RecommenderRanker, ScoreRanker
 from onerec.evaluation.baselines import Popularity, Ranker
-from onerec.evaluation.ids import make_ids
 from onerec.evaluation.metrics import FloatArray, pad_rows
-from onerec.evaluation.presets import System
-from onerec.evaluation.quality import CASES, DEPTH, METRICS, Run, session_scores
+from onerec.experiments.compare import CASES, DEPTH, METRICS, Run, session_scores
+from onerec.experiments.ids import make_ids
+from onerec.experiments.presets import System
 from onerec.files import atomic_write
 from onerec.inference import NextItems, Recommender
 from onerec.model import OneRec, OneRecConfig, SASRec, SASRecConfig

@@ -9,19 +9,26 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from onerec.data import SessionSet
+from onerec import environment
+from onerec.data import SessionConfig, SessionSet, SimulatorConfig, World
+from onerec.errors import OneRecError
 from onerec.evaluation import metrics as m
 from onerec.evaluation.adapters import WorldRows
-from onerec.evaluation.experiment import Report, fast_recommender, training_flops
 from onerec.evaluation.metrics import FloatArray
+from onerec.experiments.experiment import fast_recommender, training_flops
 from onerec.model import OneRec, OneRecConfig
+from onerec.pipeline import Inputs, Settings, sessions, world
+from onerec.pipeline.stage import locked, run_stage, write_json
+from onerec.progress import SILENT, Listener, Progress
 from onerec.tokenizer import Catalog, ResidualQuantizer
 from onerec.training import TrainConfig, pretrain
 
@@ -115,7 +122,7 @@ class Ladder:
         self.valid = {"session": sessions.samples("valid"), "next": nexts.samples("valid")}
         self.test = sessions.samples("test")
 
-    def climb(self, rung: Rung, seed: int, folder: Path, report: Report) -> dict[str, Any]:
+    def climb(self, rung: Rung, seed: int, folder: Path, report: Progress) -> dict[str, Any]:
         """Trains a rung in `folder`, or goes on there, and values its sessions.
 
         Returns:
@@ -228,3 +235,131 @@ def summarise(
                 }
             )
     return {"rows": rows, "pairs": pairs}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared, and how.
+
+    Attributes:
+        out: Folder of the world and of the runs.
+        rungs: Names to train and show; all when empty.
+        seeds: Trainings of each rung.
+        users: Users of the world.
+        epochs: Passes over the training sessions.
+        device: "auto", "cpu" or "cuda".
+    """
+
+    out: Path
+    rungs: tuple[str, ...] = ()
+    seeds: int = 1
+    users: int = 1000
+    epochs: float = 4.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def run(options: Options, listener: Listener = SILENT) -> dict[str, Any]:
+    """Makes the world, trains and values the rungs that are missing, and makes the table.
+
+    Args:
+        options: The comparison.
+        listener: Told of the work.
+
+    Returns:
+        The record, as JSON values.
+
+    Raises:
+        OneRecError: An unknown rung.
+    """
+    chosen = [rung for rung in RUNGS if rung.name in options.rungs or not options.rungs]
+    if unknown := set(options.rungs) - {rung.name for rung in chosen}:
+        names = ", ".join(rung.name for rung in RUNGS)
+        raise OneRecError(f"no rung {min(unknown)!r}; one of: {names}")
+    with locked(options.out, "bench ladder"):
+        inputs = _make(options, listener)
+        sets = [SessionSet.load(options.out / name / "sessions") for name in ("session", "next")]
+        rows = WorldRows(
+            World.load(options.out / "world"),
+            sets[0].sequences["user_id"].to_pylist(),
+            sets[0].items["item_id"].to_pylist(),
+        )
+        ladder = Ladder(rows, *sets, epochs=options.epochs, device=options.device)
+        jobs = [(rung, seed) for rung in chosen for seed in range(options.seeds)]
+        found = []
+        for place, (rung, seed) in enumerate(jobs):
+            title = f"[{place + 1} of {len(jobs)}] {rung.name}, seed {seed}"
+            found.append((rung, seed, _made(options, ladder, inputs, listener, rung, seed, title)))
+        record = {
+            "datetime": datetime.now(UTC).isoformat(timespec="seconds"),
+            "preset": "ladder",
+            "data": {
+                "name": "simulated world",
+                "users": options.users,
+                "items": len(ladder.sids),
+                "train_sessions": len(ladder.train["session"]),
+                "test_sessions": len(ladder.test),
+            },
+            "options": {"seeds": options.seeds, "epochs": options.epochs},
+            "environment": environment.published(),
+            **summarise(found, ladder.test.user_row),
+        }
+        write_json(options.out / "ladder.json", record)
+    return record
+
+
+def _make(options: Options, listener: Listener) -> dict[str, str]:
+    """World and both session sets; their fingerprints."""
+    settings = Settings.of_preset(
+        world=SimulatorConfig(
+            n_users=options.users, n_items=1000, n_creators=100, requests_per_user=16.0
+        )
+    )
+    world.make(settings, Inputs(options.out), listener)
+    prints = {}
+    rules: dict[str, Any] = {
+        "session": {"rule": "request", "length": 5},
+        "next": {"rule": "next", "length": 1},
+    }
+    for name, rule in rules.items():
+        chosen = dataclasses.replace(
+            settings,
+            data=str(options.out / "world"),
+            sessions=SessionConfig(**rule, exposed_sessions=0),
+        )
+        made = sessions.make(chosen, Inputs(options.out / name), listener)
+        prints[name] = made.record.fingerprint
+    return prints
+
+
+def _made(
+    options: Options,
+    ladder: Ladder,
+    inputs: dict[str, str],
+    listener: Listener,
+    rung: Rung,
+    seed: int,
+    title: str,
+) -> dict[str, Any]:
+    """What a rung's training left, trained now or found whole."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        with listener.progress(title) as report:
+            facts: dict[str, Any] = ladder.climb(rung, seed, folder / "training", report)
+        write_json(folder / "facts.json", facts)
+        return {key: value for key, value in facts.items() if key != "seconds"}
+
+    folder = options.out / rung.name
+    folder.mkdir(exist_ok=True)
+    run_stage(
+        folder,
+        f"seed-{seed}",
+        config={**dataclasses.asdict(rung), "seed": seed, "epochs": options.epochs},
+        inputs=inputs,
+        code=[],
+        build=build,
+        say=listener.say,
+        resumable=True,
+        scratch=["training"],
+    )
+    facts: dict[str, Any] = json.loads((folder / f"seed-{seed}" / "facts.json").read_text())
+    return facts

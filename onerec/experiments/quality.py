@@ -1,4 +1,4 @@
-"""`onerec bench quality`: generator, dense head and baselines on one data set, as one table.
+"""The quality experiment: generator, dense head and baselines on one data set, as one table.
 
 Nothing here knows a data set: sizes follow from the log. A training is kept in OUT/<system>/seed-N
 and not made again while its settings, the data and the release are the same; an unfinished one goes
@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from onerec.cli import console, sessions
-from onerec.cli.bench import published_environment
-from onerec.cli.config import SECTIONS, Settings, add_reading, given_names, section_class
-from onerec.cli.stage import data_digest, locked, run_stage, write_json
+from onerec import environment
 from onerec.errors import OneRecError
-from onerec.evaluation.presets import PRESETS, REFERENCE, System
+from onerec.experiments.presets import PRESETS, REFERENCE, System
+from onerec.pipeline import Inputs, Settings, sessions
+from onerec.pipeline.stage import data_digest, locked, run_stage, write_json
+from onerec.progress import SILENT, Listener
 
 if TYPE_CHECKING:
     from onerec.data import SessionSet
-    from onerec.evaluation.experiment import Experiment
-    from onerec.evaluation.quality import Run
+    from onerec.experiments.compare import Run
+    from onerec.experiments.experiment import Experiment
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line chose.
+    """What is compared, and how.
 
     Attributes:
         data: Log to read.
@@ -67,8 +67,12 @@ class Options:
     jobs: int = 1
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: Options, listener: Listener = SILENT) -> dict[str, Any]:
     """Trains and measures what is missing and makes the table.
+
+    Args:
+        options: The comparison.
+        listener: Told of the work.
 
     Returns:
         The record, as JSON values.
@@ -83,8 +87,8 @@ def run(options: Options) -> dict[str, Any]:
         names = ", ".join(s.name for s in PRESETS[options.preset])
         raise OneRecError(f"no system {min(unknown)!r} in the preset; one of: {names}")
     with locked(options.out, "bench quality"):
-        data = _sessions(options)
-        experiment = _experiment(options, data)
+        data = _sessions(options, listener)
+        experiment = _experiment(options, data, listener)
         digest = data_digest(options.data)
         jobs = [
             (s, seed)
@@ -100,44 +104,46 @@ def run(options: Options) -> dict[str, Any]:
             for place, (system, seed) in enumerate(jobs, 1)
         ]
         if options.jobs == 1:
-            made = [_made(options, experiment, digest, *job) for job in named]
+            made = [_made(options, experiment, digest, listener, *job) for job in named]
         else:
-            made = _side_by_side(options, digest, named)
+            made = _side_by_side(options, digest, listener, named)
         record = _record(options, experiment, chosen, [run for runs in made for run in runs])
         write_json(options.out / "quality.json", record)
     return record
 
 
-def _sessions(options: Options) -> SessionSet:
+def _sessions(options: Options, listener: Listener) -> SessionSet:
     from onerec.data import SessionConfig, SessionSet, open_log
 
     if not options.data.exists():
         raise OneRecError(f"--data {options.data}: there is no such file or folder")
     with open_log(options.data, kind=options.kind, columns=options.columns) as log:
         names = [*log.vectors][:1]
-    made = {name: section_class(name)() for name in SECTIONS if name != "model"}
-    made["sessions"] = SessionConfig(
-        rule="next", length=1, embeddings="+".join([*names, "cooccurrence"]), exposed_sessions=0
+    settings = Settings.of_preset(
+        data=str(options.data),
+        kind=options.kind,
+        columns=options.columns,
+        sessions=SessionConfig(
+            rule="next", length=1, embeddings="+".join([*names, "cooccurrence"]), exposed_sessions=0
+        ),
     )
-    made |= {"data": str(options.data), "kind": options.kind, "columns": options.columns}
-    settings = Settings(preset="tiny", model={}, **made)
-    sessions.make(options.out, settings)
+    sessions.make(settings, Inputs(options.out), listener)
     return SessionSet.load(options.out / "sessions")
 
 
-def _experiment(options: Options, data: SessionSet) -> Experiment:
-    from onerec.evaluation.experiment import Experiment
+def _experiment(options: Options, data: SessionSet, listener: Listener) -> Experiment:
+    from onerec.experiments.experiment import Experiment
 
     names = ("max_users", "levels", "codebook_size", "beam_width", "epochs", "device")
     chosen = {name: getattr(options, name) for name in names}
     try:
-        return Experiment(data, **chosen, progress=console.progress)
+        return Experiment(data, **chosen, progress=listener.progress)
     except ValueError as problem:
         raise OneRecError(f"{options.data}: {problem}") from problem
 
 
 def _side_by_side(
-    options: Options, digest: str, jobs: list[tuple[System, int, str]]
+    options: Options, digest: str, listener: Listener, jobs: list[tuple[System, int, str]]
 ) -> list[list[Run]]:
     """What `_made` gives for each job, `options.jobs` of them at a time."""
     import multiprocessing
@@ -152,7 +158,10 @@ def _side_by_side(
     deaf = (signal.SIG_BLOCK, {signal.SIGINT})
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.jobs, spawn, signal.pthread_sigmask, deaf) as pool:
-        futures = [pool.submit(_made_beside_others, options, threads, digest, *job) for job in jobs]
+        futures = [
+            pool.submit(_made_beside_others, options, threads, digest, listener, *job)
+            for job in jobs
+        ]
         try:
             return [future.result() for future in futures]
         except BrokenProcessPool as problem:
@@ -168,7 +177,13 @@ def _side_by_side(
 
 
 def _made_beside_others(
-    options: Options, threads: int, digest: str, system: System, seed: int, title: str
+    options: Options,
+    threads: int,
+    digest: str,
+    listener: Listener,
+    system: System,
+    seed: int,
+    title: str,
 ) -> list[Run]:
     """`_made` in a process of its own: on its share of the threads, and without bars."""
     import os
@@ -179,15 +194,21 @@ def _made_beside_others(
 
     os.environ["TERM"] = "dumb"  # bars would be drawn over each other
     torch.set_num_threads(threads)
-    experiment = _experiment(options, SessionSet.load(options.out / "sessions"))
-    return _made(options, experiment, digest, system, seed, title)
+    experiment = _experiment(options, SessionSet.load(options.out / "sessions"), listener)
+    return _made(options, experiment, digest, listener, system, seed, title)
 
 
 def _made(
-    options: Options, experiment: Experiment, digest: str, system: System, seed: int, title: str
+    options: Options,
+    experiment: Experiment,
+    digest: str,
+    listener: Listener,
+    system: System,
+    seed: int,
+    title: str,
 ) -> list[Run]:
     """The rows of one training, trained and measured now or found whole."""
-    from onerec.evaluation.quality import CASES, load_runs, save_runs
+    from onerec.experiments.compare import CASES, load_runs, save_runs
 
     folder = options.out / system.name
     folder.mkdir(exist_ok=True)
@@ -209,7 +230,7 @@ def _made(
         # A change of the sources does not undo hours of training; a release does.
         code=[],
         build=train,
-        say=console.say,
+        say=listener.say,
         resumable=True,
         scratch=["training"],
     ).record
@@ -226,7 +247,7 @@ def _made(
         inputs={"training": trained.fingerprint},
         code=[],
         build=measure,
-        say=console.say,
+        say=listener.say,
     )
     return load_runs(folder / f"scores-{seed}", system.name, seed)
 
@@ -236,7 +257,7 @@ def _record(
 ) -> dict[str, Any]:
     from datetime import UTC, datetime
 
-    from onerec.evaluation.quality import compare
+    from onerec.experiments.compare import compare
 
     test = experiment.parts["test"]
     counts = experiment.data.items["train_count"].to_numpy()
@@ -273,92 +294,6 @@ def _record(
         },
         "systems": {s.name: dataclasses.asdict(s) for s in systems},
         "reference": REFERENCE,
-        "environment": published_environment(),
+        "environment": environment.published(),
         "rows": rows,
     }
-
-
-def show(record: dict[str, Any]) -> None:
-    """Prints the table."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from onerec.evaluation.quality import cell
-
-    table = Table("row", "seeds", box=None, pad_edge=False)
-    for column in ("masked valid", "test", "unmasked valid", "test", "minutes", "test - SASRec"):
-        table.add_column(column, justify="right")
-    for row in record["rows"]:
-        recall = [
-            f"{cell(row, split, history, 'recall@10')['value']:.4f}"
-            for history in ("masked", "unmasked")
-            for split in ("valid", "test")
-        ]
-        against = cell(row, "test", "masked", "recall@10")["difference"]
-        table.add_row(
-            escape(row["row"]),
-            str(len(row["seeds"])),
-            *recall,
-            f"{row['cost'].get('train_seconds', 0.0) / 60:.1f}",
-            "" if against is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*against),
-        )
-    console.stdout().print("Recall@10")
-    console.stdout().print(table)
-
-
-def main(argv: list[str]) -> None:
-    """`onerec bench quality`; called by the verb `bench`."""
-    from onerec.cli.options import Parser
-
-    parser = Parser(
-        "bench quality",
-        "Trains the generator and its baselines on a log and compares them under one protocol "
-        "(docs/quality.md).",
-        usage="--data DIR [options]",
-    )
-    parser.add_argument("--data", type=str, required=True, help="folder of the log")
-    add_reading(parser)
-    parser.add_argument(
-        "--preset",
-        type=Literal["cpu", "gpu", "tokenizers"],
-        default="cpu",
-        help="sizes of the networks; tokenizers: the generator of cpu on the ids of each",
-    )
-    parser.add_argument(
-        "--out", type=str, default=None, help="folder of the runs; runs/quality-DATA-PRESET"
-    )
-    parser.add_argument(
-        "--systems", nargs="*", default=[], help="systems of the preset; all by default"
-    )
-    optional = {
-        "seeds": (int, "trainings of each system instead of the preset's"),
-        "epochs": (float, "epochs of each training instead of the preset's"),
-        "max_users": (int, "measure a seeded sample of so many users"),
-    }
-    for name, (kind, text) in optional.items():
-        parser.add_argument(f"--{name}", type=kind, default=None, help=text)
-    parser.add_argument("--levels", type=int, default=3, help="codes of a semantic id, L")
-    parser.add_argument("--codebook_size", type=int, default=256, help="codes of a level, K")
-    parser.add_argument("--beam_width", type=int, default=50, help="beams of the generators")
-    parser.add_argument(
-        "--device", type=Literal["auto", "cpu", "cuda"], default="auto", help="where to train"
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=1, help="trainings at a time, each with its share of the cores"
-    )
-    parser.add_argument(
-        "--kept", action="store_true", help="train nothing: the table of the finished trainings"
-    )
-    given = parser.parse(argv)
-    parser.check_positive(
-        given, "seeds", "epochs", "max_users", "levels", "codebook_size", "beam_width", "jobs"
-    )
-    data = Path(given.data)
-    chosen = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options)}
-    chosen["columns"] = given_names(given.columns)
-    chosen["out"] = Path(given.out or f"runs/quality-{data.resolve().name}-{given.preset}")
-    record = run(Options(**{**chosen, "data": data, "systems": tuple(given.systems)}))
-    if given.json:
-        console.print_json(record)
-    else:
-        show(record)

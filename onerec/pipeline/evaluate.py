@@ -1,4 +1,4 @@
-"""`onerec evaluate`: the stage `evaluate`, metrics beside popularity and random."""
+"""The stage `evaluate`, metrics beside popularity and random."""
 
 from __future__ import annotations
 
@@ -6,27 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
-from onerec.cli import console
-from onerec.cli.config import Settings
-from onerec.cli.inputs import load_data, served_model
-from onerec.cli.stage import StageResult, require, run_stage
-from onerec.cli.verb import stage_verb
+from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.settings import Settings
+from onerec.pipeline.stage import StageResult, run_stage
+from onerec.progress import Listener
 
 
-def make(directory: Path, settings: Settings) -> StageResult:
-    """Makes `directory/evaluate` from the trained model and the held-out sessions."""
-    served = served_model(directory, settings)
+def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
+    """Makes the stage `evaluate` from the trained model and the held-out sessions."""
+    directory = inputs.directory
+    served = inputs.served_model(settings)
     aligned = served.stage == "align"
     names = ["sessions", "tokenize", "pretrain"]
     if settings.data is None:
         names.append("world")
     if aligned:
         names += ["reward", "align"]
-    inputs = {name: require(directory, name).fingerprint for name in names}
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.data import World
@@ -34,14 +29,14 @@ def make(directory: Path, settings: Settings) -> StageResult:
         from onerec.inference import Recommender
         from onerec.model import RewardModel
 
-        data, catalog = load_data(directory)
+        data, catalog = inputs.load()
         models = {
             stage: Recommender.from_pretrained(directory / stage / "model", catalog, batching=True)
             for stage in dict.fromkeys(("pretrain", served.stage))
         }
         world = World.load(directory / "world") if settings.data is None else None
         judge = directory / "reward" / "judge"
-        with console.progress("evaluate") as report:
+        with listener.progress("evaluate") as report:
             result = evaluate(
                 models[served.stage],
                 data,
@@ -58,10 +53,10 @@ def make(directory: Path, settings: Settings) -> StageResult:
         directory,
         "evaluate",
         config=asdict(settings.evaluate),
-        inputs=inputs,
-        code=["evaluation", "inference", "model", "ops", "cli/evaluate.py"],
+        inputs=inputs.fingerprints(*names),
+        code=["evaluation", "inference", "model", "ops", "pipeline/evaluate.py"],
         build=build,
-        say=console.say,
+        say=listener.say,
     )
 
 
@@ -79,73 +74,3 @@ def headline(result: Any) -> dict[str, Any]:
             of_metric = measures.setdefault(one.metric, {})
             of_metric[one.system] = [one.value, one.low, one.high]
     return {"split": split, "measures": measures}
-
-
-_COLUMNS = (
-    "model",
-    "pretrained",
-    "popularity",
-    "random",
-    "oracle",
-    "model - pretrained",
-    "model - popularity",
-)
-_ROWS = (
-    "recall@",
-    "ndcg@",
-    "hit@",
-    "session_hit",
-    "watch_seconds",
-    "item_watch_seconds",
-    "judged_reward",
-    "coverage@",
-)
-
-
-def metric_table(summary: dict[str, Any]) -> Table:
-    """The headline measures, and the model's lead over popularity with its interval."""
-    measures: dict[str, dict[str, list[float | None]]] = summary["measures"]
-    shown = {
-        metric: systems
-        for metric, systems in measures.items()
-        if metric.startswith(_ROWS) and "model" in systems
-    }
-    columns = [c for c in _COLUMNS if any(c in systems for systems in shown.values())]
-    if "pretrained" in columns:  # what alignment changed, instead of the lead over popularity
-        columns.remove("model - popularity")
-    table = Table(
-        "metric", box=box.SIMPLE, title=f"{summary['split']} sessions", title_justify="left"
-    )
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    for metric, systems in shown.items():
-        table.add_row(metric, *(_cell(systems.get(column), "-" in column) for column in columns))
-    return table
-
-
-def _cell(measured: list[float | None] | None, difference: bool) -> str:
-    value, low, high = measured or (None, None, None)
-    if value is None:
-        return ""
-    if not difference:
-        return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
-    interval = "" if low is None or high is None else f" ({low:+.4f} .. {high:+.4f})"
-    return f"{value:+.4f}{interval}"
-
-
-def show(folder: Path, summary: dict[str, Any]) -> None:
-    """Prints the table and where the rest is."""
-    console.stdout().print(metric_table(summary))
-    console.stdout().print(f"all measures     {escape(str(folder / 'evaluation.json'))}")
-
-
-def main(argv: list[str]) -> None:
-    stage_verb(
-        "evaluate",
-        "Measures the trained model on held-out sessions beside popularity and random, with "
-        "bootstrap intervals, in OUT/evaluate.",
-        argv,
-        ["evaluate"],
-        make,
-        show=show,
-    )

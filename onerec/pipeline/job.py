@@ -1,100 +1,86 @@
-"""`onerec run`: the main job, every stage in order, each made only when it has to be."""
+"""The main job: every stage in order, each made only when it has to be."""
 
 from __future__ import annotations
 
-import time
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.markup import escape
+from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.settings import Settings
+from onerec.pipeline.stage import STAGES, StageResult, locked
+from onerec.progress import SILENT, Listener
 
-from onerec.cli import (
-    align,
-    console,
-    evaluate,
-    pretrain,
-    recommend,
-    report,
-    reward,
-    sessions,
-    simulate,
-    tokenize,
-)
-from onerec.cli.config import SECTIONS, Settings, parse_command
-from onerec.cli.inputs import has_feedback
-from onerec.cli.stage import StageResult, locked
-
-STAGES: tuple[tuple[str, Callable[[Path, Settings], StageResult]], ...] = (
-    ("world", simulate.make),
-    ("sessions", sessions.make),
-    ("tokenize", tokenize.make),
-    ("pretrain", pretrain.make),
-    ("reward", reward.make),
-    ("align", align.make),
-    ("evaluate", evaluate.make),
-    ("recommend", recommend.make),
-    ("report", report.make),
-)
+Make = Callable[[Settings, Inputs, Listener], StageResult]
 
 
-def _aligned(directory: Path, settings: Settings) -> bool:
-    """Whether the run has a reward model and an alignment."""
-    return settings.align.iterations > 0 and has_feedback(directory)
+def make_stage(
+    name: str,
+    settings: Settings,
+    out: str | Path,
+    listener: Listener = SILENT,
+    *,
+    verb: str | None = None,
+) -> StageResult:
+    """Makes one stage of a run, or finds it made.
+
+    Args:
+        name: One of STAGES.
+        settings: Written to `out/config.yaml`; what was there stays where the stage fails.
+        out: Directory of the run, held for this process meanwhile.
+        listener: Told of the work.
+        verb: What the directory's lock calls the command; by default `name`.
+
+    Raises:
+        OneRecError: A stage that this one reads is missing or damaged, or another process holds
+            the directory.
+    """
+    directory = Path(out)
+    with locked(directory, verb or name), settings.saved(directory / "config.yaml"):
+        return _maker(name)(settings, Inputs(directory), listener)
 
 
-def main(argv: list[str]) -> None:
-    command = parse_command(
-        "run",
-        "The main job: log -> sessions -> semantic ids -> pretraining -> reward model -> alignment "
-        "-> evaluation -> recommendations -> report. A log without feedback has no reward model "
-        "and no alignment. A stage whose inputs have not changed is skipped; an "
-        "interrupted one goes on when the same command is given again.",
-        argv,
-        list(SECTIONS),
-        data=True,
-        stored=False,
-    )
-    begin = time.monotonic()
+def run(
+    settings: Settings,
+    out: str | Path,
+    listener: Listener = SILENT,
+) -> dict[str, StageResult]:
+    """The main job: log -> sessions -> semantic ids -> models -> evaluation -> report.
+
+    Args:
+        settings: Written to `out/config.yaml`; what was there stays where the first stage that has
+            to be made fails. `data` None makes the stage `world` first.
+        out: Directory of the run, held for this process meanwhile. A stage in it whose inputs have
+            not changed is skipped; an interrupted one goes on.
+        listener: Told of the work.
+
+    Returns:
+        Name of each stage -> how it ended, in order. A log without feedback has no `reward` and no
+        `align`; neither has a run without iterations of alignment.
+
+    Raises:
+        OneRecError: What the log or the settings do not allow, or another process holds `out`.
+    """
+    inputs = Inputs(Path(out))
     results: dict[str, StageResult] = {}
-    config = command.out / "config.yaml"
-    with locked(command.out, "run"), command.settings.saved(config) as undo:
-        for name, make in STAGES:
-            if name == "world" and command.settings.data is not None:
+    config = inputs.directory / "config.yaml"
+    with locked(inputs.directory, "run"), settings.saved(config) as undo:
+        for name in STAGES:
+            if name == "world" and settings.data is not None:
                 continue
-            if name in ("reward", "align") and not _aligned(command.out, command.settings):
+            if name in ("reward", "align") and not _aligned(settings, inputs):
                 continue
-            result = results[name] = make(command.out, command.settings)
+            result = results[name] = _maker(name)(settings, inputs, listener)
             if not result.skipped:  # the settings that it was made with stay, whatever fails later
                 undo.pop_all()
-    seconds = time.monotonic() - begin
-    report_path = command.out / "report" / "report.html"
-    if command.json:
-        console.print_json(
-            {
-                "out": str(command.out),
-                "seconds": round(seconds, 3),
-                "report": str(report_path),
-                "recommendations": str(command.out / "recommend" / recommend.FILE),
-                "stages": {
-                    name: {
-                        "skipped": result.skipped,
-                        "seconds": result.record.seconds,
-                        **result.record.summary,
-                    }
-                    for name, result in results.items()
-                },
-            }
-        )
-        return
-    if not has_feedback(command.out):
-        console.say("run: the log has no feedback columns: no reward model, no alignment")
-    for name, show in (
-        ("reward", reward.show),
-        ("align", align.show),
-        ("evaluate", evaluate.show),
-        ("recommend", recommend.show),
-    ):
-        if name in results:
-            show(command.out / name, results[name].record.summary)
-    console.stdout().print(f"report           {escape(str(report_path))}")
-    console.say(f"run: {seconds:.0f} s")
+    return results
+
+
+def _maker(name: str) -> Make:
+    make: Make = importlib.import_module(f"onerec.pipeline.{name}").make
+    return make
+
+
+def _aligned(settings: Settings, inputs: Inputs) -> bool:
+    """Whether the run has a reward model and an alignment."""
+    return settings.align.iterations > 0 and inputs.has_feedback

@@ -1,4 +1,4 @@
-"""`onerec pretrain`: the stage `pretrain`, next-token training of the generator.
+"""The stage `pretrain`, next-token training of the generator.
 
 The unfinished stage keeps its checkpoints, so that the same command after a kill goes on from the
 newest one and ends with the same weights. On many devices: `torchrun -m onerec pretrain --out DIR`;
@@ -11,30 +11,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from onerec.cli import console
-from onerec.cli.config import Settings, parse_command
-from onerec.cli.inputs import load_data
-from onerec.cli.stage import StageResult, join_stage, rank, require, run_stage
-from onerec.cli.verb import stage_verb
-
-SECTIONS = ("model", "train")
+from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.settings import Settings
+from onerec.pipeline.stage import StageResult, join_stage, run_stage
+from onerec.progress import Listener
 
 
-def make(directory: Path, settings: Settings) -> StageResult:
-    """Makes `directory/pretrain` from `directory/sessions` and `directory/tokenize`."""
+def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
+    """Makes the stage `pretrain` from the stages `sessions` and `tokenize`."""
     return run_stage(
-        directory,
+        inputs.directory,
         "pretrain",
-        **_described(directory, settings),
-        say=console.say,
+        **_described(settings, inputs, listener),
+        say=listener.say,
         resumable=True,
         scratch=["checkpoints"],
     )
 
 
-def _described(directory: Path, settings: Settings) -> dict[str, Any]:
+def _described(settings: Settings, inputs: Inputs, listener: Listener) -> dict[str, Any]:
     """The stage's configuration, inputs, code and build."""
-    sessions, tokens = require(directory, "sessions"), require(directory, "tokenize")
+    read = inputs.fingerprints("sessions", "tokenize")
     from onerec.training.config import FREE_ON_RESUME
 
     fixed = {k: v for k, v in asdict(settings.train).items() if k not in FREE_ON_RESUME}
@@ -45,7 +42,7 @@ def _described(directory: Path, settings: Settings) -> dict[str, Any]:
         from onerec.model import OneRec, OneRecConfig
         from onerec.training import pretrain
 
-        data, catalog = load_data(directory)
+        data, catalog = inputs.load()
         knows_items = settings.model["item_loss"] > 0 or settings.model["legal_softmax"]
         config = OneRecConfig(
             codebook_size=catalog.codebook_size,
@@ -60,7 +57,7 @@ def _described(directory: Path, settings: Settings) -> dict[str, Any]:
         if knows_items:
             model.set_catalog(catalog.sids, data.embeddings)
         train, valid = data.samples("train"), data.samples("valid")
-        with console.progress("pretrain") as report:
+        with listener.progress("pretrain") as report:
             result = pretrain(
                 model, train, valid, catalog.sids, settings.train, folder, progress=report
             )
@@ -75,24 +72,12 @@ def _described(directory: Path, settings: Settings) -> dict[str, Any]:
 
     return {
         "config": {"model": settings.model, "train": fixed},
-        "inputs": {"sessions": sessions.fingerprint, "tokenize": tokens.fingerprint},
-        "code": ["model", "training", "ops", "cli/pretrain.py"],
+        "inputs": read,
+        "code": ["model", "training", "ops", "pipeline/pretrain.py"],
         "build": build,
     }
 
 
-def main(argv: list[str]) -> None:
-    if rank():
-        command = parse_command("pretrain", "", argv, SECTIONS)
-        described = _described(command.out, command.settings)
-        join_stage(command.out, "pretrain", **described)
-        return
-    stage_verb(
-        "pretrain",
-        "Trains the generator to write the next session, in OUT/pretrain. The same command after "
-        "a kill goes on from the newest checkpoint. On several devices: torchrun "
-        "--nproc-per-node N -m onerec pretrain --out DIR.",
-        argv,
-        SECTIONS,
-        make,
-    )
+def join(settings: Settings, inputs: Inputs, listener: Listener) -> None:
+    """Takes part in a stage that the first process of the same launch makes."""
+    join_stage(inputs.directory, "pretrain", **_described(settings, inputs, listener))

@@ -1,23 +1,18 @@
-"""`onerec recommend`: the stage `recommend`, sessions of items for the users of the log."""
+"""The stage `recommend`, sessions of items for the users of the log."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 
-from onerec.cli import console
-from onerec.cli.config import Settings
-from onerec.cli.inputs import load_data, served_model
-from onerec.cli.stage import StageResult, require, run_stage, write_json
-from onerec.cli.verb import stage_verb
+from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.settings import Settings
+from onerec.pipeline.stage import StageResult, run_stage, write_json
+from onerec.progress import Listener
 
 if TYPE_CHECKING:
     from onerec.data import SessionSet
@@ -27,33 +22,36 @@ EXAMPLES = "examples.json"
 _SHOWN_HISTORY = 5
 
 
-def make(directory: Path, settings: Settings) -> StageResult:
-    """Makes `directory/recommend` from the trained model and the users' whole histories."""
-    served = served_model(directory, settings)
-    inputs = {name: require(directory, name).fingerprint for name in ("sessions", "tokenize")}
-    inputs[served.stage] = served.fingerprint
+def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
+    """Makes the stage `recommend` from the trained model and the users' whole histories."""
+    directory = inputs.directory
+    served = inputs.served_model(settings)
+    read = inputs.fingerprints("sessions", "tokenize")
+    read[served.stage] = served.fingerprint
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.inference import Recommender
 
-        data, catalog = load_data(directory)
+        data, catalog = inputs.load()
         recommender = Recommender.from_pretrained(
             directory / served.stage / "model", catalog, batching=True
         )
-        return _write(folder, data, recommender, settings)
+        return _write(folder, data, recommender, settings, listener)
 
     return run_stage(
         directory,
         "recommend",
         config=asdict(settings.recommend),
-        inputs=inputs,
-        code=["inference", "model", "ops", "cli/recommend.py"],
+        inputs=read,
+        code=["inference", "model", "ops", "pipeline/recommend.py"],
         build=build,
-        say=console.say,
+        say=listener.say,
     )
 
 
-def _write(folder: Path, data: SessionSet, recommender: Any, settings: Settings) -> dict[str, Any]:
+def _write(
+    folder: Path, data: SessionSet, recommender: Any, settings: Settings, listener: Listener
+) -> dict[str, Any]:
     """Recommends batch by batch, so that memory does not grow with the number of users."""
     config = settings.recommend
     item_ids = data.items["item_id"].to_pylist()
@@ -75,7 +73,7 @@ def _write(folder: Path, data: SessionSet, recommender: Any, settings: Settings)
     rows_written = short = 0
     with (
         pq.ParquetWriter(folder / FILE, schema) as writer,
-        console.progress("recommend") as report,
+        listener.progress("recommend") as report,
     ):
         for begin in range(0, n_users, config.batch_size):
             users = data.sequences.slice(begin, min(config.batch_size, n_users - begin))
@@ -130,44 +128,3 @@ def _write(folder: Path, data: SessionSet, recommender: Any, settings: Settings)
         "rows": rows_written,
         "users_without_items": short,
     }
-
-
-def examples_table(examples: list[dict[str, Any]]) -> Table:
-    """A user's last items beside the session recommended to them."""
-    table = Table("user", "took last", "recommended next", box=box.SIMPLE, show_lines=True)
-    for example in examples:
-        table.add_row(
-            escape(str(example["user_id"])),
-            "\n".join(escape(_line(item)) for item in example["history"]),
-            "\n".join(escape(_line(item)) for item in example["recommended"]),
-        )
-    return table
-
-
-def _line(item: dict[str, Any], width: int = 58) -> str:
-    text = " ".join(item["text"].split()) or f"item {item['item_id']}"
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def show(folder: Path, summary: dict[str, Any]) -> None:
-    """Prints the examples and where the file is."""
-    examples = json.loads((folder / EXAMPLES).read_text())
-    if examples:
-        console.stdout().print(examples_table(examples))
-    users, everybody = summary["users"], summary["users_of_log"]
-    hint = "" if users == everybody else " (--recommend.users null for all)"
-    console.stdout().print(
-        f"recommendations  {escape(str(folder / FILE))}: {summary['rows']:,} rows for {users:,} "
-        f"of {everybody:,} users{hint}"
-    )
-
-
-def main(argv: list[str]) -> None:
-    stage_verb(
-        "recommend",
-        "Writes sessions of items for the users of the log, in OUT/recommend.",
-        argv,
-        ["recommend"],
-        make,
-        show=show,
-    )

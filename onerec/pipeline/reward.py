@@ -1,4 +1,4 @@
-"""`onerec reward`: the stage `reward`, what users would do with a session."""
+"""The stage `reward`, what users would do with a session."""
 
 from __future__ import annotations
 
@@ -6,22 +6,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
-from onerec.cli import console
-from onerec.cli.config import Settings
-from onerec.cli.stage import StageResult, require, run_stage
-from onerec.cli.verb import stage_verb
 from onerec.errors import OneRecError
+from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.settings import Settings
+from onerec.pipeline.stage import StageResult, run_stage
+from onerec.progress import Listener
 
 SYSTEMS = ("model", "judge", "logistic regression", "item mean")
 
 
-def make(directory: Path, settings: Settings) -> StageResult:
-    """Makes `directory/reward` from the exposed sessions of `directory/sessions`."""
-    sessions = require(directory, "sessions")
+def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
+    """Makes the stage `reward` from the exposed sessions of the stage `sessions`."""
 
     def build(folder: Path) -> dict[str, Any]:
         import torch
@@ -29,10 +24,10 @@ def make(directory: Path, settings: Settings) -> StageResult:
         from onerec.data import SessionSet
         from onerec.training.reward.train import save_reward, train_reward
 
-        data = SessionSet.load(directory / "sessions")
+        data = SessionSet.load(inputs.directory / "sessions")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            with console.progress("reward") as report:
+            with listener.progress("reward") as report:
                 result = train_reward(data, settings.reward, device=device, progress=report)
         except ValueError as error:
             raise OneRecError(
@@ -42,10 +37,10 @@ def make(directory: Path, settings: Settings) -> StageResult:
         return headline(result.metrics)
 
     return run_stage(
-        directory,
+        inputs.directory,
         "reward",
         config=asdict(settings.reward),
-        inputs={"sessions": sessions.fingerprint},
+        inputs=inputs.fingerprints("sessions"),
         code=[
             "model/reward.py",
             "model/config.py",
@@ -53,10 +48,10 @@ def make(directory: Path, settings: Settings) -> StageResult:
             "training/reward/train.py",
             "training/reward/config.py",
             "training/reward/metrics.py",
-            "cli/reward.py",
+            "pipeline/reward.py",
         ],
         build=build,
-        say=console.say,
+        say=listener.say,
     )
 
 
@@ -85,33 +80,3 @@ def headline(metrics: dict[str, Any]) -> dict[str, Any]:
         "split": split,
         "measures": measures,
     }
-
-
-def show(folder: Path, summary: dict[str, Any]) -> None:
-    """Prints the AUC of each target beside the plain predictors."""
-    table = Table(
-        "AUC", box=box.SIMPLE, title=f"reward model, {summary['split']} split", title_justify="left"
-    )
-    systems = [s for s in SYSTEMS if any(s in row["auc"] for row in summary["measures"].values())]
-    for system in (*systems, "log loss", "predicted / observed"):
-        table.add_column(system, justify="right", no_wrap=True)
-    for target, row in summary["measures"].items():
-        cells = [f"{row['auc'][s]:.4f}" if s in row["auc"] else "" for s in systems]
-        extra = [row["log_loss"].get("model"), row["calibration_ratio"].get("model")]
-        table.add_row(target, *cells, *("" if x is None else f"{x:.4f}" for x in extra))
-    console.stdout().print(table)
-    for target, why in summary["left_out"].items():
-        console.stdout().print(escape(f"{target:16} not trained: {why}"))
-    console.stdout().print(f"all measures     {escape(str(folder / 'metrics.json'))}")
-
-
-def main(argv: list[str]) -> None:
-    stage_verb(
-        "reward",
-        "Trains the reward model on what was shown, measures it beside a logistic regression and "
-        "item means, in OUT/reward. Needs a log with feedback columns.",
-        argv,
-        ["reward"],
-        make,
-        show=show,
-    )

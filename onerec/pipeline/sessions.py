@@ -1,4 +1,4 @@
-"""`onerec sessions`: the stage `sessions`, from a log to items, histories and good sessions."""
+"""The stage `sessions`, from a log to items, histories and good sessions."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from onerec.cli import console
-from onerec.cli.config import Settings
-from onerec.cli.stage import StageResult, data_digest, require, run_stage
-from onerec.cli.verb import stage_verb
 from onerec.errors import OneRecError
+from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.settings import Settings
+from onerec.pipeline.stage import StageResult, data_digest, run_stage
+from onerec.progress import Listener
 
 SPLITS = ("train", "valid", "test")
 
 
-def make(directory: Path, settings: Settings) -> StageResult:
-    """Makes `directory/sessions` from the log, or from `directory/world` when there is none."""
+def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
+    """Makes the stage `sessions` from the log, or from the stage `world` when there is none."""
     if settings.data is None:
         if settings.columns:
             raise OneRecError("--columns names columns of --data, which was not given")
-        source = directory / "world"
-        inputs = {"world": require(directory, "world").fingerprint}
+        source = inputs.directory / "world"
+        read = inputs.fingerprints("world")
     else:
         source = Path(settings.data)
         if not source.is_dir():
@@ -29,7 +29,7 @@ def make(directory: Path, settings: Settings) -> StageResult:
             raise OneRecError(
                 f"--data {source}: wanted the folder of interactions.parquet, found {found}"
             )
-        inputs = {"data": data_digest(source)}
+        read = {"data": data_digest(source)}
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.data import build_sessions, open_log
@@ -37,8 +37,8 @@ def make(directory: Path, settings: Settings) -> StageResult:
         with open_log(
             source, kind=settings.kind, columns=settings.columns, engine=settings.engine
         ) as log:
-            console.say(f"sessions: {log.describe()}")
-            with console.progress("sessions") as report:
+            listener.say(f"sessions: {log.describe()}")
+            with listener.progress("sessions") as report:
                 found = build_sessions(log, settings.sessions, folder, progress=report)
         return {
             "users": found.sequences.num_rows,
@@ -48,23 +48,11 @@ def make(directory: Path, settings: Settings) -> StageResult:
         }
 
     return run_stage(
-        directory,
+        inputs.directory,
         "sessions",
         config={"kind": settings.kind, "columns": settings.columns, **asdict(settings.sessions)},
-        inputs=inputs,
-        code=["data", "cli/sessions.py"],
+        inputs=read,
+        code=["data", "pipeline/sessions.py"],
         build=build,
-        say=console.say,
-    )
-
-
-def main(argv: list[str]) -> None:
-    stage_verb(
-        "sessions",
-        "Reads a log, keeps the good sessions, splits them by time, and makes item vectors, "
-        "in OUT/sessions.",
-        argv,
-        ["sessions"],
-        make,
-        data=True,
+        say=listener.say,
     )

@@ -28,6 +28,19 @@ from onerec.files import atomic_write, naming, recover_directory, replace_direct
 WHOLE_HASH_BYTES = 256 << 20
 _BLOCK = 1 << 20
 
+# In the order of the main job; each is `onerec.pipeline.NAME.make`.
+STAGES = (
+    "world",
+    "sessions",
+    "tokenize",
+    "pretrain",
+    "reward",
+    "align",
+    "evaluate",
+    "recommend",
+    "report",
+)
+
 
 def digest(value: Any) -> str:
     """A short hash of a JSON value, independent of the order of keys."""
@@ -63,6 +76,8 @@ def code_digest(parts: Sequence[str]) -> str:
     state = hashlib.blake2b(onerec.__version__.encode(), digest_size=16)
     for part in parts:
         base = root / part
+        if not base.exists():
+            raise FileNotFoundError(base)
         for path in [base] if base.is_file() else sorted(base.rglob("*.py")):
             state.update(str(path.relative_to(root)).encode())
             state.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""`onerec tokenize`: the stage `tokenize`, from item vectors to semantic ids and their trie."""
+"""The stage `tokenize`, from item vectors to semantic ids and their trie."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from onerec.cli import console
-from onerec.cli.config import Settings
-from onerec.cli.stage import StageResult, require, run_stage, write_json
-from onerec.cli.verb import stage_verb
 from onerec.errors import OneRecError
+from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.settings import Settings
+from onerec.pipeline.stage import StageResult, run_stage, write_json
+from onerec.progress import Listener
 
 
-def make(directory: Path, settings: Settings) -> StageResult:
-    """Makes `directory/tokenize` from `directory/sessions`."""
-    upstream = require(directory, "sessions")
-    config = settings.tokenize
+def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
+    """Makes the stage `tokenize` from the stage `sessions`."""
+    directory, config = inputs.directory, settings.tokenize
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.data import SessionSet
@@ -45,7 +44,7 @@ def make(directory: Path, settings: Settings) -> StageResult:
             max_iter=config.max_iter,
             random_state=config.seed,
         )
-        with console.progress("tokenize") as report:
+        with listener.progress("tokenize") as report:
             quantizer.fit(items.embeddings, progress=report)
         quantizer.save_pretrained(folder / "quantizer")
         catalog = Catalog.build(items.items["item_id"].to_pylist(), quantizer.sids_, size)
@@ -67,18 +66,8 @@ def make(directory: Path, settings: Settings) -> StageResult:
         directory,
         "tokenize",
         config=asdict(config),
-        inputs={"sessions": upstream.fingerprint},
-        code=["tokenizer", "cli/tokenize.py", "cli/config.py"],
+        inputs=inputs.fingerprints("sessions"),
+        code=["tokenizer", "pipeline/tokenize.py", "pipeline/settings.py"],
         build=build,
-        say=console.say,
-    )
-
-
-def main(argv: list[str]) -> None:
-    stage_verb(
-        "tokenize",
-        "Turns item vectors into balanced semantic ids, a catalogue and a trie, in OUT/tokenize.",
-        argv,
-        ["tokenize"],
-        make,
+        say=listener.say,
     )

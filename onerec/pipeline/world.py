@@ -1,4 +1,4 @@
-"""`onerec simulate`: the stage `world`, a short-video world and the log of its users."""
+"""The stage `world`, a short-video world and the log of its users."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from onerec.cli import console
-from onerec.cli.config import Settings
-from onerec.cli.stage import StageResult, run_stage
-from onerec.cli.verb import stage_verb
+from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.settings import Settings
+from onerec.pipeline.stage import StageResult, run_stage
+from onerec.progress import Listener
 
 
-def make(directory: Path, settings: Settings) -> StageResult:
-    """Makes `directory/world`."""
+def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
+    """Makes the stage `world`."""
 
     def build(folder: Path) -> dict[str, Any]:
         import pyarrow.parquet as pq
@@ -28,22 +28,11 @@ def make(directory: Path, settings: Settings) -> StageResult:
         }
 
     return run_stage(
-        directory,
+        inputs.directory,
         "world",
         config=asdict(settings.world),
         inputs={},
-        code=["data", "cli/simulate.py"],
+        code=["data", "pipeline/world.py"],
         build=build,
-        say=console.say,
-    )
-
-
-def main(argv: list[str]) -> None:
-    stage_verb(
-        "simulate",
-        "Makes a short-video world with known user interests, and the log of its users, "
-        "in OUT/world.",
-        argv,
-        ["world"],
-        make,
+        say=listener.say,
     )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import pyarrow as pa
 
 from onerec._version import __version__
 from onerec.errors import DataError
-from onerec.evaluation import sections
 from onerec.evaluation.result import Measure
 from onerec.files import atomic_write
+from onerec.report import sections
 
 # What reading a file of other contents than wanted can raise.
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError)
@@ -44,7 +45,11 @@ class Section:
 
 
 def render_report(
-    run_dir: str | Path, out: str | Path | None = None, *, leave_out: Collection[str] = ()
+    run_dir: str | Path,
+    out: str | Path | None = None,
+    *,
+    stages: Sequence[str] | None = None,
+    leave_out: Collection[str] = (),
 ) -> Path:
     """Writes the report of a run.
 
@@ -56,6 +61,8 @@ def render_report(
     Args:
         run_dir: The run's directory.
         out: The file to write; `run_dir/report.html` by default.
+        stages: The stages of a run in their order; one of them that was not made is told. By
+            default those that were made, in the order of their times.
         leave_out: Of "reward" and "align", the stages that get no section although they were made.
 
     Returns:
@@ -82,7 +89,7 @@ def render_report(
             ("sessions", "Generated sessions", sections.sessions),
             ("latency", "Latency", sections.latency),
             ("samples", "Sample sessions", sections.samples),
-            ("setup", "Configuration and versions", sections.setup),
+            ("setup", "Configuration and versions", partial(sections.setup, stages=stages)),
         )
         # A log without feedback has neither; the table of stages says that they were not run.
         if (stage := _OPTIONAL.get(part[0])) is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,19 +15,9 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from onerec.errors import DataError
-from onerec.evaluation import plots
 from onerec.evaluation.result import EvalResult, Measure
+from onerec.report import plots
 
-STAGES = (
-    "world",
-    "sessions",
-    "tokenize",
-    "pretrain",
-    "reward",
-    "align",
-    "evaluate",
-    "recommend",
-)
 SYSTEMS = ("model", "pretrained", "popularity", "random")
 
 # A tag on more of the items than this says little about any of them.
@@ -511,19 +502,22 @@ def samples(run: Path) -> dict[str, Any]:
     return {"samples": _evaluation(run).samples}
 
 
-def setup(run: Path) -> dict[str, Any]:
+def setup(run: Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
     config = run / "config.yaml"
-    stages: list[dict[str, Any]] = []
-    for name in STAGES:
+    if stages is None:
+        records = sorted(run.glob("[!.]*/stage.json"), key=lambda path: path.stat().st_mtime_ns)
+        stages = [path.parent.name for path in records]
+    rows: list[dict[str, Any]] = []
+    for name in stages:
         path = run / name / "stage.json"
         if not path.is_file():
-            stages.append({"name": name, "state": "not run"})
+            rows.append({"name": name, "state": "not run"})
             continue
         record = _json(run, f"{name}/stage.json")
         summary = {
             k: v for k, v in record.get("summary", {}).items() if isinstance(v, int | float | str)
         }
-        stages.append(
+        rows.append(
             {
                 "name": name,
                 "state": "done",
@@ -538,7 +532,7 @@ def setup(run: Path) -> dict[str, Any]:
         versions = _evaluation(run).versions
     return {
         "config": config.read_text(encoding="utf-8") if config.is_file() else None,
-        "stages": stages,
+        "stages": rows,
         "versions": versions,
     }
 

@@ -14,7 +14,7 @@ import torch
 
 from onerec import OneRec, OneRecConfig, Recommender
 from onerec.cli.main import main
-from onerec.cli.stage import run_stage
+from onerec.pipeline.stage import run_stage
 from onerec.tokenizer import Catalog
 
 

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import onerec
+from onerec import environment
 from onerec.cli import bench, env
-from onerec.cli.config import parse_command
+from onerec.cli.command import parse_command
 from onerec.cli.main import VERBS, describe, main
 from onerec.errors import DataError
 
@@ -237,7 +238,7 @@ def test_env_survives_broken_probes(
         raise OSError("no /proc here")
 
     for probe in ("_native", "_torch", "_gpus", "_cpu", "_memory"):
-        monkeypatch.setattr(env, probe, broken)
+        monkeypatch.setattr(environment, probe, broken)
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["memory"] == {"problem": "OSError: no /proc here"}
@@ -296,7 +297,7 @@ def test_duration(seconds: float, text: str) -> None:
 def test_a_record_of_benchmarks_names_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEREC_DATA", str(Path("/somewhere/private")))
     monkeypatch.setenv("ONEREC_ISA", "avx2")
-    found = bench.published_environment()
+    found = environment.published()
     assert found["environment"]["ONEREC_ISA"] == "avx2"
     text = json.dumps(found)
     assert "/somewhere" not in text

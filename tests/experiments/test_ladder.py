@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from onerec.cli.main import main
-from onerec.evaluation.ladder import RUNGS, Ladder
+from onerec.experiments.ladder import RUNGS, Ladder
 
 
 def test_rungs_meet_as_many_weights_with_experts_as_without() -> None:

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from onerec.cli.main import main
-from onerec.evaluation.experiment import Experiment, training_flops
-from onerec.evaluation.presets import PRESETS, REFERENCE, System
-from onerec.evaluation.quality import CASES, Run, cell, compare
+from onerec.experiments.compare import CASES, Run, cell, compare
+from onerec.experiments.experiment import Experiment, training_flops
+from onerec.experiments.presets import PRESETS, REFERENCE, System
 from onerec.model import SASRec, SASRecConfig
 
 
@@ -73,7 +73,7 @@ def test_every_system_of_a_preset_runs_an_epoch(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(PRESETS, preset, small(preset))
-    monkeypatch.setattr("onerec.evaluation.ids.RQVAE_EPOCHS", 2)
+    monkeypatch.setattr("onerec.experiments.ids.RQVAE_EPOCHS", 2)
     folder = request.getfixturevalue(data)
     capsys.readouterr()
     command = ["bench", "quality", "--data", str(folder), "--out", str(tmp_path / "out"), "--json"]
@@ -142,7 +142,7 @@ def test_a_killed_training_is_told(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One of two side by side dies as the kernel kills for want of memory."""
-    monkeypatch.setattr("onerec.cli.quality._made_beside_others", _die)
+    monkeypatch.setattr("onerec.experiments.quality._made_beside_others", _die)
     command = ["bench", "quality", "--data", str(log), "--out", str(tmp_path), "--jobs", "2"]
     assert main([*command, "--systems", "popularity", "sasrec-ce", "--seeds", "1"]) == 1
     assert "process was killed" in capsys.readouterr().err

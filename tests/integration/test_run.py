@@ -14,13 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from onerec.cli import run
+from onerec import pipeline
 from onerec.cli.main import main
 from onerec.data import SessionSet
 
 Start = Callable[..., "subprocess.CompletedProcess[str]"]
 Finished = tuple[Path, dict[str, Any]]
-STAGES = [name for name, _ in run.STAGES]
+STAGES = list(pipeline.STAGES)
 
 
 def test_summary_tells_every_stage(finished: Finished) -> None:

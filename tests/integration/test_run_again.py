@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from onerec.cli import run
+from onerec import pipeline
 from onerec.cli.main import main
 
 Contents = Callable[[Path], dict[str, str]]
-STAGES = [name for name, _ in run.STAGES]
+STAGES = list(pipeline.STAGES)
 
 
 def again(out: Path, settings: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> set[str]:

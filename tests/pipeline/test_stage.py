@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from onerec.cli.stage import data_digest, locked, read_record, require, run_stage
 from onerec.errors import OneRecError
+from onerec.pipeline.stage import data_digest, locked, read_record, require, run_stage
 
 
 class Maker:
@@ -149,7 +149,7 @@ def test_missing_stage_says_what_to_run(tmp_path: Path) -> None:
 
 def test_second_process_is_refused_until_the_first_ends(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from onerec.cli.stage import locked\n"
+        "import sys; from pathlib import Path; from onerec.pipeline.stage import locked\n"
         "with locked(Path(sys.argv[1]), 'run'): print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(
@@ -202,3 +202,8 @@ def test_record_is_readable_json(maker: Maker) -> None:
     record = json.loads((maker.directory / "tokenize" / "stage.json").read_text())
     assert record["config"] == {"size": 1, "ks": [5, 10]}
     assert set(record) >= {"fingerprint", "inputs", "outputs", "version", "seconds", "summary"}
+
+
+def test_code_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="moved_away"):
+        Maker(tmp_path)(code=["errors.py", "moved_away.py"])

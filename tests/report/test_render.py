@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from onerec.errors import DataError
-from onerec.evaluation import plots, sections
-from onerec.evaluation.report import render_report
 from onerec.evaluation.result import EvalResult, Measure
+from onerec.report import plots, render_report, sections
 
 HOSTILE = "<script>alert('$x_1$')</script> \"&' 视频 🎬 %s {{ 7*7 }}"
 N, K, LEVELS = 60, 8, 3

@@ -1,0 +1,1 @@
+"""Experiments that train and compare recommenders: what `onerec bench quality` and `ladder` run."""

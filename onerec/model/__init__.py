@@ -12,12 +12,14 @@ from onerec.model.config import OneRecConfig, RewardModelConfig
 
 if TYPE_CHECKING:
     from onerec.model.cache import DecoderCache, Memory
+    from onerec.model.counting import CountRanker
     from onerec.model.onerec import OneRec
     from onerec.model.output import OneRecOutput, RouterStats
     from onerec.model.reward import RewardModel
     from onerec.model.sasrec import SASRec, SASRecConfig
 
 _HOMES = {
+    "CountRanker": "onerec.model.counting",
     "DecoderCache": "onerec.model.cache",
     "Memory": "onerec.model.cache",
     "OneRec": "onerec.model.onerec",
@@ -29,6 +31,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CountRanker",
     "DecoderCache",
     "Memory",
     "OneRec",

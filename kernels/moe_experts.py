@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from onerec.ops.moe.reference import GATED
+from onerec.activations import GATED
 
 
 class Config(NamedTuple):

@@ -25,10 +25,10 @@ from starlette.requests import ClientDisconnect
 from onerec._version import __version__
 from onerec.errors import DataError
 from onerec.inference import Recommender
+from onerec.serving.answer import Answer
 from onerec.serving.config import ServeConfig
 from onerec.serving.metrics import Entry, Journal, Metrics
 from onerec.serving.worker import (
-    Answer,
     Draining,
     Expired,
     NoEarlierVersion,

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 if TYPE_CHECKING:
     from onerec.inference import Recommender
-    from onerec.serving.worker import Answer
+    from onerec.serving.answer import Answer
 
 log = logging.getLogger("onerec.serving")
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)

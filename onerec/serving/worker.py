@@ -17,6 +17,7 @@ import numpy as np
 from onerec.inference import Recommendation, Recommender
 from onerec.inference.exported import ENGINE
 from onerec.model.pretrained import CONFIG
+from onerec.serving.answer import Answer, Version
 from onerec.serving.metrics import Metrics
 from onerec.tokenizer import Catalog
 
@@ -42,21 +43,6 @@ class NoEarlierVersion(Exception):
 
 
 @dataclass(frozen=True)
-class Version:
-    """A model and a catalogue as served.
-
-    Attributes:
-        number: Counts up with each swap and rollback.
-        recommender: Never changed, so that requests under way keep it.
-        source: Where it was loaded from.
-    """
-
-    number: int
-    recommender: Recommender
-    source: str
-
-
-@dataclass(frozen=True)
 class Options:
     """What must be equal in requests that are decoded together.
 
@@ -72,25 +58,6 @@ class Options:
     temperature: float
     k: int | None = None
     dense_weight: float = 0.0
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A request's sessions, and by what they were made.
-
-    Attributes:
-        recommendation: The sessions; of a ranking one, without a score, with its items in order.
-        version: Of the model and the catalogue.
-        waited: Seconds in the queue.
-        seconds: Of the engine's call.
-        batch: Requests decoded together.
-    """
-
-    recommendation: Recommendation
-    version: Version
-    waited: float
-    seconds: float
-    batch: int
 
 
 @dataclass

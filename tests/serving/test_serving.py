@@ -33,6 +33,7 @@ uvicorn = pytest.importorskip("uvicorn", reason='needs the extra "serve"')
 from onerec import OneRec, OneRecConfig, Recommender  # noqa: E402
 from onerec.cli.serve import http_protocol  # noqa: E402
 from onerec.inference.exported import export  # noqa: E402
+from onerec.serving.answer import Answer  # noqa: E402
 from onerec.serving.app import (  # noqa: E402
     JsonLines,
     RankRequest,
@@ -42,7 +43,6 @@ from onerec.serving.app import (  # noqa: E402
 from onerec.serving.config import ServeConfig  # noqa: E402
 from onerec.serving.metrics import Metrics  # noqa: E402
 from onerec.serving.worker import (  # noqa: E402
-    Answer,
     Draining,
     Expired,
     Options,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,6 @@ import pyarrow as pa
 
 from onerec.data.config import SimulatorConfig
 from onerec.data.simulator.exposure import FEEDBACK
-
-if TYPE_CHECKING:
-    from onerec.data.simulator.world import World
 
 Ints = npt.NDArray[np.int64]
 
@@ -26,7 +23,24 @@ LOG_SCHEMA = pa.schema(
 )
 
 
-def log_tables(world: World, requests_per_chunk: int) -> Iterator[pa.Table]:
+class Logged(Protocol):
+    """What a log needs of a `World`."""
+
+    @property
+    def config(self) -> SimulatorConfig: ...
+    @property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]: ...
+    @property
+    def user_ids(self) -> Ints: ...
+    @property
+    def item_ids(self) -> Ints: ...
+    def shown(self, users: Ints, rng: np.random.Generator) -> Ints: ...
+    def draw(
+        self, users: Ints, items: Ints, rng: np.random.Generator
+    ) -> dict[str, npt.NDArray[Any]]: ...
+
+
+def log_tables(world: Logged, requests_per_chunk: int) -> Iterator[pa.Table]:
     """As `World.log`."""
     per_user = world.arrays["user_requests"]
     ends = np.cumsum(per_user)
@@ -41,7 +55,7 @@ def log_tables(world: World, requests_per_chunk: int) -> Iterator[pa.Table]:
         begin = end
 
 
-def _table(world: World, users: Ints, first_request: int, rng: np.random.Generator) -> pa.Table:
+def _table(world: Logged, users: Ints, first_request: int, rng: np.random.Generator) -> pa.Table:
     items = world.shown(users, rng)
     drawn = world.draw(users, items, rng)
     seen, watch_ms = drawn["seen"], np.rint(drawn["watch"] * 1000).astype(np.int64)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from onerec.activations import GATED, PLAIN
 from onerec.ops.moe import library, reference
 from onerec.ops.moe.grouped import grouped_mm_fits
 from onerec.ops.moe.native import PackedExperts
-from onerec.ops.moe.reference import GATED, PLAIN
 
 __all__ = [
     "MoEStats",

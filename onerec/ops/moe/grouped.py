@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onerec.ops.moe.reference import GATED, activate
+from onerec.activations import GATED
+from onerec.ops.moe.reference import activate
 
 _aten = torch.ops.aten
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onerec._native import core
-from onerec.ops.moe.reference import GATED, PLAIN
+from onerec.activations import GATED, PLAIN
 
 ACTIVATIONS = (*GATED, *PLAIN)
 TYPES = {torch.float32: 0, torch.bfloat16: 1}

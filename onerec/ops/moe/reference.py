@@ -6,9 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-GATED = ("swiglu", "geglu")
-PLAIN = ("gelu", "relu")
-
 
 def route(
     x: Tensor,

@@ -343,7 +343,7 @@ class Experiment:
 def fast_recommender(network: OneRec, catalog: Catalog) -> Recommender:
     """Searches where the network lies: on a CPU the native engine, whose rankings are the same."""
     device = network.start.device
-    if device.type == "cpu":
+    if device.type == "cpu" and not network.config.node_outputs:
         return Recommender(network, catalog, backend="native")
     return Recommender(network, catalog, device=device, batching=True)
 
@@ -444,4 +444,7 @@ def _load_next_items(path: Path) -> list[NextItems]:
     with np.load(path) as file:
         names = ("items", "beamed", "generator", "dense")
         parts = [np.split(file[name], np.cumsum(file["sizes"])[:-1]) for name in names]
-    return [NextItems(*row) for row in zip(*parts, strict=True)]
+    return [
+        NextItems(items, beamed, generator, dense, np.empty((0, len(items)), np.float32))
+        for items, beamed, generator, dense in zip(*parts, strict=True)
+    ]

@@ -48,6 +48,8 @@ def prepared(
         return model.to(device=device, dtype=dtype).eval()
     if device.type != "cuda":
         raise ValueError(f"backend 'graph' needs a CUDA device, got {str(device)!r}")
+    if model.config.node_outputs or model.config.decoder_start != "learned":
+        raise ValueError("backend 'graph' has no node_outputs and no decoder_start 'state' yet")
     return GraphModel(model, device=device, dtype=dtype) if isinstance(model, OneRec) else model
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -14,9 +15,11 @@ from onerec.inference.backends import Model, decoder_of, prepared
 from onerec.inference.decoding import FreeBeams
 from onerec.inference.exported import check_catalog, load_exported
 from onerec.inference.graph import GraphDecoder, GraphModel
+from onerec.inference.mixture import Mixture
 from onerec.inference.native import NativeDecoder
 from onerec.inference.results import Candidates, NextItems, Recommendation
 from onerec.inference.rules import ItemId, Request, Rules, Tags
+from onerec.model.counting import CountRanker
 from onerec.model.onerec import OneRec
 from onerec.tokenizer import Catalog
 
@@ -219,6 +222,7 @@ class Recommender:
         temperature: float = 1.0,
         dense_weight: float = 0.0,
         dense_top: int = 50,
+        mixture: Mixture | None = None,
     ) -> list[list[ItemId]]:
         """The next items of each user, best first: a beam search for one item, for Recall@k.
 
@@ -236,6 +240,8 @@ class Recommender:
                 `next_items` and `NextItems.best`; `scoring` and `temperature` then steer the beam
                 alone.
             dense_top: As for `next_items`.
+            mixture: Rank what the beam, the dense head or counts find by a fitted mixture of all
+                of them, instead of `dense_weight`.
 
         Raises:
             ValueError: An argument out of range.
@@ -247,18 +253,22 @@ class Recommender:
             raise ValueError(f"dense_weight must lie in [0, 1], got {dense_weight}")
         width = max(min(k, self.catalog.trie.n_leaves), 128) if beam_width is None else beam_width
         self._check_search(1, width)
-        if dense_weight:
+        if dense_weight or mixture is not None:
             fused = self.next_items(
                 histories,
                 beam_width=width,
                 dense_top=dense_top,
+                counts=None if mixture is None else mixture.counts,
                 exclude=exclude,
                 exclude_history=exclude_history,
                 allow_tags=allow_tags,
                 scoring=scoring,
                 temperature=temperature,
             )
-            return [self.catalog.item_ids[c.best(k, dense_weight)].tolist() for c in fused]
+            best = [
+                c.best(k, dense_weight) if mixture is None else mixture.best(c, k) for c in fused
+            ]
+            return [self.catalog.item_ids[items].tolist() for items in best]
         results: list[list[ItemId]] = [[] for _ in histories]
         requests = self._rules.requests(histories, exclude, exclude_history, 1, allow_tags)
         for found in self._search(requests, width, scoring, temperature):
@@ -308,18 +318,21 @@ class Recommender:
         *,
         beam_width: int = 128,
         dense_top: int = 50,
+        counts: CountRanker | None = None,
         exclude: Sequence[Sequence[ItemId]] | None = None,
         exclude_history: bool = True,
         allow_tags: Sequence[Tags | None] | None = None,
         scoring: str | None = None,
         temperature: float = 1.0,
     ) -> list[NextItems]:
-        """The next items that the beam or the dense head finds, each scored exactly by both.
+        """The next items that the beam, the dense head or counts find, each scored exactly by all.
 
         Args:
             histories: As for `recommend`.
             beam_width: Semantic ids followed at once.
-            dense_top: Best items of the dense head that join the beam's.
+            dense_top: Best items of the dense head that join the beam's, and of each part of
+                `counts`.
+            counts: Over the items of the catalogue, in its order; None for none.
             exclude: As for `recommend`.
             exclude_history: As for `recommend`.
             allow_tags: As for `recommend`.
@@ -336,8 +349,11 @@ class Recommender:
         if dense_top < 0:
             raise ValueError(f"dense_top must be at least 0, got {dense_top}")
         self._check_search(1, beam_width)
-        none = np.empty(0)
-        empty = NextItems(none.astype(np.int64), none > 0, *[none.astype(np.float32)] * 2)
+        parts = 0 if counts is None else len(counts.parts)
+        none = np.empty(0, np.float32)
+        empty = NextItems(
+            none.astype(np.int64), none > 0, none, none, np.empty((parts, 0), np.float32)
+        )
         results = [empty for _ in histories]
         beamed: dict[int, _Ints] = {}
         requests = self._rules.requests(histories, exclude, exclude_history, 1, allow_tags)
@@ -348,25 +364,53 @@ class Recommender:
         for chunk in self._chunks([r for r in requests if r.items], beam_width):
             codes = [request.codes for request in chunk]
             dense = self._decoder.item_scores(codes).log_softmax(dim=-1)
+            counted = self._counted(counts, chunk)
             rows = []
-            for request, scores in zip(chunk, dense.clone(), strict=True):
+            for request, scores, more in zip(chunk, dense.clone(), counted, strict=True):
                 allowed = self._rules.allowed(every, request.excluded, request.allow)
                 scores[torch.from_numpy(~allowed)] = float("-inf")
                 best = scores.topk(min(dense_top, len(scores)))
                 top = best.indices[best.values > float("-inf")].numpy()
-                rows.append(np.union1d(beamed[request.place], top))
+                likely = [beamed[request.place], top]
+                for values in more[1]:
+                    likely.append(more[0][np.argsort(-values, kind="stable")[:dense_top]])
+                rows.append(np.unique(np.concatenate(likely)))
             items = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
             for row, mine in enumerate(rows):
                 items[row, : len(mine)] = torch.from_numpy(mine)
             generator = self._decoder.item_log_probs(codes, items)
             for row, (request, mine) in enumerate(zip(chunk, rows, strict=True)):
+                known, values = counted[row]
+                evidence = np.zeros((parts, len(mine)), np.float32)
+                place = np.minimum(np.searchsorted(known, mine), max(len(known) - 1, 0))
+                if len(known):
+                    evidence = np.where(known[place] == mine, values[:, place], evidence)
                 results[request.place] = NextItems(
                     mine,
                     np.isin(mine, beamed[request.place]),
                     generator[row, : len(mine)].numpy(),
                     dense[row][torch.from_numpy(mine)].numpy(),
+                    evidence,
                 )
         return results
+
+    def _counted(
+        self, counts: CountRanker | None, chunk: list[Request]
+    ) -> list[tuple[_Ints, npt.NDArray[np.float32]]]:
+        """For each request the items [c], ascending, that counts know and it may get, and the
+        evidence [parts, c]."""
+        if counts is None:
+            return [(np.empty(0, np.int64), np.empty((0, 0), np.float32))] * len(chunk)
+        found = []
+        for begin, bounds, items, values in counts.evidence(
+            [r.history for r in chunk], [r.excluded for r in chunk]
+        ):
+            for row, (low, high) in enumerate(itertools.pairwise(bounds)):
+                mine, request = items[low:high], chunk[begin + row]
+                order = np.argsort(mine)
+                order = order[self._rules.allowed(mine[order], request.excluded, request.allow)]
+                found.append((mine[order], values[:, low:high][:, order].astype(np.float32)))
+        return found
 
     def generate_unconstrained(
         self,

@@ -42,21 +42,27 @@ class Candidates:
 
 @dataclass(frozen=True)
 class NextItems:
-    """Items that the beam or the dense head found for one request, and what each head thinks.
+    """Items that the beam, the dense head or counts found for one request, and their scores.
 
     Attributes:
         items: int64 [c], indices of the catalogue, none excluded, ascending.
-        beamed: bool [c], whether the beam found it; the others are the dense head's.
+        beamed: bool [c], whether the beam found the item.
         generator: float32 [c], log-probability of the item's semantic id.
         dense: float32 [c], log-probability under the dense head's softmax over all items.
+        counts: float32 [parts, c], evidence of each part of a `CountRanker`; no parts without one.
     """
 
     items: _Ints
     beamed: npt.NDArray[np.bool_]
     generator: npt.NDArray[np.float32]
     dense: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.float32]
 
     def best(self, k: int, dense_weight: float) -> _Ints:
         """The k best by (1 - dense_weight) * generator + dense_weight * dense, best first."""
         score = (1 - dense_weight) * self.generator + dense_weight * self.dense
         return self.items[np.argsort(-score, kind="stable")[:k]]
+
+    def features(self) -> npt.NDArray[np.float64]:
+        """float64 [2 + parts, c]: the rows that a `Mixture` weighs."""
+        return np.concatenate([self.generator[None], self.dense[None], self.counts]).astype(float)

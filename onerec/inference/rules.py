@@ -23,6 +23,7 @@ class Request:
 
     Attributes:
         place: Position in the caller's list.
+        history: int64 [n], item indices, oldest first.
         codes: int64 [S, L], or [S, L + 1] with the item's index last.
         excluded: Item indices, sorted.
         denied: Leaves with an excluded item and none that it may get, sorted.
@@ -31,6 +32,7 @@ class Request:
     """
 
     place: int
+    history: _Ints
     codes: _Ints
     excluded: _Ints
     denied: _Ints
@@ -99,7 +101,7 @@ class Rules:
             if self.config.n_items:
                 codes = np.concatenate([codes, window[:, None]], axis=1)
             left = self._left(denied, allow, length)
-            requests.append(Request(place, codes, excluded, denied, allow, left))
+            requests.append(Request(place, known, codes, excluded, denied, allow, left))
         return requests
 
     def allowed(self, items: _Ints, excluded: _Ints, allow: int | None) -> npt.NDArray[np.bool_]:

@@ -15,11 +15,16 @@ class Memory(NamedTuple):
         keys: For each decoder layer [B, heads, S, dh].
         values: As `keys`.
         mask: bool [B, 1, 1, S], True at real tokens.
+        state: [B, d], the encoder's output at the latest item, which a BOS reads with
+            `decoder_start` = "state".
+        nodes: With `node_outputs` the output vectors of each level's nodes.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     mask: Tensor
+    state: Tensor
+    nodes: list[Tensor]
 
 
 @dataclass
@@ -33,12 +38,15 @@ class DecoderCache:
         keys: For each decoder layer [B, T, M, heads, dh].
         values: As `keys`.
         slots: int64 [B, M, T]; M is the present number of beams.
+        nodes: int64 [B, M], the trie's node of each beam's unfinished item; 0 before its first
+            code.
         length: Tokens written so far.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     slots: Tensor
+    nodes: Tensor
     length: int = 0
 
     def choose(self, parents: Tensor) -> None:
@@ -49,3 +57,4 @@ class DecoderCache:
         """
         index = parents.clamp(min=0).unsqueeze(-1).expand(-1, -1, self.slots.shape[2])
         self.slots = self.slots.gather(1, index)
+        self.nodes = self.nodes.gather(1, parents.clamp(min=0))

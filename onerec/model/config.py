@@ -99,6 +99,12 @@ class OneRecConfig:
         item_negatives: Negatives of that loss, shared by a batch; 0 takes the whole catalogue.
         legal_softmax: Train the softmax of a level over the codes that the trie has after the
             codes before it. Decode such a network with the scoring "legal_softmax".
+        decoder_start: What a BOS reads: "learned" one learned vector; "state" that vector plus the
+            encoder's output at the latest item of the prefix, so that the decoder need not find
+            that item by cross-attention. Needs a `causal` encoder or `history_tokens` = "items".
+        node_outputs: Outputs of the trie's nodes instead of codes alone: the output vector of a
+            child is its code's plus the mean of `OneRec.item_table` over the items below it (at a
+            leaf the item's own vector). Needs `legal_softmax`.
         d_model: Width. Open; presets follow arXiv 2506.13695, table 1.
         n_heads: Attention heads; divides `d_model`. Open.
         encoder_layers: Open; the report has as many as `decoder_layers`.
@@ -137,6 +143,8 @@ class OneRecConfig:
     item_loss: float = 0.0
     item_negatives: int = 0
     legal_softmax: bool = False
+    decoder_start: Literal["learned", "state"] = "learned"
+    node_outputs: bool = False
     d_model: int = 1024
     n_heads: int = 8
     encoder_layers: int = 4
@@ -192,6 +200,14 @@ class OneRecConfig:
             raise ValueError(
                 f"history_tokens must be 'items' with n_items, got {self.history_tokens!r}"
             )
+        if self.decoder_start not in ("learned", "state"):
+            raise ValueError(
+                f"decoder_start must be 'learned' or 'state', got {self.decoder_start!r}"
+            )
+        if self.decoder_start == "state" and self.history_tokens != "items":
+            raise ValueError("history_tokens must be 'items' for decoder_start = 'state'")
+        if self.node_outputs and not self.legal_softmax:
+            raise ValueError("legal_softmax must be on for node_outputs")
         if self.d_model % self.n_heads:
             raise ValueError(f"n_heads must divide d_model, got {self.n_heads} and {self.d_model}")
         if self.n_experts < 0:

@@ -16,6 +16,7 @@ from onerec.model.config import OneRecConfig
 from onerec.model.feed_forward import MoE
 from onerec.model.item_loss import item_cross_entropy, sampled_item_cross_entropy
 from onerec.model.layers import DecoderLayer, EncoderLayer, decoder_dropout
+from onerec.model.node_outputs import node_log_probs, node_logits, node_tables
 from onerec.model.output import OneRecOutput, RouterStats
 from onerec.model.pretrained import Pretrained
 from onerec.model.trie_mask import TrieMask
@@ -177,9 +178,16 @@ class OneRec(Pretrained):
         items = real.sum()
         rows, wanted = hidden[real], target[real]
         losses = []
+        nodes = self._node_tables()
         for level in range(config.levels):
-            logits = self._trained_logits(rows[:, level], wanted[:, -1], level)
-            losses.append(F.cross_entropy(logits, wanted[:, level], reduction="sum"))
+            if nodes:
+                found = node_log_probs(
+                    self._tree(), rows[:, level], wanted[:, -1], level, nodes[level]
+                )
+                losses.append(-found.sum())
+            else:
+                logits = self._trained_logits(rows[:, level], wanted[:, -1], level)
+                losses.append(F.cross_entropy(logits, wanted[:, level], reduction="sum"))
         per_level = torch.stack(losses) / items.clamp(min=1)
         loss = per_level.sum()
         if config.item_loss:
@@ -204,6 +212,12 @@ class OneRec(Pretrained):
         """
         hidden, _, _ = self._session_hidden(history, target, copies)
         levels = range(self.config.levels)
+        if self.config.node_outputs:
+            node, rows = torch.zeros_like(target[..., 0]), []
+            for level, table in enumerate(self._node_tables()):
+                rows.append(node_logits(self._tree(), hidden[..., level, :], node, level, table))
+                node = self._tree().step(node, target[..., level], level)
+            return torch.stack(rows, dim=-2)
         return torch.stack([self._logits(hidden[..., level, :], level) for level in levels], dim=-2)
 
     # The catalogue
@@ -234,12 +248,21 @@ class OneRec(Pretrained):
         """
         sids = self.item_sids[items]
         context, mask = self._encode(history)
-        hidden, _ = self._decode_blocks(context, mask, sids.unsqueeze(2))
+        state = self._last(context, mask).unsqueeze(1)
+        hidden, _ = self._decode_blocks(context, mask, sids.unsqueeze(2), state)
         total = hidden.new_zeros(items.shape, dtype=torch.float32)
+        nodes = self._node_tables()
         for level in range(self.config.levels):
-            logits = self._trained_logits(hidden[:, :, 0, level], items, level)
-            codes = sids[..., level, None]
-            total = total + logits.log_softmax(dim=-1).gather(-1, codes).squeeze(-1)
+            states = hidden[:, :, 0, level]
+            if nodes:
+                found = node_log_probs(
+                    self._tree(), states.flatten(0, 1), items.flatten(), level, nodes[level]
+                )
+                total = total + found.view_as(total)
+            else:
+                logits = self._trained_logits(states, items, level)
+                codes = sids[..., level, None]
+                total = total + logits.log_softmax(dim=-1).gather(-1, codes).squeeze(-1)
         return total
 
     def item_table(self, items: Tensor | None = None) -> Tensor:
@@ -377,20 +400,24 @@ class OneRec(Pretrained):
         codes = target[..., : self.config.levels]
         if target.dim() == 3:
             sessions = codes.reshape(len(context), copies, *codes.shape[1:])
-            hidden, stats = self._decode_blocks(context, mask, sessions)
+            state = self._last(context, mask).unsqueeze(1)
+            hidden, stats = self._decode_blocks(context, mask, sessions, state)
             return hidden.flatten(0, 1), context, stats
         # The tokens of prefix t see the start token and the items up to t.
         prefixes, items = target.shape[1:3]
         tokens = items * (self.config.levels + 1) - 1
         seen = torch.ones(prefixes, prefixes + 1, dtype=torch.bool, device=mask.device).tril(1)
         seen = seen.repeat_interleave(tokens, dim=0, output_size=prefixes * tokens)
-        hidden, stats = self._decode_blocks(context, seen[None, None], codes)
+        hidden, stats = self._decode_blocks(context, seen[None, None], codes, context[:, 1:])
         return hidden, context, stats
 
     def _decode_blocks(
-        self, context: Tensor, memory_mask: Tensor, target: Tensor
+        self, context: Tensor, memory_mask: Tensor, target: Tensor, state: Tensor
     ) -> tuple[Tensor, list[MoEStats]]:
-        """Decoder states [B, C, m, L, d] of C sessions [B, C, m, L] that share a history."""
+        """Decoder states [B, C, m, L, d] of C sessions [B, C, m, L] that share a history.
+
+        state [B, C or 1, d] is the encoder's output at the end of each session's prefix.
+        """
         batch, blocks, items, levels = target.shape
         tokens = F.pad(target, (1, 0)).flatten(2)[..., :-1]
         real = target[..., :1] >= 0
@@ -398,7 +425,7 @@ class OneRec(Pretrained):
         last = F.pad(real, (0, 0, 0, 1))[:, :, 1:]
         valid = torch.cat([real.expand(-1, -1, -1, levels), last], dim=3).flatten(2)[..., :-1]
         valid = valid.flatten(1)
-        x = self.decoder_dropout(self._embed_session(tokens, 0)).flatten(1, 2)
+        x = self.decoder_dropout(self._embed_session(tokens, 0, state)).flatten(1, 2)
         stats = []
         for layer in self.decoder:
             x, layer_stats = layer(x, *layer.cross.project(context), memory_mask, valid, blocks)
@@ -408,14 +435,20 @@ class OneRec(Pretrained):
         hidden = F.pad(hidden, (0, 0, 0, 1)).view(batch, blocks, items, levels + 1, -1)
         return hidden[:, :, :, :-1], stats
 
-    def _embed_session(self, tokens: Tensor, start: int) -> Tensor:
-        """Embeds tokens [..., q] of times start .. start + q - 1; a BOS's token is not read."""
+    def _embed_session(self, tokens: Tensor, start: int, state: Tensor) -> Tensor:
+        """Embeds tokens [..., q] of times start .. start + q - 1; a BOS's token is not read.
+
+        state [..., d] is what a BOS reads with `decoder_start` = "state".
+        """
         times = torch.arange(start, start + tokens.shape[-1], device=tokens.device)
         level = times % (self.config.levels + 1) - 1
         rows = tokens.clamp(min=0) + level.clamp(min=0) * self.config.codebook_size
         x: Tensor = self.session_codes(rows)
         times_embedded: Tensor = self.time(times)
-        return torch.where((level < 0)[:, None], self.bos.to(x.dtype), x) + times_embedded
+        bos = self.bos.to(x.dtype)
+        if self.config.decoder_start == "state":
+            bos = bos + state.unsqueeze(-2)
+        return torch.where((level < 0)[:, None], bos, x) + times_embedded
 
     def head(self, level: int) -> Tensor:
         """The output layer of one level, [K, d]."""
@@ -437,9 +470,19 @@ class OneRec(Pretrained):
         logits = self._logits(hidden, level)
         if not self.config.legal_softmax:
             return logits
+        return logits.masked_fill(~self._tree().items(items, level), float("-inf"))
+
+    def _tree(self) -> TrieMask:
+        """The trie of `item_sids`, made when it is first needed."""
         if self._trie is None:
             self._trie = TrieMask(self.item_sids, self.config.codebook_size)
-        return logits.masked_fill(~self._trie.items(items, level), float("-inf"))
+        return self._trie
+
+    def _node_tables(self) -> list[Tensor]:
+        """The output vectors of each level's nodes, with `node_outputs`; else nothing."""
+        if not self.config.node_outputs:
+            return []
+        return node_tables(self._tree(), self.head, self.item_table())
 
     # Incremental decoding
 
@@ -456,6 +499,8 @@ class OneRec(Pretrained):
             [keys.contiguous() for keys, _ in pairs],
             [values.contiguous() for _, values in pairs],
             mask,
+            self._last(context, mask),
+            self._node_tables(),
         )
 
     def new_cache(self, batch_size: int, beam_width: int, session_length: int) -> DecoderCache:
@@ -481,7 +526,8 @@ class OneRec(Pretrained):
         keys = [like.new_zeros(shape) for _ in self.decoder]
         values = [like.new_zeros(shape) for _ in self.decoder]
         slots = torch.zeros(batch_size, 1, times, dtype=torch.int64, device=like.device)
-        return DecoderCache(keys, values, slots)
+        nodes = torch.zeros(batch_size, 1, dtype=torch.int64, device=like.device)
+        return DecoderCache(keys, values, slots, nodes)
 
     def decode(self, tokens: Tensor, cache: DecoderCache, memory: Memory) -> Tensor:
         """Appends tokens to every beam and gives the logits of the next code.
@@ -517,12 +563,19 @@ class OneRec(Pretrained):
             beams, device=tokens.device
         ).unsqueeze(-1)
         slots = cache.slots[:, :, : cache.length]
-        x = self._embed_session(tokens, start)
+        x = self._embed_session(tokens, start, memory.state.unsqueeze(1))
         own = zip(cache.keys, cache.values, strict=True)
         shared = zip(memory.keys, memory.values, strict=True)
         for layer, mine, theirs in zip(self.decoder, own, shared, strict=True):
             x = layer.cached(x, mine, slots, start, *theirs, memory.mask)
-        return self._logits(self.decoder_norm(x[:, :, -1]), level)
+        last = self.decoder_norm(x[:, :, -1])
+        if not self.config.node_outputs:
+            return self._logits(last, level)
+        if level == 0:
+            cache.nodes = torch.zeros_like(cache.nodes)
+        else:
+            cache.nodes = self._tree().step(cache.nodes, tokens[:, :, -1], level - 1)
+        return node_logits(self._tree(), last, cache.nodes, level, memory.nodes[level])
 
     def _check(self, name: str, codes: Tensor, longest: int) -> None:
         columns = self.config.levels + self.item_column

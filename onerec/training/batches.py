@@ -143,11 +143,12 @@ class PrefixBatches(SessionBatches):
     """Batches of whole users, in which every prefix of the sequence supervises the next session.
 
     Built from the training sessions of the rule "next", whose targets continue their histories: a
-    user's sessions are put together to one sequence x_0 .. x_T, of which the last `history_length`
-    prefixes are kept (the prefixes' common beginning is cut there too). Arguments as in
-    `SessionBatches`, with users for samples, except that `bucket_batches` means nothing: most
+    user's sessions are put together to one sequence x_0 .. x_T. A sequence of more than
+    `history_length` prefixes is cut into windows of so many, counted from its end, so that every
+    item is a target; the prefixes of a window begin where the window does. Arguments as in
+    `SessionBatches`, with windows for samples, except that `bucket_batches` means nothing: most
     targets are of few users, whose steps would weigh no more than the others if they had batches of
-    their own. Users are sorted by length within a batch, so that its micro-batches have little
+    their own. Windows are sorted by length within a batch, so that its micro-batches have little
     padding.
 
     Raises:
@@ -262,7 +263,7 @@ class _Gather:
 
 
 class _GatherPrefixes(_Gather):
-    """User numbers -> a padded batch with a target for every prefix."""
+    """Window numbers -> a padded batch with a target for every prefix."""
 
     def __init__(
         self,
@@ -290,7 +291,10 @@ class _GatherPrefixes(_Gather):
         np.maximum.at(last, row, ends + sizes)
         begin = np.full(len(users), np.iinfo(np.int64).max)
         np.minimum.at(begin, row, np.asarray(samples.history_begin, np.int64))
-        begin = np.maximum(begin, last - history_length - 1)
+        windows = -(-(last - begin - 1) // history_length)
+        back = np.arange(windows.sum()) - np.repeat(np.cumsum(windows) - windows, windows)
+        last = np.repeat(last, windows) - back * history_length
+        begin = np.maximum(np.repeat(begin, windows), last - history_length - 1)
         self._history_begin = begin
         self.history_lengths = last - begin - 1
         wanted = np.arange(1, session_length + 1)

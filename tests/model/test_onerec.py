@@ -575,13 +575,18 @@ def rows_of(items: Tensor) -> Tensor:
 
 
 ITEMS = torch.tensor([[0, 3, 6, 2, 2], [4, 1, 5, -1, -1]])
+NODES = {"node_outputs": True, "decoder_start": "state"}
+OUTPUTS = pytest.mark.parametrize("outputs", [{}, NODES], ids=["codes", "nodes"])
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("session_length", [1, 2])
 @pytest.mark.parametrize("experts", [0, 4])
-def test_one_pass_is_every_prefix_by_itself(session_length: int, experts: int) -> None:
-    model = with_items(session_length=session_length, n_experts=experts)
+@OUTPUTS
+def test_one_pass_is_every_prefix_by_itself(
+    session_length: int, experts: int, outputs: dict[str, Any]
+) -> None:
+    model = with_items(session_length=session_length, n_experts=experts, **outputs)
     windows = torch.nn.functional.pad(ITEMS[:, 1:], (0, session_length - 1), value=-1)
     windows = windows.unfold(1, session_length, 1)
     output = model(rows_of(ITEMS[:, :-1]), rows_of(windows))
@@ -622,8 +627,9 @@ def test_the_future_changes_no_prefix() -> None:
     assert not torch.allclose(context[:, 4], other[:, 4])
 
 
-def test_decoding_a_causal_model_is_teacher_forcing() -> None:
-    model = with_items(session_length=2)
+@OUTPUTS
+def test_decoding_a_causal_model_is_teacher_forcing(outputs: dict[str, Any]) -> None:
+    model = with_items(session_length=2, **outputs)
     history = rows_of(ITEMS[:, :4])
     target = rows_of(torch.tensor([[1, 5], [6, 0]]))
     wanted = model.session_logits(history, target)
@@ -637,7 +643,11 @@ def test_decoding_a_causal_model_is_teacher_forcing() -> None:
         tokens = torch.nn.functional.pad(tokens, (0, 1))
 
 
-@pytest.mark.parametrize("fields", [{"encoder": "bidirectional"}, {"item_negatives": 30}], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [{"encoder": "bidirectional"}, {"item_negatives": 30}, {"encoder": "bidirectional", **NODES}],
+    ids=str,
+)
 def test_items_need_no_causal_encoder_nor_the_whole_catalogue(fields: dict[str, Any]) -> None:
     model = with_items(**fields).train()
     history, target = rows_of(ITEMS[:, :4]), rows_of(torch.tensor([[1], [6]]))
@@ -646,6 +656,37 @@ def test_items_need_no_causal_encoder_nor_the_whole_catalogue(fields: dict[str, 
     assert model.items.weight.grad is not None
     assert model.vectors is not None
     assert model.vectors.weight.grad is not None
+
+
+def test_outputs_of_nodes_by_hand() -> None:
+    model = with_items(**NODES).eval()
+    history = rows_of(ITEMS[:1, :3])
+    target = rows_of(torch.tensor([[5]]))
+    hidden, _, _ = model._session_hidden(history, target)
+    table, total = model.item_table(), 0.0
+    for level in range(3):
+        state, prefix = hidden[0, 0, level], CATALOG[5, :level]
+        inside = (CATALOG[:, :level] == prefix).all(dim=1)
+        scores = {}
+        for code in CATALOG[inside, level].unique().tolist():
+            below = inside & (CATALOG[:, level] == code)
+            scores[code] = state @ (model.head(level)[code] + table[below].mean(dim=0))
+        wanted = scores[int(CATALOG[5, level])] - torch.stack([*scores.values()]).logsumexp(dim=0)
+        total = total + wanted
+        logits = model.session_logits(history, target)[0, 0, level]
+        assert set(torch.isfinite(logits).nonzero().flatten().tolist()) == set(scores)
+        for code, score in scores.items():
+            torch.testing.assert_close(logits[code], score.to(logits.dtype))
+    found = model.item_log_probs(history, torch.tensor([[5]]))[0, 0]
+    torch.testing.assert_close(found, torch.as_tensor(total).to(found.dtype))
+
+
+def test_every_item_below_the_siblings_of_a_target_is_trained() -> None:
+    model = with_items(item_loss=0.0, **NODES)
+    model(rows_of(ITEMS[:1, :1]), rows_of(torch.tensor([[[3]]]))).loss.backward()
+    assert model.items is not None
+    assert model.items.weight.grad is not None
+    assert (model.items.weight.grad.abs().sum(dim=1) > 0).all()
 
 
 def test_an_item_outside_the_catalogue_is_read_by_its_codes() -> None:
@@ -661,8 +702,9 @@ def test_an_item_outside_the_catalogue_is_read_by_its_codes() -> None:
     torch.testing.assert_close(same.item_scores(known), same.item_scores(cold))
 
 
-def test_the_catalogue_is_saved_with_the_weights(tmp_path: Any) -> None:
-    model = with_items().float()
+@OUTPUTS
+def test_the_catalogue_is_saved_with_the_weights(tmp_path: Any, outputs: dict[str, Any]) -> None:
+    model = with_items(**outputs).float()
     model.save_pretrained(tmp_path)
     loaded = OneRec.from_pretrained(tmp_path)
     history = rows_of(ITEMS[:, :4])
@@ -677,6 +719,9 @@ def test_the_catalogue_is_saved_with_the_weights(tmp_path: Any) -> None:
     [
         ({"encoder": "causal", "history_tokens": "codes"}, "history_tokens must be 'items'"),
         ({"item_loss": 1.0}, "n_items must be given for item_loss"),
+        ({"node_outputs": True}, "legal_softmax must be on for node_outputs"),
+        ({"decoder_start": "state", "history_tokens": "codes"}, "history_tokens must be 'items'"),
+        ({"decoder_start": "end"}, "decoder_start must be"),
         ({"encoder": "sideways"}, "encoder must be"),
         ({"item_dropout": 1.0}, "item_dropout must lie"),
     ],

@@ -1,0 +1,74 @@
+"""The mixture of generator, dense head and counts: what it learns, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from onerec.errors import DataError
+from onerec.inference import Mixture, NextItems
+from onerec.model.counting import CountRanker, popularity
+
+COUNTS = CountRanker([popularity(np.arange(1, 41))], np.arange(1, 41))
+
+
+def requests(weights: list[float], count: int = 3000) -> list[tuple[NextItems, np.ndarray]]:
+    """Requests of twelve candidates, whose taken item is drawn by a softmax of known weights."""
+    rng = np.random.default_rng(0)
+    made = []
+    for _ in range(count):
+        items = np.sort(rng.choice(40, 12, replace=False))
+        generator, dense, counts = rng.normal(size=(3, 12)).astype(np.float32)
+        found = NextItems(items, np.ones(12, bool), generator, dense, counts[None])
+        score = np.asarray(weights) @ found.features()
+        p = np.exp(score - score.max())
+        made.append((found, items[rng.choice(12, 1, p=p / p.sum())]))
+    return made
+
+
+def test_the_weights_that_made_the_choices_are_found() -> None:
+    wanted = [1.0, 0.5, -0.7]
+    fitted = Mixture.fit(COUNTS, requests(wanted))
+    np.testing.assert_allclose(fitted.weights, wanted, atol=0.08)
+    found = requests(wanted, 1)[0][0]
+    score = fitted.weights @ found.features()
+    np.testing.assert_array_equal(fitted.best(found, 5), found.items[np.argsort(-score)[:5]])
+
+
+def test_requests_without_a_hit_teach_nothing() -> None:
+    some = requests([1.0, 0.0, 0.0], 200)
+    lost = [(found, np.array([99])) for found, _ in requests([0.0, 0.0, 5.0], 50)]
+    np.testing.assert_array_equal(
+        Mixture.fit(COUNTS, some).weights, Mixture.fit(COUNTS, some + lost).weights
+    )
+    np.testing.assert_array_equal(Mixture.fit(COUNTS, lost).weights, [1, 0, 0])
+
+
+def test_a_constant_feature_gets_no_weight() -> None:
+    some = requests([1.0, 0.5, 0.0], 200)
+    flat = [
+        (NextItems(f.items, f.beamed, f.generator, f.dense, np.ones_like(f.counts)), taken)
+        for f, taken in some
+    ]
+    assert abs(Mixture.fit(COUNTS, flat).weights[2]) < 1e-6
+
+
+def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
+    mixture = Mixture(COUNTS, np.array([1.0, 0.5, 0.25]))
+    mixture.save(tmp_path)
+    loaded = Mixture.load(tmp_path)
+    np.testing.assert_array_equal(loaded.weights, mixture.weights)
+    (tmp_path / "mixture.json").write_text('{"format": 1, "weights": [1, 2]}')
+    with pytest.raises(DataError, match="damaged"):
+        Mixture.load(tmp_path)
+    (tmp_path / "mixture.json").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        Mixture.load(tmp_path)
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, np.nan, 0.0]])
+def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="weights: wanted"):
+        Mixture(COUNTS, np.array(weights))

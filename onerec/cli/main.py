@@ -25,7 +25,7 @@ VERBS = {
     "pretrain": "stage: train the generative model on the sessions (resumes by itself)",
     "reward": "stage: train the reward model on what was shown (needs feedback)",
     "align": "stage: prefer what the reward model prefers (resumes by itself)",
-    "evaluate": "stage: metrics with confidence intervals beside popularity and random",
+    "evaluate": "stage: metrics with confidence intervals beside baselines",
     "recommend": "stage: sessions of items for every user, as Parquet",
     "report": "stage: one HTML file about the whole run",
     "export": "pack a run's model and catalogue for serving and for C++ programs",

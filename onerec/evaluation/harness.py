@@ -1,4 +1,4 @@
-"""The harness: one recommender beside popularity and random, under one honest protocol.
+"""The harness: one recommender beside baselines, under one honest protocol.
 
 The rules: the whole catalogue is ranked; a hit is the item itself, with expected credit when items
 share an id or a score; a place that the beam leaves empty is a miss; targets that never occur in
@@ -11,7 +11,7 @@ import importlib.metadata
 import itertools
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from onerec.evaluation.adapters import (
 )
 from onerec.evaluation.baselines import Popularity, Random, Ranker
 from onerec.evaluation.config import EvaluationConfig
+from onerec.evaluation.counting import CountBaselines, fit_counts
 from onerec.evaluation.metrics import FloatArray, IntArray
 from onerec.evaluation.result import EvalResult, Measure
 
@@ -47,6 +48,7 @@ def evaluate(
     world: TrueWatchTime | None = None,
     pretrained: SessionRecommender | None = None,
     judge: SessionJudge | None = None,
+    others: Mapping[str, Ranker] | None = None,
     progress: ProgressCall | None = None,
 ) -> EvalResult:
     """Measures a recommender on the held-out sessions.
@@ -64,6 +66,7 @@ def evaluate(
             the history masked.
         judge: A reward model that took no part in the alignment; adds the reward that it gives to
             every system's sessions.
+        others: More rankers by name, measured beside the model.
         progress: Called as `progress(done, total, note)` with sessions measured.
 
     Returns:
@@ -93,8 +96,12 @@ def evaluate(
         if progress is not None:
             progress(done, total, note)
 
-    advance(0, "")
-    result = EvalResult(protocol=_protocol(config, items, parts), versions=_versions())
+    advance(0, "counting")
+    histories = ("masked", "unmasked") if config.unmasked else ("masked",)
+    counts = fit_counts(session_set, histories, seed=config.seed)
+    protocol = _protocol(config, items, parts)
+    protocol["counting"] = {history: found.chosen for history, found in counts.items()}
+    result = EvalResult(protocol=protocol, versions=_versions())
     before = None
     if pretrained is not None:
         before = RecommenderRanker(pretrained, items.ids, beam_width=config.beam_width)
@@ -102,7 +109,18 @@ def evaluate(
     if world is not None:
         users_of_world = WorldRows(world, session_set.sequences["user_id"].to_pylist(), items.ids)
     for name, (samples, _) in parts.items():
-        split = _SplitRun(name, samples, items, ranker, config, users_of_world, before, judge)
+        split = _SplitRun(
+            name,
+            samples,
+            items,
+            ranker,
+            config,
+            counts,
+            others or {},
+            users_of_world,
+            before,
+            judge,
+        )
         split.measure(advance)
         split.report(result)
     last, (samples, _) = next(reversed(parts.items()))
@@ -152,6 +170,8 @@ class _SplitRun:
     items: _Items
     model: RecommenderRanker
     config: EvaluationConfig
+    counts: dict[str, CountBaselines]  # of each history
+    others: Mapping[str, Ranker]
     world: WorldRows | None
     pretrained: RecommenderRanker | None = None
     judge: SessionJudge | None = None
@@ -162,13 +182,18 @@ class _SplitRun:
 
     def __post_init__(self) -> None:
         seed = self.config.seed
-        self.rankers: dict[str, Ranker] = {
+        common: dict[str, Ranker] = {
             "model": self.model,
+            **self.others,
             "popularity": Popularity(self.items.train_count, seed=seed),
             "random": Random(len(self.items), seed=seed),
         }
+        self.rankers = {
+            history: {**common, **found.rankers} for history, found in self.counts.items()
+        }
         if self.pretrained is not None:
-            self.rankers["pretrained"] = self.pretrained
+            self.rankers["masked"]["pretrained"] = self.pretrained
+        self.systems = dict.fromkeys([s for r in self.rankers.values() for s in r] + ["oracle"])
         edges = (-1, *self.config.buckets)
         self.bucket_names = [
             str(high) if high - low == 1 else f"{low + 1}-{high}"
@@ -181,11 +206,9 @@ class _SplitRun:
             histories = [self.samples.history(i) for i in rows]
             targets = m.pad_rows([list(dict.fromkeys(self.samples.target(i))) for i in rows])
             hidden = m.pad_rows(histories)
-            for history in ("masked", "unmasked") if self.config.unmasked else ("masked",):
+            for history, rankers in self.rankers.items():
                 masked = history == "masked"
-                for system, ranker in self.rankers.items():
-                    if system == "pretrained" and not masked:
-                        continue
+                for system, ranker in rankers.items():
                     ranked = ranker.rank(
                         histories, max(self.config.ks), histories if masked else None
                     )
@@ -261,8 +284,8 @@ class _SplitRun:
         if self.pretrained is not None:
             earlier = self._generated("pretrained", self.pretrained, histories)
             sessions["pretrained"] = self.model.indices([e[:width] for e in earlier], width)
-        for system in ("popularity", "random"):
-            sessions[system] = self.rankers[system].rank(histories, width, histories)
+        for system in (*self.others, "count ranker", "popularity", "random"):
+            sessions[system] = self.rankers["masked"][system].rank(histories, width, histories)
         if self.world is not None:
             sessions["oracle"] = self.world.oracle(user_rows, width, hidden)
         for system, rows in sessions.items():
@@ -317,8 +340,8 @@ class _SplitRun:
         pairs = [
             (key, (key[0], other, key[2]))
             for key in keys
-            for other in ("pretrained", "popularity", "random", "oracle")
-            if key[1] == "model" and (key[0], other, key[2]) in columns
+            for other in self.systems
+            if key[1] == "model" != other and (key[0], other, key[2]) in columns
         ]
         table = [columns[key] for key in keys] + [columns[a] - columns[b] for a, b in pairs]
         weight = [weights[key] for key in keys] + [weights[a] for a, _ in pairs]

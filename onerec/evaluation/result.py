@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,60 @@ from onerec.errors import DataError
 from onerec.evaluation.metrics import Interval
 from onerec.files import atomic_write
 
-FORMAT = 1
+FORMAT = 2
+
+# In the order of tables; rankers of other names come after these.
+SYSTEMS = (
+    "model",
+    "pretrained",
+    "SASRec",
+    "count ranker",
+    "co-consumption",
+    "transition",
+    "personal frequency",
+    "popularity",
+    "random",
+)
+_OWN = ("model", "pretrained")
+UPPER_BOUNDS = ("oracle", "logged")  # know what no recommender can
+_GREATER_IS_BETTER = (
+    "recall@",
+    "ndcg@",
+    "hit@",
+    "session_hit",
+    "session_recall",
+    "watch_seconds",
+    "item_watch_seconds",
+    "judged_reward",
+)
+
+
+def in_order(systems: Iterable[str]) -> list[str]:
+    """The systems of a table, without "oracle", "logged" and differences."""
+    found = [s for s in dict.fromkeys(systems) if s not in UPPER_BOUNDS and " - " not in s]
+    return sorted(found, key=lambda s: SYSTEMS.index(s) if s in SYSTEMS else len(SYSTEMS))
+
+
+def best_systems(metric: str, values: Mapping[str, float | None]) -> set[str]:
+    """Who has the greatest value: what a table shows bold.
+
+    Args:
+        metric: Its name; where greater is not better nobody is best.
+        values: Of each system; None or NaN where it was not measured. "oracle" and "logged" take
+            no part.
+
+    Returns:
+        The best systems, all of them where several are equal; empty for fewer than two systems.
+    """
+    taking_part = {
+        system: value
+        for system, value in values.items()
+        if system not in UPPER_BOUNDS and value is not None and not math.isnan(value)
+    }
+    if len(taking_part) < 2 or not metric.startswith(_GREATER_IS_BETTER):
+        return set()
+    greatest = max(taking_part.values())
+    return {system for system, value in taking_part.items() if value == greatest}
 
 
 @dataclass(frozen=True)
@@ -23,8 +77,10 @@ class Measure:
     Attributes:
         split: "valid" or "test".
         history: "masked" (the user's history cannot be recommended) or "unmasked".
-        system: "model", "pretrained" (it before its alignment), "popularity", "random", "oracle"
-            (greatest true watch time) or "logged" (what the user really watched next); for a
+        system: "model", "pretrained" (it before its alignment), "popularity", "random",
+            "transition", "co-consumption", "personal frequency" (unmasked only), "count ranker"
+            (their mixture), the name of another ranker such as "SASRec", "oracle" (greatest true
+            watch time) or "logged" (what the user really watched next); for a
             difference, "a - b".
         metric: "recall@10", "ndcg@10", "hit@10" (with "[1-5]" behind it: targets of that many
             train exposures); "id_recall@10" (any item with the target's id counts);
@@ -56,7 +112,8 @@ class EvalResult:
     Attributes:
         protocol: What was measured and how: "splits" (names in order), "split_sizes" (sessions,
             users, targets of each), "items", "ks", "beam_width", "max_users", "seed",
-            "resamples", "confidence", "notes" ...
+            "resamples", "confidence", "notes", "counting" (what valid chose for the counting
+            baselines) ...
         measures: The table of means.
         differences: Paired differences between systems on the same rows.
         latency: {"requests", "times_ms", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "setting"},
@@ -93,6 +150,10 @@ class EvalResult:
                     m.value, nan if m.low is None else m.low, nan if m.high is None else m.high, m.n
                 )
         raise KeyError(f"no measure {metric} of {system} on {split}, {history}")
+
+    def baselines(self) -> list[str]:
+        """What the model is compared with, in the order of tables; not itself before alignment."""
+        return [s for s in in_order(m.system for m in self.measures) if s not in _OWN]
 
     def save(self, path: str | Path) -> None:
         """Writes evaluation.json (NaN as null)."""

@@ -1,4 +1,4 @@
-"""The stage `evaluate`, metrics beside popularity and random."""
+"""The stage `evaluate`, metrics beside baselines."""
 
 from __future__ import annotations
 

@@ -24,6 +24,11 @@ from onerec.evaluation.result import Measure
 SYSTEM_COLOURS = {
     "model": "#2457c5",
     "pretrained": "#4a90a4",
+    "SASRec": "#b5453c",
+    "count ranker": "#1b9e77",
+    "co-consumption": "#ccbb44",
+    "transition": "#aa3377",
+    "personal frequency": "#66ccee",
     "popularity": "#d9822b",
     "random": "#8a929c",
     "oracle": "#2b8a5e",

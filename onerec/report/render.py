@@ -102,7 +102,9 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, interval=_interval, label=sections.label)
+    environment.filters.update(
+        number=_number, interval=_interval, label=sections.label, percent="{:+.1f}%".format
+    )
     page = environment.get_template("report.html").render(
         title=run.resolve().name,
         sections=parts,

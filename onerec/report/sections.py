@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,10 +16,8 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from onerec.errors import DataError
-from onerec.evaluation.result import EvalResult, Measure
+from onerec.evaluation.result import EvalResult, Measure, best_systems, in_order
 from onerec.report import plots
-
-SYSTEMS = ("model", "pretrained", "popularity", "random")
 
 # A tag on more of the items than this says little about any of them.
 _COMMON_TAG = 0.4
@@ -77,8 +76,7 @@ def _evaluation(run: Path) -> EvalResult:
 
 def _systems(result: EvalResult) -> tuple[str, ...]:
     """The systems that were measured, in the order of tables."""
-    measured = {measure.system for measure in result.measures}
-    return tuple(system for system in SYSTEMS if system in measured)
+    return tuple(in_order(measure.system for measure in result.measures))
 
 
 def label(metric: str) -> str:
@@ -100,12 +98,17 @@ def summary(run: Path) -> dict[str, Any]:
     split = result.protocol["splits"][-1]
     metric = f"recall@{max(result.protocol['ks'])}"
     model = _find(result.measures, metric, "model", split, "masked")
-    popularity = _find(result.measures, metric, "popularity", split, "masked")
-    gap = _find(result.differences, metric, "model - popularity", split, "masked")
+    rivals = [
+        found
+        for system in result.baselines()
+        if (found := _find(result.measures, metric, system, split, "masked"))
+    ]
+    rival = max(rivals, key=lambda measure: float(measure.value))
+    gap = _find(result.differences, metric, f"model - {rival.system}", split, "masked")
     if gap.low > 0:
-        verdict = "the model is better than popularity beyond the interval"
+        verdict = f"the model is better than {rival.system} beyond the interval"
     elif gap.high < 0:
-        verdict = "the model is worse than popularity beyond the interval"
+        verdict = f"the model is worse than {rival.system} beyond the interval"
     else:
         verdict = "the interval includes zero: no difference is shown"
     sizes = result.protocol["split_sizes"][split]
@@ -114,7 +117,7 @@ def summary(run: Path) -> dict[str, Any]:
         (f"{split} sessions", sizes["sessions"]),
         (f"{split} users", sizes["users"]),
         (f"{label(metric)}, model", model.value),
-        (f"{label(metric)}, popularity", popularity.value),
+        (f"{label(metric)}, {rival.system}", rival.value),
     ]
     if result.latency:
         tiles.append(("ms a request, p50", result.latency["p50_ms"]))
@@ -123,10 +126,18 @@ def summary(run: Path) -> dict[str, Any]:
         "split": split,
         "metric": metric,
         "model": model,
-        "popularity": popularity,
+        "rival": rival,
         "gap": gap,
+        "lift": _lift(gap, rival),
         "verdict": verdict,
     }
+
+
+def _lift(gap: Measure | None, rival: Measure | None) -> float | None:
+    """The difference in per cent of the other system's value; None for a value of 0."""
+    if gap is None or rival is None or rival.value == 0:
+        return None
+    return 100.0 * gap.value / rival.value
 
 
 def data(run: Path) -> dict[str, Any]:
@@ -346,18 +357,16 @@ def ranking(run: Path) -> dict[str, Any]:
         rows = _rows(result.measures, metrics, systems, splits, history)
         if rows:
             tables.append({"history": history, "rows": rows})
-    differences = [
-        {
-            "metric": metric,
-            "cells": [
-                _find(result.differences, metric, "model - popularity", split, history)
-                for history in ("masked", "unmasked")
-                for split in splits
-            ],
-        }
-        for metric in metrics
-    ]
     top = max(ks)
+    differences = []
+    for kind, rival in itertools.product(("recall", "ndcg"), result.baselines()):
+        metric = f"{kind}@{top}"
+        cells = []
+        for history, split in itertools.product(("masked", "unmasked"), splits):
+            gap = _find(result.differences, metric, f"model - {rival}", split, history)
+            other = _find(result.measures, metric, rival, split, history)
+            cells.append((gap, _lift(gap, other)))
+        differences.append({"metric": metric, "system": rival, "cells": cells})
     buckets = _buckets(result, f"recall@{top}", splits[-1])
     last = splits[-1]
     figure = plots.systems(
@@ -407,7 +416,12 @@ def _rows(
             for system in systems
         ]
         if any(cell is not None for cell in cells):
-            rows.append({"metric": metric, "cells": cells})
+            best: list[bool] = []
+            for begin in range(0, len(cells), len(systems)):
+                of_split = cells[begin : begin + len(systems)]
+                values = {s: c and c.value for s, c in zip(systems, of_split, strict=True)}
+                best += [s in best_systems(metric, values) for s in systems]
+            rows.append({"metric": metric, "cells": cells, "best": best})
     return rows
 
 
@@ -466,7 +480,7 @@ def sessions(run: Path) -> dict[str, Any]:
         gaps = [
             (metric, m)
             for metric in metrics
-            for other in ("pretrained", "popularity", "random", "oracle")
+            for other in ("pretrained", *result.baselines(), "oracle")
             if (m := _find(result.differences, metric, f"model - {other}", last, "masked"))
         ]
     watch_systems = ("oracle", *shown_systems, "logged")

@@ -17,9 +17,10 @@ import torch
 
 from onerec.data.session_set import SessionSet
 from onerec.errors import DataError
+from onerec.evaluation.baselines import Popularity
 from onerec.evaluation.config import EvaluationConfig
 from onerec.evaluation.harness import evaluate
-from onerec.evaluation.result import EvalResult
+from onerec.evaluation.result import EvalResult, best_systems, in_order
 
 N_ITEMS = 40
 N_USERS = 60
@@ -245,6 +246,55 @@ def test_popularity_against_a_plain_count(sessions: SessionSet) -> None:
     difference = result.value("recall@5", system="model - popularity", split="valid")
     assert difference.value == pytest.approx(1.0 - expected)
     assert difference.low > 0.5
+
+
+def test_counting_baselines_are_always_there(sessions: SessionSet) -> None:
+    """Everybody walks on in steps of one: what follows the last item is known to a count."""
+    result = evaluate(Walker(ids(sessions)), sessions, QUICK)
+    chain = result.value("recall@5", system="transition", split="valid")
+    assert (chain.value, chain.low, chain.high) == (1.0, 1.0, 1.0)
+    for history in ("masked", "unmasked"):
+        measured = {m.system for m in result.measures if m.history == history}
+        assert measured >= {"transition", "co-consumption", "count ranker", "popularity", "random"}
+        assert ("personal frequency" in measured) == (history == "unmasked")
+        for other in ("transition", "count ranker"):
+            lead = result.value("recall@5", system=f"model - {other}", split="valid")
+            model = result.value("recall@5", split="valid").value
+            base = result.value("recall@5", system=other, split="valid").value
+            assert lead.value == pytest.approx(model - base)
+        assert result.protocol["counting"][history]["count ranker"]["ndcg@10"] > 0.5
+    assert result.value("session_hit", system="count ranker", split="valid").value == 1.0
+    assert result.baselines()[:2] == ["count ranker", "co-consumption"]
+
+
+def test_other_rankers_are_measured_beside_the_model(sessions: SessionSet) -> None:
+    backwards = Popularity(np.arange(N_ITEMS))
+    result = evaluate(Walker(ids(sessions)), sessions, QUICK, others={"by index": backwards})
+    mine = result.value("recall@5", system="by index", split="valid").value
+    hits = [(u + 6) % N_ITEMS >= N_ITEMS - 5 for u in range(N_USERS)]  # no tie, none in a history
+    assert mine == pytest.approx(np.mean(hits))
+    assert result.value("recall@5", system="model - by index", split="valid").value == 1 - mine
+    assert result.baselines()[-1] == "by index"
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "best"),
+    [
+        ("recall@10", {"model": 0.1, "popularity": 0.2}, {"popularity"}),
+        ("ndcg@5", {"model": 0.2, "random": 0.2, "transition": 0.1}, {"model", "random"}),
+        ("watch_seconds", {"model": 3.0, "random": 2.0, "oracle": 9.0}, {"model"}),
+        ("hit@10", {"model": 0.1, "SASRec": None, "random": math.nan}, set()),
+        ("gini@10", {"model": 0.1, "popularity": 0.2}, set()),
+        ("recall@10[1-5]", {"model": 0.1, "count ranker": 0.2}, {"count ranker"}),
+    ],
+)
+def test_who_is_best(metric: str, values: dict[str, float | None], best: set[str]) -> None:
+    assert best_systems(metric, values) == best
+
+
+def test_the_order_of_systems() -> None:
+    found = ["oracle", "mine", "random", "model - random", "count ranker", "model", "random"]
+    assert in_order(found) == ["model", "count ranker", "random", "mine"]
 
 
 def test_a_half_wrong_model_and_its_interval(sessions: SessionSet) -> None:

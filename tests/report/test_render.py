@@ -317,6 +317,32 @@ def test_the_numbers_are_there(html: str) -> None:
         assert wanted in words, wanted
     assert "not shown" not in words
     assert 'class="hit"' in html
+    # Model 0.1234 on valid, popularity half of it: the lead is +0.0600.
+    assert "+0.0600 (+97.2%)" in words
+
+
+def test_bold_marks_the_best_of_a_row(whole_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    result = EvalResult.load(run / "evaluate" / "evaluation.json")
+    for split in ("valid", "test"):
+        result.measures.append(
+            Measure(split, "masked", "count ranker", "recall@10", 0.5, 0.4, 0.6, 500)
+        )
+        result.differences.append(
+            Measure(split, "masked", "model - count ranker", "recall@10", -0.3, -0.4, -0.2, 500)
+        )
+    result.save(run / "evaluate" / "evaluation.json")
+    shown = sections.ranking(run)
+    systems = ("model", "count ranker", "popularity", "random")
+    assert shown["systems"] == systems
+    best = {row["metric"]: row["best"] for row in shown["tables"][0]["rows"]}
+    assert best["recall@10"] == [False, True, False, False] * 2
+    assert best["ndcg@10"] == [True, False, False, False] * 2
+    assert not any(any(row["best"]) for row in shown["extra"])
+    words = Page(render_report(run, tmp_path / "report.html").read_text()).words
+    assert "the model is worse than count ranker beyond the interval" in words
+    assert "-0.3000 (-60.0%)" in words
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from onerec.data.schema import bad
+from onerec.ragged import padded
 
 SPLITS = ("train", "valid", "test")
 
@@ -95,7 +96,7 @@ class Samples:
         indices = np.asarray(indices, dtype=np.int64)
         end = self.history_end[indices]
         begin = np.maximum(self.history_begin[indices], end - length)
-        return _gather(self.sequence_values, begin, end, length)
+        return padded(self.sequence_values, begin, end - begin, length)
 
     def targets(self, indices: npt.ArrayLike, length: int) -> npt.NDArray[np.int32]:
         """The first `length` target items of each sample, padded right with -1.
@@ -106,7 +107,7 @@ class Samples:
         indices = np.asarray(indices, dtype=np.int64)
         begin = self.target_offsets[indices]
         end = np.minimum(self.target_offsets[indices + 1], begin + length)
-        return _gather(self.target_values, begin, end, length)
+        return padded(self.target_values, begin, end - begin, length)
 
     def take(self, indices: npt.ArrayLike) -> Samples:
         """The samples at `indices`, in that order."""
@@ -125,19 +126,6 @@ class Samples:
             self.user_row[indices],
             self.timestamp[indices],
         )
-
-
-def _gather(
-    values: npt.NDArray[np.int32],
-    begin: npt.NDArray[np.int64],
-    end: npt.NDArray[np.int64],
-    length: int,
-) -> npt.NDArray[np.int32]:
-    at = begin[:, None] + np.arange(length)
-    inside = at < end[:, None]
-    out = np.full((len(begin), length), -1, dtype=np.int32)
-    out[inside] = values[at[inside]]
-    return out
 
 
 def list_values(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
@@ -181,7 +169,7 @@ class ExposedSessions:
         indices = np.asarray(indices, dtype=np.int64)
         end = self.history_end[indices]
         begin = np.maximum(self.history_begin[indices], end - length)
-        return _gather(self.sequence_values, begin, end, length)
+        return padded(self.sequence_values, begin, end - begin, length)
 
     def take(self, indices: npt.ArrayLike) -> ExposedSessions:
         """The sessions at `indices`, in that order."""
@@ -338,7 +326,7 @@ class SessionSet:
         values, offsets = list_values(self.sequences["items"])
         shown, at = list_values(rows["items"])
         width = int(np.diff(at).max(initial=1))
-        items = _gather(shown, at[:-1], at[1:], width)
+        items = padded(shown, at[:-1], np.diff(at), width)
         inside = items >= 0
         feedback = {}
         for name in rows.column_names:

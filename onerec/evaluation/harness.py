@@ -8,7 +8,6 @@ training stay in; whole users are resampled for the intervals, and differences a
 from __future__ import annotations
 
 import importlib.metadata
-import itertools
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -34,8 +33,7 @@ from onerec.evaluation.config import EvaluationConfig
 from onerec.evaluation.counting import CountBaselines, fit_counts
 from onerec.evaluation.metrics import FloatArray, IntArray
 from onerec.evaluation.result import EvalResult, Measure
-
-ProgressCall = Callable[[int, int, str], None]
+from onerec.progress import Progress
 
 _WARM_UP = 3
 
@@ -49,7 +47,7 @@ def evaluate(
     pretrained: SessionRecommender | None = None,
     judge: SessionJudge | None = None,
     others: Mapping[str, Ranker] | None = None,
-    progress: ProgressCall | None = None,
+    progress: Progress | None = None,
 ) -> EvalResult:
     """Measures a recommender on the held-out sessions.
 
@@ -194,11 +192,7 @@ class _SplitRun:
         if self.pretrained is not None:
             self.rankers["masked"]["pretrained"] = self.pretrained
         self.systems = dict.fromkeys([s for r in self.rankers.values() for s in r] + ["oracle"])
-        edges = (-1, *self.config.buckets)
-        self.bucket_names = [
-            str(high) if high - low == 1 else f"{low + 1}-{high}"
-            for low, high in itertools.pairwise(edges)
-        ] + [f">{edges[-1]}"]
+        self.bucket_names = m.bucket_names(self.config.buckets)
 
     def measure(self, advance: Callable[[int, str], None]) -> None:
         for begin in range(0, len(self.samples), self.config.batch_size):

@@ -12,6 +12,7 @@ presence of tied scores", ECIR 2008).
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,16 @@ def pad_rows(rows: Sequence[npt.ArrayLike], width: int | None = None) -> IntArra
         n = min(len(array), columns)
         row[:n] = array[:n]
     return padded
+
+
+def bucket_names(edges: Sequence[int]) -> list[str]:
+    """Names of the buckets of train counts: "0", "1-5", "6-20", ">20" for edges (0, 5, 20)."""
+    edges = (-1, *edges)
+    names = [
+        str(high) if high - low == 1 else f"{low + 1}-{high}"
+        for low, high in itertools.pairwise(edges)
+    ]
+    return [*names, f">{edges[-1]}"]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -77,15 +76,6 @@ def load_runs(folder: Path, system: str, seed: int) -> list[Run]:
             }
             runs.append(Run(row, system, seed, by_case, facts))
     return runs
-
-
-def bucket_names(edges: Sequence[int]) -> list[str]:
-    """Names of the buckets of train counts: "0", "1-5", "6-20", ">20" for edges (0, 5, 20)."""
-    names = [
-        str(high) if high - low == 1 else f"{low + 1}-{high}"
-        for low, high in itertools.pairwise((-1, *edges))
-    ]
-    return [*names, f">{edges[-1]}"]
 
 
 def compare(
@@ -174,7 +164,7 @@ def compare(
                         "recall@10": float(masked[bucket == number].mean()),
                         "sessions": int((bucket == number).sum()),
                     }
-                    for number, label in enumerate(bucket_names(edges))
+                    for number, label in enumerate(m.bucket_names(edges))
                     if (bucket == number).any()
                 },
                 "cost": {

@@ -26,6 +26,7 @@ from onerec.experiments.presets import System
 from onerec.files import atomic_write
 from onerec.inference import NextItems, Recommender
 from onerec.model import OneRec, OneRecConfig, SASRec, SASRecConfig
+from onerec.progress import Progress
 from onerec.tokenizer import Catalog
 from onerec.training import TrainConfig, pretrain
 from onerec.training.batches import PrefixBatches, SessionBatches
@@ -34,7 +35,6 @@ WATCHED = 3000  # users of valid that choose the checkpoint
 _BLOCK = 2048  # sessions measured between two saves
 _WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 
-Report = Callable[[int, int, str], None]
 Rankings = dict[str, dict[tuple[str, str], FloatArray]]
 
 
@@ -65,7 +65,7 @@ class Experiment:
         beam_width: int,
         epochs: float | None,
         device: Literal["auto", "cpu", "cuda"],
-        progress: Callable[[str], AbstractContextManager[Report]],
+        progress: Callable[[str], AbstractContextManager[Progress]],
     ) -> None:
         self.data = data
         self.levels, self.codebook_size = levels, codebook_size

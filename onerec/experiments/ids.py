@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onerec.errors import OneRecError
+from onerec.progress import Progress
 from onerec.tokenizer import RQVAE, ResidualQuantizer
 from onerec.tokenizer.residual_quantizer import describe_ids, number_collisions
 
@@ -35,7 +35,7 @@ def make_ids(
     levels: int,
     codebook_size: int,
     seed: int,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Any:
     """A fitted tokenizer: what has `sids_` and `report_`.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import zipfile
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from onerec._native import core
 from onerec.errors import DataError
 from onerec.files import atomic_write
+from onerec.progress import Progress
 
 Method = Literal["priced", "fast", "sequential"]
 
@@ -225,7 +225,7 @@ class BalancedKMeans:
         sample_weight: None = None,
         *,
         checkpoint: str | Path | None = None,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
     ) -> BalancedKMeans:
         """Finds centres and the balanced assignment of the rows of X.
 

@@ -7,7 +7,7 @@ import math
 import tempfile
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from onerec._native import core
 from onerec.errors import DataError
 from onerec.files import atomic_write
+from onerec.progress import Progress
 from onerec.tokenizer.balanced_kmeans import (
     BalancedKMeans,
     Method,
@@ -114,7 +115,7 @@ class ResidualQuantizer:
         *,
         scratch: str | Path | None = None,
         checkpoint: str | Path | None = None,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
     ) -> ResidualQuantizer:
         """Fits the codebooks to X [N, d] (taken as float32) and codes its rows.
 
@@ -245,7 +246,7 @@ class ResidualQuantizer:
         self,
         X: ArrayLike | torch.Tensor,
         *,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
     ) -> NDArray[np.int32]:
         """Codes of new items: at each level argmin_k |r - c_k|^2 + price_k.
 
@@ -594,8 +595,8 @@ def _load_level(
 
 
 def _shifted(
-    progress: Callable[[int, int, str], None] | None, before: int, quantizer: ResidualQuantizer
-) -> Callable[[int, int, str], None] | None:
+    progress: Progress | None, before: int, quantizer: ResidualQuantizer
+) -> Progress | None:
     """`progress` of one level as that of all."""
     if progress is None:
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from onerec.errors import DataError
 from onerec.files import atomic_write
+from onerec.progress import Progress
 
 CHUNK = 65_536  # rows that are in memory at a time
 
@@ -21,7 +22,7 @@ def open_rows(
     *,
     column: str = "embedding",
     scratch: str | Path | None = None,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> NDArray[np.float32]:
     """The vectors of a file as a memory-mapped float32 array [N, d].
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from onerec.errors import DataError
 from onerec.files import atomic_write
+from onerec.progress import Progress
 from onerec.tokenizer.balanced_kmeans import as_rows, positive, seed_of
 from onerec.tokenizer.residual_quantizer import describe_ids, number_collisions
 
@@ -195,7 +196,7 @@ class RQVAE:
     def fit(
         self,
         X: ArrayLike | Tensor,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Progress | None = None,
     ) -> RQVAE:
         """Trains on X [N, d] (taken as float32) and codes its rows.
 
@@ -256,7 +257,7 @@ class RQVAE:
             self._net.codebooks[level] = centres
             residual = residual - centres[torch.cdist(residual, centres).argmin(dim=1)]
 
-    def _train(self, x: Tensor, progress: Callable[[int, int, str], None] | None) -> None:
+    def _train(self, x: Tensor, progress: Progress | None) -> None:
         net = self._net
         layers = [*net.encoder.parameters(), *net.decoder.parameters()]
         optimizer = torch.optim.AdamW(

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from onerec.ragged import padded
+
 if TYPE_CHECKING:
     from onerec.data.session_set import Samples
 
@@ -250,11 +252,9 @@ class _Gather:
     def __call__(self, rows: npt.NDArray[np.int64]) -> Batch:
         lengths = self.history_lengths[rows]
         longest = max(1, int(lengths.max(initial=0)))
-        history = _ragged(self._history_values, self._history_begin[rows], lengths, longest)
+        history = padded(self._history_values, self._history_begin[rows], lengths, longest)
         lengths = self.target_lengths[rows]
-        target = _ragged(
-            self._target_values, self._target_begin[rows], lengths, self.session_length
-        )
+        target = padded(self._target_values, self._target_begin[rows], lengths, self.session_length)
         return Batch(
             torch.from_numpy(self._table[history]),
             torch.from_numpy(self._table[target]),
@@ -309,7 +309,7 @@ class _GatherPrefixes(_Gather):
     def __call__(self, rows: npt.NDArray[np.int64]) -> Batch:
         lengths = self.history_lengths[rows]
         longest = int(lengths.max())
-        sequence = _ragged(
+        sequence = padded(
             self._history_values,
             self._history_begin[rows],
             lengths + 1,
@@ -324,19 +324,6 @@ class _GatherPrefixes(_Gather):
             torch.from_numpy(self._table[target]),
             int(self.target_lengths[rows].sum()),
         )
-
-
-def _ragged(
-    values: npt.NDArray[np.int32],
-    begin: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    width: int,
-) -> npt.NDArray[np.int64]:
-    """Item indices [b, width], -1 past each row's length."""
-    column = np.arange(width)
-    inside = column < lengths[:, None]
-    index = np.where(inside, begin[:, None] + column, 0)
-    return np.where(inside, values[index], -1)
 
 
 def fingerprint(samples: Samples, sids: npt.NDArray[np.integer]) -> str:

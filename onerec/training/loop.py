@@ -27,6 +27,7 @@ from torch import nn
 
 from onerec.errors import Interrupted, OneRecError
 from onerec.files import atomic_directory, atomic_write
+from onerec.progress import Progress
 from onerec.training.batches import (
     Batch,
     OrderedBatches,
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from onerec.model.output import OneRecOutput
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, str], None]
 
 
 class TrainingInterrupted(Interrupted):

@@ -22,8 +22,8 @@ import torch
 
 from onerec.data.session_set import Samples
 from onerec.model import OneRec, OneRecConfig
+from onerec.progress import Progress
 from onerec.training import TrainConfig, TrainResult, pretrain
-from onerec.training.loop import Progress
 
 ITEMS, LEVELS, CODES = 60, 3, 8
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from onerec.data.simulator.marginals import marginals
 from onerec.data.simulator.policy import LoggingPolicy
 from onerec.data.simulator.texts import TOPICS
 from onerec.files import atomic_write
+from onerec.progress import Progress
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -316,9 +317,7 @@ class World:
         """
         return log_tables(self, requests_per_chunk)
 
-    def write(
-        self, folder: str | Path, progress: Callable[[int, int, str], None] | None = None
-    ) -> Path:
+    def write(self, folder: str | Path, progress: Progress | None = None) -> Path:
         """Writes interactions.parquet, items.parquet, embeddings.npy and world.npz.
 
         Args:

@@ -39,13 +39,13 @@ from onerec.files import atomic_directory, atomic_write
 from onerec.inference import Recommender
 from onerec.model.onerec import OneRec
 from onerec.model.reward import RewardModel
+from onerec.progress import Progress
 from onerec.tokenizer import Catalog
 from onerec.training.alignment.candidates import CHUNK, Ahead, Candidates, Found
 from onerec.training.alignment.config import FREE_ON_RESUME, PAIRED, AlignmentConfig
 from onerec.training.alignment.preferences import Groups, preference_loss
 from onerec.training.batches import Batch, OrderedBatches
 from onerec.training.loop import (
-    Progress,
     Run,
     TrainingInterrupted,
     TrainResult,

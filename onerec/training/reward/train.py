@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from onerec.data.session_set import ExposedSessions, SessionSet
 from onerec.errors import OneRecError
 from onerec.model.config import RewardModelConfig
 from onerec.model.reward import RewardModel
+from onerec.progress import Progress
 from onerec.training.reward.config import SOFT_TARGETS, RewardConfig
 from onerec.training.reward.metrics import LogisticRegression, item_means, measure
 
 logger = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
-Progress = Callable[[int, int, str], None]
 
 _WATCH_QUANTILE = 0.99  # of the watch seconds of training items: where the label swt reaches 1
 _REGRESSION_ROWS = 100_000

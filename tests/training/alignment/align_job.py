@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from onerec.progress import Progress
 from onerec.tokenizer import Catalog
 from onerec.training import AlignmentConfig, AlignmentResult, align
-from onerec.training.loop import Progress
 
 _spec = importlib.util.spec_from_file_location(
     "train_job", Path(__file__).parent.with_name("train_job.py")

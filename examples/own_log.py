@@ -61,7 +61,11 @@ def main(folder: Path) -> None:
     quantizer = ResidualQuantizer(2, size, distinct="distinct").fit(data.embeddings)
     catalog = Catalog.build(data.items["item_id"].to_pylist(), quantizer.sids_, size)
 
-    model = OneRec(OneRecConfig.preset("tiny", codebook_size=size, levels=2, session_length=5))
+    model = OneRec(
+        OneRecConfig.preset(
+            "tiny", codebook_size=size, levels=2, session_length=data.session_length
+        )
+    )
     pretrain(
         model,
         data.samples("train"),

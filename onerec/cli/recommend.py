@@ -43,6 +43,9 @@ def show(folder: Path, summary: dict[str, Any]) -> None:
         f"recommendations  {escape(str(folder / FILE))}: {summary['rows']:,} rows for {users:,} "
         f"of {everybody:,} users{hint}"
     )
+    if summary["users_without_items"]:
+        way = " (--recommend.exclude_history false)" if summary["exclude_history"] else ""
+        console.say(f"recommend: {summary['users_without_items']:,} users have no item left{way}")
 
 
 def main(argv: list[str]) -> None:

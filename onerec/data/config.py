@@ -16,8 +16,10 @@ class SessionConfig:
     Args:
         rule: What makes a session: "request" (rows of one request_id), "session" (of one
             session_id), "gap" (rows with no pause over `gap_minutes`), "next" (the user's next
-            `length` good exposures), or "auto": the first of these that the log allows.
-        length: m, the most target items of a session.
+            `length` good exposures), or "auto": the first of these that keeps the log's positive
+            rows as targets; "next" where there are no real sessions.
+        length: m, the most target items of a session; longer ones are cut into windows of m.
+            Null: 1 with "next", else 5.
         stride: With "next", how many good exposures later the next training window begins;
             windows of valid and test never overlap.
         gap_minutes: With "gap", the longest pause inside a session.
@@ -33,7 +35,8 @@ class SessionConfig:
             exposures (really watched or interacted with, and not hated) or all "shown" ones.
         min_history: Sessions with fewer earlier positive exposures are dropped.
         split: "time", "last" (a user's last session is test, the last but one valid, if there
-            are three), "column" (the log's own), or "auto": the log's default.
+            are three), "column" (the log's own), or "auto": the log's own, else "time", and "last"
+            where items are learned one by one and cuts in time would hold out few users.
         valid_from: With "time", where valid begins: ISO time (UTC unless it says otherwise) or
             milliseconds.
         test_from: Where test begins.
@@ -53,7 +56,7 @@ class SessionConfig:
     """
 
     rule: Literal["auto", "request", "session", "gap", "next"] = "auto"
-    length: int = 5
+    length: int | None = None
     stride: int = 1
     gap_minutes: float = 30.0
     really_watched_seconds: float = 18.0
@@ -78,8 +81,9 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         for name in ("length", "stride", "embedding_dim", "cooccurrence_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: wanted 1 or more, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: wanted 1 or more, got {value}")
         for name in (
             "gap_minutes",
             "really_watched_seconds",

@@ -224,7 +224,7 @@ class SessionSet:
             if not path.is_file():
                 raise bad(path, "there is no such file; run the sessions stage again")
         try:
-            funnel = json.loads(funnel_path.read_text())
+            funnel = json.loads(funnel_path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise bad(funnel_path, f"not whole JSON: {error}") from error
         try:
@@ -281,6 +281,44 @@ class SessionSet:
     def n_items(self) -> int:
         """How many items the catalogue has."""
         return int(self.items.num_rows)
+
+    @property
+    def session_length(self) -> int:
+        """m, the most items of a session, that the sessions were built with."""
+        return int(self.funnel["length"])
+
+    @property
+    def exclude_history(self) -> bool:
+        """Whether what a user has taken is left out of recommendations unless somebody says so.
+
+        The share of repeats among the targets decided it (`repeats` in funnel.json).
+        """
+        return bool(self.funnel["repeats"]["exclude_history"])
+
+    def describe(self) -> list[str]:
+        """What was chosen and what it kept, in a few lines for the terminal."""
+        funnel, targets, repeats = self.funnel, self.funnel["targets"], self.funnel["repeats"]
+        m, split = self.session_length, funnel["split"]
+        rows, train = targets["positive rows"], targets["that are a training target"]
+        kept = (
+            f"{targets['that are a target']:,} of {rows:,} positive rows are a target, {train:,} "
+            "of training"
+        )
+        if train < rows / 2:
+            kept = f"1 of {rows / train:.3g} positive rows is a training target: {kept}"
+            if funnel["rule"] != "next":
+                kept += "; --sessions.rule next makes targets of all but each user's first"
+        again = (
+            "recommendations leave out what the user has taken (exclude_history)"
+            if self.exclude_history
+            else "recommendations may repeat (exclude_history true leaves repeats out)"
+        )
+        return [
+            f"rule {funnel['rule']}, at most {m} item{'s' * (m > 1)}: {funnel['rule_reason']}",
+            f"split {split['rule']}: {split['reason']}",
+            kept,
+            f"{repeats['share']:.1%} of the training targets are in the history: {again}",
+        ]
 
     def samples(self, split: str) -> Samples:
         """The sessions of one split.

@@ -47,7 +47,7 @@ def _described(settings: Settings, inputs: Inputs, listener: Listener) -> dict[s
         config = OneRecConfig(
             codebook_size=catalog.codebook_size,
             levels=catalog.levels,
-            session_length=settings.sessions.length,
+            session_length=data.session_length,
             n_items=len(catalog) if knows_items else 0,
             vector_dim=data.embeddings.shape[1] if knows_items else 0,
             **settings.model,

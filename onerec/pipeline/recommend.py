@@ -54,6 +54,9 @@ def _write(
 ) -> dict[str, Any]:
     """Recommends batch by batch, so that memory does not grow with the number of users."""
     config = settings.recommend
+    exclude = config.exclude_history
+    if exclude is None:
+        exclude = data.exclude_history
     item_ids = data.items["item_id"].to_pylist()
     texts = [text or "" for text in data.items["text"].to_pylist()]
     index = {item_id: row for row, item_id in enumerate(item_ids)}
@@ -83,7 +86,7 @@ def _write(
                 histories,
                 beam_width=config.beam_width,
                 num_sessions=config.num_sessions,
-                exclude_history=config.exclude_history,
+                exclude_history=exclude,
             )
             rows: list[dict[str, Any]] = []
             for user_id, history, one in zip(user_ids, histories, found, strict=True):
@@ -126,5 +129,6 @@ def _write(
         "users": n_users,
         "users_of_log": data.sequences.num_rows,
         "rows": rows_written,
+        "exclude_history": exclude,
         "users_without_items": short,
     }

@@ -40,10 +40,15 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
             listener.say(f"sessions: {log.describe()}")
             with listener.progress("sessions") as report:
                 found = build_sessions(log, settings.sessions, folder, progress=report)
+        for line in found.describe():
+            listener.say(f"sessions: {line}")
         return {
             "users": found.sequences.num_rows,
             "items": found.items.num_rows,
             **{f"{split}_sessions": len(found.samples(split)) for split in SPLITS},
+            "rule": found.funnel["rule"],
+            "session_length": found.session_length,
+            "share_of_positive_rows": found.funnel["targets"]["share"],
             "vector_size": int(found.embeddings.shape[1]),
         }
 

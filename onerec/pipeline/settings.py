@@ -61,7 +61,8 @@ class RecommendConfig:
         users: The first so many users of the log; all when null. The preset "tiny" takes 2000.
         num_sessions: Sessions for each user, best first.
         beam_width: Beams of the search.
-        exclude_history: Never recommend what the user has already taken.
+        exclude_history: Never recommend what the user has already taken. Null: so where fewer than
+            5 % of the training targets repeat the history (`repeats` in funnel.json).
         batch_size: Users decoded together.
         examples: Users shown on the terminal.
     """
@@ -69,7 +70,7 @@ class RecommendConfig:
     users: int | None = None
     num_sessions: int = 1
     beam_width: int = 20
-    exclude_history: bool = True
+    exclude_history: bool | None = None
     batch_size: int = 128
     examples: int = 4
 

@@ -101,7 +101,6 @@ def reference(
                 last = row["timestamp"]
                 groups[key if rule == "gap" else row[f"{rule}_id"]].append(row)
             for part in groups.values():
-                begin, end = part[0]["timestamp"], part[-1]["timestamp"]
                 tests = [
                     sum(r["watched"] for r in part) >= config.min_watched,
                     sum(r["watch_time_ms"] or 0 for r in part) >= config.min_watch_seconds * 1000,
@@ -109,23 +108,35 @@ def reference(
                 ]
                 if not (any if config.require == "any" else all)(tests):
                     continue
-                if split == "time" and timed(begin) != timed(end):
-                    continue
-                start = sum(row["timestamp"] < begin for row in good)
-                wanted = part if config.target == "shown" else [r for r in part if r["positive"]]
-                found.append((wanted, part, start, timed(begin) if split == "time" else None))
+                windows: dict[int, list[dict[str, Any]]] = defaultdict(list)
+                so_far = 0
+                for row in part:
+                    so_far += row["positive"] or config.target == "shown"
+                    windows[max(so_far - 1, 0) // config.length].append(row)
+                for window in windows.values():
+                    begin, end = window[0]["timestamp"], window[-1]["timestamp"]
+                    if split == "time" and timed(begin) != timed(end):
+                        continue
+                    start = sum(row["timestamp"] < begin for row in good)
+                    shown = config.target == "shown"
+                    wanted = [row for row in window if shown or row["positive"]]
+                    period = timed(begin) if split == "time" else None
+                    found.append((wanted, window, start, period))
         found = [f for f in found if f[0] and f[2] >= config.min_history]
         limit = None
         if split == "last" and rule != "next":
-            found.sort(key=lambda f: (f[1][0]["timestamp"], -f[1][0][f"{rule}_id"]))
-            periods = ["train"] * len(found)
-            if len(found) >= 3:
-                periods[-2:] = ["valid", "test"]
-                limit = found[-2][1][0]["timestamp"]
-                last_cut = found[-1][1][0]["timestamp"]
+            ids = f"{rule}_id"
+            usable = {f[1][0][ids] for f in found}
+            begins = {i: min(r["timestamp"] for r in mine if r[ids] == i) for i in usable}
+            order = sorted(usable, key=lambda i: (begins[i], -i))
+            periods = dict.fromkeys(order, "train")
+            if len(order) >= 3:
+                periods |= {order[-2]: "valid", order[-1]: "test"}
+                limit, last_cut = begins[order[-2]], begins[order[-1]]
             found = [
                 (*f[:3], period)
-                for f, period in zip(found, periods, strict=True)
+                for f in found
+                for period in [periods[f[1][0][ids]]]
                 if limit is None
                 or period == "test"
                 or f[1][-1]["timestamp"] < (limit if period == "train" else last_cut)
@@ -138,7 +149,7 @@ def reference(
                     start,
                     period,
                     part[0]["timestamp"],
-                    tuple(distinct([r["item_id"] - 100 for r in wanted])[: config.length]),
+                    tuple(distinct([r["item_id"] - 100 for r in wanted])),
                     sum(watches) if watches else None,
                     sum(r["watched"] for r in part),
                     sum(r["like"] == 1 for r in part),
@@ -426,12 +437,163 @@ def test_auto_takes_gaps_only_where_they_make_sessions(
     config = SessionConfig(gap_minutes=gap, length=2, stride=2, min_history=0, split="last")
     if rule == "gap":
         # One run a user: too few for leave-last-out, but the rule is chosen and told.
-        with pytest.raises(DataError, match="6 runs without a long pause"):
+        with pytest.raises(DataError, match=r"36 windows of runs without a long pause.*rule 'gap'"):
             build(folder, config)
         return
     found = build(folder, config)
     assert found.funnel["rule"] == "next"
-    assert "only 0% of the rows" in found.funnel["rule_reason"]
+    assert "only 0% of the positive rows lie in visits" in found.funnel["rule_reason"]
+
+
+def log_of(tmp_path: Path, table: pa.Table, config: SessionConfig) -> SessionSet:
+    pq.write_table(table, tmp_path / "interactions.parquet")
+    return build(tmp_path, config)
+
+
+DAY = 86_400_000
+
+
+def visits(rng: Any, n_users: int, n_visits: int, sizes: tuple[int, int]) -> pa.Table:
+    """Users with visits on days of their own, a minute between the rows of a visit."""
+    rows = [
+        (user, int(rng.integers(0, 40)), day * DAY + user * 1_000 + n * 60_000, day)
+        for user in range(n_users)
+        for day in sorted(rng.choice(3 * n_visits, n_visits, replace=False).tolist())
+        for n in range(int(rng.integers(*sizes)))
+    ]
+    users, items, times, ids = (list(column) for column in zip(*rows, strict=True))
+    return pa.table({"user_id": users, "item_id": items, "timestamp": times, "session_id": ids})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ids", "rule", "length"),
+    [
+        ((3, 9), True, "session", 5),
+        ((3, 9), False, "gap", 5),
+        ((1, 2), False, "next", 1),
+        ((60, 90), False, "next", 1),
+    ],
+    ids=["visits", "visits without ids", "single purchases", "a hundred films in a row"],
+)
+def test_auto_takes_visits_where_they_are_real(
+    tmp_path: Path, sizes: tuple[int, int], ids: bool, rule: str, length: int
+) -> None:
+    table = visits(np.random.default_rng(0), 20, 8, sizes)
+    found = log_of(tmp_path, table if ids else table.drop(["session_id"]), SessionConfig())
+    assert (found.funnel["rule"], found.funnel["length"]) == (rule, length)
+    assert found.session_length == length
+    told = found.funnel["targets"]
+    positives = table.num_rows
+    assert told["positive rows"] == positives
+    sessions = found.sessions
+    firsts = Counter(table["user_id"].to_pylist())
+    if rule == "next":
+        assert told["that are a target"] == positives - len(firsts) == sessions.num_rows
+    else:
+        # All but each user's first visit, and what reaches over a cut.
+        assert 0.7 * positives < told["that are a target"] < positives
+    train = [row for row in sessions.to_pylist() if row["split"] == "train"]
+    assert told["that are a training target"] == sum(row["watched"] for row in train)
+
+
+def test_session_ids_that_make_no_targets_are_passed_over(tmp_path: Path) -> None:
+    """One session id a user: a session has no earlier one, so hardly a row would be a target."""
+    table = visits(np.random.default_rng(1), 20, 1, (4, 6))
+    more = table.set_column(3, "session_id", pa.array([1] * table.num_rows))
+    stamps = pa.array([user * DAY for user in table["user_id"].to_pylist()])
+    found = log_of(
+        tmp_path,
+        more.set_column(2, "timestamp", stamps),
+        SessionConfig(valid_from=10 * DAY, test_from=15 * DAY),
+    )
+    assert found.funnel["rule"] == "next"
+    assert "the log has session ids, but only 0%" in found.funnel["rule_reason"]
+
+
+def test_long_runs_are_cut_and_earlier_windows_are_history(tmp_path: Path) -> None:
+    rows = [
+        {"user_id": 0, "item_id": 100 + n % N_ITEMS, "timestamp": day * DAY + n * 1_000}
+        for day in range(3)
+        for n in range(7)
+    ]
+    config = SessionConfig(rule="gap", length=3, valid_from=DAY, test_from=2 * DAY)
+    found = build(write_log(tmp_path, rows), config)
+    train = found.samples("train")
+    assert [train.history(i).tolist() for i in range(len(train))] == [[0, 1, 2], [0, 1, 2, 3, 4, 5]]
+    assert [train.target(i).tolist() for i in range(len(train))] == [[3, 4, 5], [6]]
+    valid = found.samples("valid")
+    assert [valid.target(i).tolist() for i in range(len(valid))] == [[0, 1, 2], [3, 4, 5], [6]]
+    assert found.funnel["targets"]["that are a target"] == 18
+    assert found.funnel["targets"]["that are a training target"] == 4
+
+
+@pytest.mark.parametrize("come_back", [True, False], ids=["users who come back", "users who leave"])
+def test_the_split_goes_by_who_is_left_in_the_test(tmp_path: Path, come_back: bool) -> None:
+    rows = [
+        {
+            "user_id": user,
+            "item_id": 100 + (user + n) % N_ITEMS,
+            "timestamp": (n * 30 if come_back else user * 30 + n) * DAY // 10 + user,
+        }
+        for user in range(30)
+        for n in range(12)
+    ]
+    found = build(write_log(tmp_path, rows), SessionConfig(rule="next"))
+    split = found.funnel["split"]
+    assert split["rule"] == ("time" if come_back else "last")
+    assert ("30 of 30 users" in split["reason"]) == come_back
+    if not come_back:
+        assert found.funnel["sessions"]["test"] == found.funnel["sessions"]["valid"] == 30
+
+
+@pytest.mark.parametrize("late", [True, False], ids=["at the end", "at the start"])
+def test_one_giant_user_does_not_empty_the_test(tmp_path: Path, late: bool) -> None:
+    table = visits(np.random.default_rng(2), 30, 10, (3, 8)).drop(["session_id"])
+    n = 40_000
+    giant = pa.table(
+        {
+            "user_id": [999] * n,
+            "item_id": np.random.default_rng(3).integers(0, 40, n),
+            "timestamp": np.arange(n) * 2_000 + (40 * DAY if late else 0),
+        }
+    )
+    alone = log_of(tmp_path, table, SessionConfig(exposed_sessions=0))
+    both = log_of(tmp_path, pa.concat_tables([table, giant]), SessionConfig(exposed_sessions=0))
+    assert both.funnel["rule"] == alone.funnel["rule"] == "gap"
+    for name in ("valid", "test"):
+        users = set(both.samples(name).user_row.tolist()) - {30}
+        assert len(users) >= 15, name
+    assert "user 999 has 40,000 positive rows" in both.funnel["split"]["reason"]
+
+
+@pytest.mark.parametrize(("repeats", "exclude"), [(0.0, True), (0.04, True), (0.08, False)])
+def test_the_share_of_repeats_decides_about_the_history(
+    tmp_path: Path, repeats: float, exclude: bool
+) -> None:
+    rng = np.random.default_rng(4)
+    rows = []
+    for user in range(20):
+        items = rng.permutation(200).tolist()
+        for n in range(100):
+            again = n > 0 and n % 25 in range(1, 1 + round(25 * repeats))
+            rows.append((user, items[0] if again else items[n], n * DAY + user))
+    users, items, times = (list(column) for column in zip(*rows, strict=True))
+    table = pa.table({"user_id": users, "item_id": items, "timestamp": times})
+    found = log_of(tmp_path, table, SessionConfig(rule="next", split="last"))
+    told = found.funnel["repeats"]
+    train = found.samples("train")
+    counted = sum(train.target(i)[0] in train.history(i) for i in range(len(train)))
+    assert (told["training targets"], told["that the history has"]) == (len(train), counted)
+    assert told["share"] == pytest.approx(counted / len(train), abs=1e-4)
+    assert told["share"] == pytest.approx(repeats, abs=0.01)
+    assert told["exclude_history"] == found.exclude_history == exclude
+
+
+def test_a_split_that_is_empty_names_the_ways_out(tmp_path: Path) -> None:
+    rows = [{"user_id": n, "item_id": 100 + n % N_ITEMS, "timestamp": 5} for n in range(30)]
+    told = r'no train session is left .*split "last".*min_history 0'
+    with pytest.raises(DataError, match=told):
+        build(write_log(tmp_path, rows), SessionConfig())
 
 
 def test_unknown_items_are_refused_or_dropped_and_counted(tmp_path: Path) -> None:

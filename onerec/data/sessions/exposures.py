@@ -1,4 +1,4 @@
-"""The rows of a log with indices and with what the user thought of them."""
+"""Phase 1, the rows of a log with indices and with what the user thought of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ibis
 
 from onerec.data.config import SessionConfig
 from onerec.data.schema import FLAGS, bad
-from onerec.data.sessions.query import TEST, TRAIN, VALID
+from onerec.data.sessions.windows import TEST, TRAIN, VALID
 from onerec.data.source import LogSource
 
 
@@ -29,6 +29,11 @@ class Exposures:
     users: Any
     in_log: int
     known: int
+
+    @property
+    def positives(self) -> Any:
+        """The positive rows of `table`."""
+        return self.table.filter(self.table.positive)
 
 
 def read_exposures(log: LogSource, config: SessionConfig) -> Exposures:

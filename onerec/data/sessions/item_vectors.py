@@ -1,4 +1,4 @@
-"""The item vectors of a session set."""
+"""Phase 6, the item vectors of a session set."""
 
 from __future__ import annotations
 

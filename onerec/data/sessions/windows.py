@@ -1,4 +1,4 @@
-"""What a session is, as Ibis expressions over exposures and users; nothing here runs them."""
+"""Phase 3, what a session is: expressions over exposures and users; nothing here runs them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import Any
 import ibis
 
 from onerec.data.config import SessionConfig
-from onerec.data.schema import FLAGS
-from onerec.data.source import Rule, SplitRule
+from onerec.data.source import LogSource, Rule, SplitRule
 
 TRAIN, VALID, TEST = 0, 1, 2  # periods
 
@@ -36,7 +35,7 @@ class SessionQuery:
     """Sessions of one log.
 
     Args:
-        config: What a session is.
+        config: What a session is; `length` is settled.
         rule: Of the config, settled.
         split: Of the config, settled.
         cuts: When valid and test begin with the split "time", in ms; else None.
@@ -50,6 +49,12 @@ class SessionQuery:
     cuts: tuple[int, int] | None
     columns: Sequence[str]
     collect: Callable[..., Any]
+
+    @property
+    def length(self) -> int:
+        """m."""
+        assert self.config.length is not None
+        return self.config.length
 
     def sequences(self, users: Any, positives: Any) -> Any:
         """The positive exposures of each user in order, empty lists where there are none."""
@@ -75,7 +80,8 @@ class SessionQuery:
         """Sessions before any is dropped.
 
         user_row, key, start, timestamp, period, target, watch_time_ms, watched and interactions;
-        whether they are `good`, and whether one `straddles` two periods.
+        whether they are `good`, whether one `straddles` two periods, and how many positive rows
+        each `covers` that no other one does.
         """
         if self.rule == "next":
             return self._windows(exposures.filter(exposures.positive))
@@ -83,8 +89,9 @@ class SessionQuery:
 
     def criteria(self) -> dict[str, tuple[str, int]]:
         """The criteria that the log has columns for: name -> (column of a session, least value)."""
-        config = self.config
-        tests = {"watched": ("watched", config.min_watched)}
+        config, tests = self.config, {}
+        if "long_view" in self.columns or "watch_time_ms" in self.columns:
+            tests["watched"] = ("watched", config.min_watched)
         if "watch_time_ms" in self.columns:
             tests["watch time"] = ("watch_time_ms", round(config.min_watch_seconds * 1000))
         if any(name in self.columns for name in config.interactions):
@@ -98,63 +105,16 @@ class SessionQuery:
             rows = positives.left_join(cut, "user_row")
             rows = rows.filter(rows.valid_from.isnull() | (rows.timestamp < rows.valid_from))
         else:
-            rows = self._in_order(positives)
+            rows = self.in_order(positives)
             rows = rows.filter(rows.period == TRAIN)
         return rows.select("user_row", "item_index", "timestamp", "row")
-
-    def exposed(self, exposures: Any, candidates: Any) -> Any:
-        """What was shown, in runs of at most `length` exposures of one request and one period.
-
-        With the rule "next" a run is the user's next `length` exposures, good or not. `place` is a
-        run's turn in the sample: known watch time first, then scattered evenly.
-        """
-        rows = self._keyed(exposures)
-        if self.split == "last":
-            begins = candidates.group_by("user_row").aggregate(
-                valid_begins=candidates.timestamp.min(where=candidates.period == VALID),
-                test_begins=candidates.timestamp.min(where=candidates.period == TEST),
-            )
-            rows = rows.left_join(begins, "user_row").drop("user_row_right")
-            late = [rows.timestamp >= rows[f"{name}_begins"] for name in ("valid", "test")]
-            rows = rows.mutate(
-                period=late[0].fill_null(False).cast("int8") + late[1].fill_null(False).cast("int8")
-            )
-        order = [rows.timestamp, rows.row]
-        inside = [rows.user_row, rows.key, rows.period]
-        rows = rows.mutate(
-            chunk=ibis.row_number().over(group_by=inside, order_by=order) // self.config.length
-        )
-        feedback = [
-            name for name in ("watch_time_ms", "duration_ms", *FLAGS) if name in rows.columns
-        ]
-        order = [rows.timestamp, rows.row]
-        runs = rows.group_by(["user_row", "key", "period", "chunk"]).aggregate(
-            timestamp=rows.timestamp.min(),
-            start=rows.before.min().cast("int32"),
-            known=(rows.watch_time_ms.count() > 0).cast("int8"),
-            items=self.collect(rows.item_index, order),
-            **{
-                name: self.collect(rows[name].cast("float32"), order, include_null=True)
-                for name in feedback
-            },
-        )
-        # A number of its own for each run, scattered by a congruential step: the even sample.
-        number = ibis.row_number().over(order_by=["user_row", "key", "period", "chunk"])
-        runs = runs.mutate(number=number)
-        scattered = (runs.number % 2147483648) * 1103515245 % 2147483648
-        runs = runs.mutate(scattered=scattered)
-        return runs.mutate(
-            place=ibis.row_number().over(order_by=[ibis.desc(runs.known), runs.scattered])
-        )
 
     def _windows(self, positives: Any) -> Any:
         """The rule "next": windows of `length` positive exposures in one period of one user."""
         config = self.config
-        rows = self._in_order(positives)
+        rows = self.in_order(positives)
         group, order = [rows.user_row, rows.period], rows["at"]
-        window = ibis.window(
-            group_by=group, order_by=order, preceding=0, following=config.length - 1
-        )
+        window = ibis.window(group_by=group, order_by=order, preceding=0, following=self.length - 1)
         rows = rows.select(
             "user_row",
             "timestamp",
@@ -166,51 +126,80 @@ class SessionQuery:
             watched=rows.watched.cast("int32").sum().over(window).cast("int32"),
             interactions=rows.interacted.cast("int32").sum().over(window).cast("int32"),
         )
-        stride = ibis.ifelse(rows.period == TRAIN, config.stride, config.length)
+        stride = ibis.ifelse(rows.period == TRAIN, config.stride, self.length)
         rows = rows.filter(rows.nth % stride == 0)
-        target = _distinct(rows.target)
-        return rows.mutate(target=target, key=rows.start, straddles=False, good=True).drop("nth")
+        return rows.mutate(
+            target=_distinct(rows.target),
+            covers=ibis.least(rows.target.length(), stride).cast("int32"),
+            key=rows.start,
+            chunk=ibis.literal(0),
+            straddles=False,
+            good=True,
+        ).drop("nth")
 
     def _groups(self, exposures: Any) -> Any:
-        """Sessions of rows that share a request id, a session id or a run without a long pause."""
+        """Rows that share a request id, a session id or a run without a long pause, cut into
+        windows of `length` targets."""
         config = self.config
-        rows = self._keyed(exposures)
+        rows = self.keyed(exposures)
         if self.split == "last":
             rows = rows.mutate(period=ibis.literal(TRAIN, type="int8"))
         wanted = rows.positive if config.target == "positive" else ~ibis.literal(False)
-        groups = rows.group_by(["user_row", "key"]).aggregate(
+        rows = rows.mutate(wanted=wanted)
+        so_far = ibis.cumulative_window(
+            group_by=[rows.user_row, rows.key], order_by=[rows.timestamp, rows.row]
+        )
+        nth = rows.wanted.cast("int32").sum().over(so_far)
+        rows = rows.mutate(chunk=ibis.greatest(nth - 1, 0) // self.length)
+        groups = rows.group_by(["user_row", "key", "chunk"]).aggregate(
             timestamp=rows.timestamp.min(),
             end=rows.timestamp.max(),
             start=rows.before.min().cast("int32"),
             first_period=rows.period.min(),
             period=rows.period.max(),
-            target=self.collect(rows.item_index, [rows.timestamp, rows.row], where=wanted),
+            target=self.collect(rows.item_index, [rows.timestamp, rows.row], where=rows.wanted),
+            covers=rows.positive.cast("int32").sum().cast("int32"),
             watch_time_ms=rows.watch_time_ms.sum().cast("int64"),
             watched=rows.watched.cast("int32").sum().cast("int32"),
             interactions=rows.interacted.cast("int32").sum().cast("int32"),
         )
         empty = ibis.literal([], type="array<int32>")
-        groups = groups.mutate(target=groups.target.fill_null(empty))
-        tests = [groups[column].fill_null(0) >= least for column, least in self.criteria().values()]
         groups = groups.mutate(
-            target=_distinct(groups.target)[: config.length],
-            good=functools.reduce(
-                operator.or_ if config.require == "any" else operator.and_, tests
-            ),
+            target=_distinct(groups.target.fill_null(empty)),
             straddles=groups.first_period != groups.period,
+            good=self._good(groups),
         ).drop("first_period")
         return (self._last_out(groups) if self.split == "last" else groups).drop("end")
+
+    def _good(self, groups: Any) -> Any:
+        """Whether the criteria hold for all windows of a group together."""
+        tests = [
+            groups[column].sum().over(group_by=[groups.user_row, groups.key]).fill_null(0) >= least
+            for column, least in self.criteria().values()
+        ]
+        if not tests:
+            return ~ibis.literal(False)
+        return functools.reduce(
+            operator.or_ if self.config.require == "any" else operator.and_, tests
+        )
 
     def _last_out(self, groups: Any) -> Any:
         """Leave-last-out over sessions: only those that can be kept take part in the ranking."""
         usable = groups.good & (groups.target.length() > 0)
         usable = usable & (groups.start >= self.config.min_history)
-        back = ibis.row_number().over(
-            group_by=[groups.user_row, usable], order_by=[ibis.desc(groups.timestamp), groups.key]
+        group = [groups.user_row, groups.key]
+        groups = groups.mutate(
+            usable=usable.cast("int8").max().over(group_by=group),
+            begin=groups.timestamp.min().over(group_by=group),
         )
-        groups = groups.mutate(usable=usable, back=back)
-        usable_count = groups.usable.cast("int32").sum().over(group_by=groups.user_row)
-        ranked = groups.usable & (usable_count >= 3)
+        groups = groups.mutate(
+            back=ibis.dense_rank().over(
+                group_by=[groups.user_row, groups.usable],
+                order_by=[ibis.desc(groups.begin), groups.key],
+            )
+        )
+        usable_count = 1 + groups.back.max(where=groups.usable == 1).over(group_by=groups.user_row)
+        ranked = (groups.usable == 1) & (usable_count >= 3)
         groups = groups.mutate(
             period=ibis.cases(
                 (ranked & (groups.back == 0), TEST),
@@ -228,9 +217,9 @@ class SessionQuery:
         over = ((groups.period == TRAIN) & (groups.end >= groups.valid_from)) | (
             (groups.period == VALID) & (groups.end >= groups.test_from)
         )
-        return groups.mutate(straddles=over.fill_null(False)).drop("usable", "back")
+        return groups.mutate(straddles=over.fill_null(False)).drop("usable", "begin", "back")
 
-    def _keyed(self, exposures: Any) -> Any:
+    def keyed(self, exposures: Any) -> Any:
         """Adds `key`, which the rows of a session share, and `before`, the user's positive
         exposures at earlier times; with cuts also `period`."""
         if self.rule == "gap":
@@ -246,7 +235,7 @@ class SessionQuery:
         )
         return rows.mutate(before=rows.positive.cast("int32").sum().over(earlier).fill_null(0))
 
-    def _in_order(self, positives: Any) -> Any:
+    def in_order(self, positives: Any) -> Any:
         """Adds `at`, the place in the user's sequence, and `period`."""
         user, order = positives.user_row, [positives.timestamp, positives.row]
         rows = positives.mutate(
@@ -268,6 +257,17 @@ class SessionQuery:
         assert self.cuts is not None
         valid, test = self.cuts
         return (timestamp >= valid).cast("int8") + (timestamp >= test).cast("int8")
+
+
+def session_query(
+    log: LogSource,
+    config: SessionConfig,
+    rule: Rule,
+    split: SplitRule,
+    cuts: tuple[int, int] | None = None,
+) -> SessionQuery:
+    """The query of one log; arguments as of `SessionQuery`."""
+    return SessionQuery(config, rule, split, cuts, log.interactions.columns, log.connection.collect)
 
 
 def _distinct(items: Any) -> Any:

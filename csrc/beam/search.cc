@@ -17,27 +17,25 @@ namespace onerec {
 struct BeamSearch::Impl {
   Impl(std::shared_ptr<const Trie> t, const BeamSearchOptions& o)
       : trie(std::move(t)), options(o), levels(trie->View().levels) {
-    const auto beams = static_cast<size_t>(o.batch * o.width);
+    const size_t beams = o.batch * o.width;
     path_size = o.items * levels;
     for (int side = 0; side < 2; ++side) {
       scores[side].resize(beams);
       nodes[side].resize(beams);
-      paths[side].resize(beams * static_cast<size_t>(path_size));
+      paths[side].resize(beams * path_size);
     }
     parents.resize(beams);
     tokens.resize(beams);
-    valid.resize(static_cast<size_t>(o.batch));
-    widths.resize(static_cast<size_t>(o.batch));
-    step_widths.resize(static_cast<size_t>(o.batch));
-    filters.resize(static_cast<size_t>(o.batch));
+    valid.resize(o.batch);
+    widths.resize(o.batch);
+    step_widths.resize(o.batch);
+    filters.resize(o.batch);
     ReserveStep(workspace.impl(), o.batch, o.width, o.width, trie->View().codebook_size, o.items,
                 o.num_threads);
   }
 
   int64_t Ramp(int64_t step) const {
-    return step < static_cast<int64_t>(options.ramp.size())
-               ? options.ramp[static_cast<size_t>(step)]
-               : options.width;
+    return step < static_cast<int64_t>(options.ramp.size()) ? options.ramp[step] : options.width;
   }
 
   OwnItems Own() const {
@@ -98,10 +96,10 @@ void BeamSearch::Reset(const BeamRequests& requests, std::shared_ptr<const Trie>
   const int64_t batch = s.options.batch;
   if (requests.widths != nullptr) CheckWidths(requests.widths, batch, s.options.width);
   std::vector<int64_t> dead[kMaxTrieLevels];
-  std::vector<std::array<int64_t, kMaxTrieLevels>> begins(static_cast<size_t>(batch) + 1);
+  std::vector<std::array<int64_t, kMaxTrieLevels>> begins(batch + 1);
   std::vector<int64_t> leaves;
   for (int64_t b = 0; b < batch; ++b) {
-    for (int l = 0; l < s.levels; ++l) begins[static_cast<size_t>(b)][l] = dead[l].size();
+    for (int l = 0; l < s.levels; ++l) begins[b][l] = dead[l].size();
     leaves.clear();
     if (requests.deny != nullptr) {
       leaves.assign(requests.deny + requests.deny_offsets[b],
@@ -119,12 +117,12 @@ void BeamSearch::Reset(const BeamRequests& requests, std::shared_ptr<const Trie>
     }
     if (!leaves.empty() || allow != kEveryTag) trie->AppendDead(allow, leaves, dead);
   }
-  for (int l = 0; l < s.levels; ++l) begins[static_cast<size_t>(batch)][l] = dead[l].size();
+  for (int l = 0; l < s.levels; ++l) begins[batch][l] = dead[l].size();
 
   s.trie = std::move(trie);
   for (int l = 0; l < s.levels; ++l) s.dead[l].swap(dead[l]);
   for (int64_t b = 0; b < batch; ++b) {
-    const auto at = static_cast<size_t>(b);
+    const size_t at = b;
     RequestFilter& filter = s.filters[at];
     filter.allow = requests.allow != nullptr ? requests.allow[b] : kEveryTag;
     const bool own =
@@ -149,11 +147,11 @@ void BeamSearch::Reset(const BeamRequests& requests, std::shared_ptr<const Trie>
   std::fill(s.tokens.begin(), s.tokens.end(), -1);
   for (int side : {0, 1}) std::fill(s.paths[side].begin(), s.paths[side].end(), -1);
   for (int64_t b = 0; b < batch; ++b) {
-    const auto root = static_cast<size_t>(b * s.options.width);
-    const bool live = s.widths[static_cast<size_t>(b)] > 0;
+    const size_t root = b * s.options.width;
+    const bool live = s.widths[b] > 0;
     s.scores[0][root] = live ? 0.0 : kDeadScore;
     s.nodes[0][root] = live ? 0 : -1;
-    s.valid[static_cast<size_t>(b)] = live;
+    s.valid[b] = live;
   }
 }
 
@@ -179,14 +177,14 @@ const LegalCodes& BeamSearch::Legal() {
   const TrieView& view = s.trie->View();
   const int level = static_cast<int>(s.steps % s.levels);
   const OwnItems own = s.Own();
-  std::vector<int64_t> used(static_cast<size_t>(own.items));
+  std::vector<int64_t> used(own.items);
   s.legal_offsets.clear();
   s.legal_codes.clear();
   for (int64_t beam = 0; beam < s.options.batch * s.options.width; ++beam) {
     s.legal_offsets.push_back(static_cast<int64_t>(s.legal_codes.size()));
-    const int64_t node = s.nodes[s.side][static_cast<size_t>(beam)];
-    if (node < 0 || Done() || !std::isfinite(s.scores[s.side][static_cast<size_t>(beam)])) continue;
-    const RequestFilter& filter = s.filters[static_cast<size_t>(beam / s.options.width)];
+    const int64_t node = s.nodes[s.side][beam];
+    if (node < 0 || Done() || !std::isfinite(s.scores[s.side][beam])) continue;
+    const RequestFilter& filter = s.filters[beam / s.options.width];
     const uint64_t* const tags = filter.allow == kEveryTag ? nullptr : s.trie->Tags(level);
     const int64_t first = view.FirstEdge(level, node), last = view.FirstEdge(level, node + 1);
     const Edges& dead = filter.dead[level];
@@ -252,15 +250,14 @@ void BeamSearch::Advance(const Logits& logits, bool legal_only) {
     for (int64_t i = 0; i < width; ++i) {
       const int64_t beam = b * width + i;
       int64_t* to = s.paths[next].data() + beam * s.path_size;
-      if (i >= s.valid[static_cast<size_t>(b)]) {
+      if (i >= s.valid[b]) {
         std::fill_n(to, s.path_size, -1);
         continue;
       }
-      const int64_t parent = b * width + s.parents[static_cast<size_t>(beam)];
-      std::memcpy(to, s.paths[s.side].data() + parent * s.path_size,
-                  static_cast<size_t>(s.steps) * sizeof(int64_t));
-      to[s.steps] = s.nodes[next][static_cast<size_t>(beam)];
-      if (level + 1 == s.levels) s.nodes[next][static_cast<size_t>(beam)] = 0;
+      const int64_t parent = b * width + s.parents[beam];
+      std::memcpy(to, s.paths[s.side].data() + parent * s.path_size, s.steps * sizeof(int64_t));
+      to[s.steps] = s.nodes[next][beam];
+      if (level + 1 == s.levels) s.nodes[next][beam] = 0;
     }
   });
   s.side = next;
@@ -290,8 +287,7 @@ void BeamSearch::Items(int64_t* items) const {
   const int64_t beams = s.options.batch * s.options.width;
   for (int64_t i = 0; i < beams; ++i) {
     for (int64_t j = 0; j < s.options.items; ++j) {
-      items[i * s.options.items + j] =
-          s.paths[s.side][static_cast<size_t>(i * s.path_size + (j + 1) * s.levels - 1)];
+      items[i * s.options.items + j] = s.paths[s.side][i * s.path_size + (j + 1) * s.levels - 1];
     }
   }
 }

@@ -77,7 +77,7 @@ void Sort(Candidate* items, int64_t n, Candidate* spare) {
     }
     std::swap(from, to);
   }
-  if (from != items) std::memcpy(items, from, static_cast<size_t>(n) * sizeof *items);
+  if (from != items) std::memcpy(items, from, n * sizeof *items);
 }
 
 }  // namespace
@@ -98,7 +98,7 @@ struct BeamWorkspace::Impl {
 
   template <class T>
   static void Grow(T& v, int64_t size) {
-    if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
+    if (static_cast<int64_t>(v.size()) < size) v.resize(size);
   }
 };
 
@@ -189,7 +189,7 @@ class Stepper {
     collector.size = 0;
     collector.capacity = plan_.capacity;
     collector.width = Width(b);
-    collector.threshold = &work_.thresholds[static_cast<size_t>(b)];
+    collector.threshold = &work_.thresholds[b];
     float* scratch = work_.scratch.data() + chunk * (2 * trie_.codebook_size + 64);
     RowInput row;
     row.type = legal_ ? kLegalOnly : static_cast<int>(in_.logits.type);
@@ -243,22 +243,22 @@ class Stepper {
       }
       scan_row_(row, scratch, collector);
     }
-    work_.sizes[static_cast<size_t>(at)] = collector.size;
+    work_.sizes[at] = collector.size;
   }
 
   // Writes a request's best candidates in order.
   void Finish(int64_t b) {
     Collector all;
     all.items = work_.candidates.data() + b * plan_.groups * plan_.capacity;
-    all.size = work_.sizes[static_cast<size_t>(b * plan_.groups)];
+    all.size = work_.sizes[b * plan_.groups];
     for (int64_t group = 1; group < plan_.groups; ++group) {
-      const int64_t size = work_.sizes[static_cast<size_t>(b * plan_.groups + group)];
+      const int64_t size = work_.sizes[b * plan_.groups + group];
       std::memmove(all.items + all.size, all.items + group * plan_.capacity,
-                   static_cast<size_t>(size) * sizeof(Candidate));
+                   size * sizeof(Candidate));
       all.size += size;
     }
     all.width = Width(b);
-    all.threshold = &work_.thresholds[static_cast<size_t>(b)];
+    all.threshold = &work_.thresholds[b];
     Compact(all);
     Sort(all.items, all.size, all.items + all.size);
 
@@ -349,9 +349,9 @@ void BeamStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring,
   if (input.widths != nullptr) CheckWidths(input.widths, input.batch, output.width);
   if (input.dead != nullptr || input.allow != nullptr || input.paths != nullptr) {
     auto& made = workspace.impl().filters;
-    made.assign(static_cast<size_t>(input.batch), {});
+    made.assign(input.batch, {});
     for (int64_t b = 0; b < input.batch; ++b) {
-      RequestFilter& filter = made[static_cast<size_t>(b)];
+      RequestFilter& filter = made[b];
       if (input.dead != nullptr) {
         filter.dead[input.level] = {input.dead + input.dead_offsets[b],
                                     input.dead + input.dead_offsets[b + 1]};

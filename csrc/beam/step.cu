@@ -533,8 +533,7 @@ void Run(Step s, int64_t batch, cudaStream_t stream) {
            stream, s);
   }
   const size_t room = SharedRoom("beam step, select", Select<T>);
-  const size_t fixed = static_cast<size_t>(s.capacity) * sizeof(Candidate) +
-                       static_cast<size_t>(s.rows + 1) * sizeof(int);
+  const size_t fixed = s.capacity * sizeof(Candidate) + (s.rows + 1) * sizeof(int);
   if (room < fixed) {
     throw std::invalid_argument("rows and width: wanted few enough for " + std::to_string(room) +
                                 " bytes of shared memory, got " + std::to_string(s.rows) + " and " +
@@ -542,7 +541,7 @@ void Run(Step s, int64_t batch, cudaStream_t stream) {
   }
   s.cached =
       static_cast<int>(std::min<int64_t>(s.rows * s.vocab, (room - fixed) / sizeof(uint64_t)));
-  const size_t bytes = fixed + static_cast<size_t>(s.cached) * sizeof(uint64_t);
+  const size_t bytes = fixed + s.cached * sizeof(uint64_t);
   // Not `bytes`: another thread that needs fewer would take them away before the launch.
   AllowShared("beam step, select", Select<T>, room);
   Launch("beam step, select", Select<T>, static_cast<unsigned>(batch), kSelectThreads, bytes,
@@ -552,8 +551,7 @@ void Run(Step s, int64_t batch, cudaStream_t stream) {
 }  // namespace
 
 size_t CudaBeamStepBytes(int64_t batch, int64_t rows, int64_t items) {
-  return static_cast<size_t>(batch * rows) *
-         (sizeof(Row) + static_cast<size_t>(items) * sizeof(int64_t));
+  return (batch * rows) * (sizeof(Row) + items * sizeof(int64_t));
 }
 
 void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& input,

@@ -73,14 +73,13 @@ void Call::ItemLogProbs(const int64_t* items, float* scores) {
   std::fill_n(w_.slots.data(), all * times_, 0);  // all come from the one BOS
   for (int level = 0; level < c_.levels; ++level) {
     const int64_t live = level == 0 ? 1 : count;
-    w_.live.assign(static_cast<size_t>(batch_), live);
+    w_.live.assign(batch_, live);
     for (int64_t i = 0; level > 0 && i < all; ++i) {
-      w_.pending[static_cast<size_t>(i * kMostPending)] =
-          w_.sids[static_cast<size_t>(i * levels + level - 1)];
+      w_.pending[i * kMostPending] = w_.sids[i * levels + level - 1];
     }
     TakeBeams(nullptr);
     Forward(level, 1);
-    const PackedMatrix& head = m_.heads[static_cast<size_t>(level)];
+    const PackedMatrix& head = m_.heads[level];
     const LegalCodes legal = scoring_ == Scoring::kLegalSoftmax ? Children(level) : LegalCodes();
     const bool few = legal.codes != nullptr && Few(legal);
     few ? LegalHead(head, legal) : Head(head);
@@ -95,10 +94,10 @@ void Call::ItemLogProbs(const int64_t* items, float* scores) {
 void Call::PrepareHistories() {
   const int64_t columns = c_.n_items > 0 ? 1 : c_.levels;
   const int64_t values = c_.n_items > 0 ? c_.n_items : c_.codebook_size;
-  w_.tokens_of.assign(static_cast<size_t>(batch_), 0);
-  w_.token_begin.assign(static_cast<size_t>(batch_) + 1, 0);
-  w_.key_begin.assign(static_cast<size_t>(batch_) + 1, 0);
-  w_.value_begin.assign(static_cast<size_t>(batch_) + 1, 0);
+  w_.tokens_of.assign(batch_, 0);
+  w_.token_begin.assign(batch_ + 1, 0);
+  w_.key_begin.assign(batch_ + 1, 0);
+  w_.value_begin.assign(batch_ + 1, 0);
   most_tokens_ = 1;
   for (int64_t b = 0; b < batch_; ++b) {
     const EngineRequest& r = requests_[b];
@@ -112,7 +111,7 @@ void Call::PrepareHistories() {
             WantedGot("history", "0.." + std::to_string(values - 1), r.history[i]));
       }
     }
-    const auto at = static_cast<size_t>(b);
+    const size_t at = b;
     const int64_t tokens = 1 + r.items * (c_.history_is_items ? 1 : c_.levels);
     w_.tokens_of[at] = tokens;
     w_.token_begin[at + 1] = w_.token_begin[at] + tokens;
@@ -120,13 +119,13 @@ void Call::PrepareHistories() {
     w_.value_begin[at + 1] = w_.value_begin[at] + heads_ * PackedBytes(dh_, tokens, context_type_);
     most_tokens_ = std::max(most_tokens_, tokens);
   }
-  const auto last = static_cast<size_t>(batch_);
+  const size_t last = batch_;
   context_size_ = w_.key_begin[last] + w_.value_begin[last];
 }
 
 void Call::PrepareDecoder(int64_t pending) {
   const int64_t beams = batch_ * o_.beam_width, decoder_rows = beams * pending;
-  const int64_t rows = std::max(w_.token_begin[static_cast<size_t>(batch_)], decoder_rows);
+  const int64_t rows = std::max(w_.token_begin[batch_], decoder_rows);
   const int64_t pairs = decoder_rows * c_.experts_per_token;
   decodes_ = pending > 0;
   Grow(w_.x, rows * d_);
@@ -161,11 +160,11 @@ void Call::PrepareDecoder(int64_t pending) {
   Grow(w_.next_slots, beams * times_);
   Grow(w_.pending, beams * kMostPending);
   Grow(w_.next_pending, beams * kMostPending);
-  w_.live.assign(static_cast<size_t>(batch_), 1);
-  w_.taken.assign(static_cast<size_t>(batch_), 0);
-  w_.first_row.assign(static_cast<size_t>(batch_), 0);
-  w_.rows_of.assign(static_cast<size_t>(batch_), 0);
-  w_.pieces.reserve(static_cast<size_t>(rows + batch_));
+  w_.live.assign(batch_, 1);
+  w_.taken.assign(batch_, 0);
+  w_.first_row.assign(batch_, 0);
+  w_.rows_of.assign(batch_, 0);
+  w_.pieces.reserve(rows + batch_);
 }
 
 void Call::PrepareSearch() {

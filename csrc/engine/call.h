@@ -25,7 +25,7 @@ inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
 void Grow(T& v, int64_t size) {
-  if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
+  if (static_cast<int64_t>(v.size()) < size) v.resize(size);
 }
 
 // Rows [begin, end) of one request.
@@ -113,7 +113,7 @@ class Call {
   void Cut(int64_t rows_all, int64_t unit, const std::vector<int64_t>& counts);
 
   Context ContextOf(char* base, int64_t b) const {
-    const auto at = static_cast<size_t>(b), all = static_cast<size_t>(batch_);
+    const auto at = b, all = batch_;
     return {base + w_.key_begin[at], base + w_.key_begin[all] + w_.value_begin[at],
             w_.tokens_of[at]};
   }
@@ -162,13 +162,11 @@ class Call {
   // normed state of each one's last in `last`.
   void Forward(int64_t start, int64_t q);
 
-  int64_t FirstRow(const Piece& p) const {
-    return w_.first_row[static_cast<size_t>(p.request)] + p.begin;
-  }
+  int64_t FirstRow(const Piece& p) const { return w_.first_row[p.request] + p.begin; }
 
   // The beam of a row of a request.
   int64_t BeamOf(int64_t request, int64_t row, int64_t q) const {
-    return w_.beams[static_cast<size_t>(request * o_.beam_width + row / q)];
+    return w_.beams[request * o_.beam_width + row / q];
   }
 
   // A decoder layer for some rows, all but its experts; a dense layer is finished. The last layer
@@ -194,9 +192,7 @@ class Call {
   void Head(const PackedMatrix& head);
 
   // States of a request's beams.
-  const float* LastOf(int64_t b) const {
-    return w_.last.data() + w_.first_row[static_cast<size_t>(b)] / tokens_ * d_;
-  }
+  const float* LastOf(int64_t b) const { return w_.last.data() + w_.first_row[b] / tokens_ * d_; }
 
   // Logits of the legal codes alone, in their order: each panel that has one is multiplied with the
   // beams that want it. A forced code's is 0.

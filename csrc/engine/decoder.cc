@@ -28,10 +28,10 @@ void Call::Decode() {
       waiting = 0;
     }
     if (legal != nullptr && (apart || Few(*legal))) {
-      LegalHead(m_.heads[static_cast<size_t>(level)], *legal);
+      LegalHead(m_.heads[level], *legal);
       search.StepLegal(w_.logits.data(), legal->offsets[batch_ * width]);
     } else {
-      Head(m_.heads[static_cast<size_t>(level)]);
+      Head(m_.heads[level]);
       search.Step(
           {w_.logits.data(), LogitType::kFloat32, width * c_.codebook_size, c_.codebook_size},
           width);
@@ -48,11 +48,11 @@ int64_t Call::TakeBeams(const LegalCodes* legal) {
   for (int64_t b = 0; b < batch_; ++b) {
     const int64_t first = b * o_.beam_width;
     int64_t n = 0;
-    for (int64_t i = 0; i < w_.live[static_cast<size_t>(b)]; ++i) {
+    for (int64_t i = 0; i < w_.live[b]; ++i) {
       if (legal != nullptr && Forced(*legal, first + i)) continue;
-      w_.beams[static_cast<size_t>(first + n++)] = static_cast<int32_t>(i);
+      w_.beams[first + n++] = static_cast<int32_t>(i);
     }
-    w_.taken[static_cast<size_t>(b)] = n;
+    w_.taken[b] = n;
     all += n;
   }
   return all;
@@ -69,7 +69,7 @@ void Call::Choose(int64_t start, int64_t waiting) {
   const int64_t width = o_.beam_width;
   for (int64_t b = 0; b < batch_; ++b) {
     const int64_t live = w_.search->Valid()[b];
-    w_.live[static_cast<size_t>(b)] = live;
+    w_.live[b] = live;
     for (int64_t i = 0; i < live; ++i) {
       const int64_t beam = b * width + i;
       const int64_t parent = b * width + w_.search->Parents()[beam];
@@ -88,13 +88,12 @@ void Call::Forward(int64_t start, int64_t q) {
   tokens_ = q;
   int64_t rows = 0;
   for (int64_t b = 0; b < batch_; ++b) {
-    const auto at = static_cast<size_t>(b);
+    const size_t at = b;
     w_.first_row[at] = rows;
     w_.rows_of[at] = w_.taken[at] * q;
     const int64_t first = b * o_.beam_width;
     for (int64_t i = 0; i < w_.taken[at]; ++i) {
-      w_.last_row[static_cast<size_t>(first + w_.beams[static_cast<size_t>(first + i)])] =
-          static_cast<int32_t>(rows / q + i);
+      w_.last_row[first + w_.beams[first + i]] = static_cast<int32_t>(rows / q + i);
     }
     rows += w_.rows_of[at];
   }
@@ -102,27 +101,25 @@ void Call::Forward(int64_t start, int64_t q) {
   Cut(rows, q, w_.rows_of);
   const auto pieces = static_cast<int64_t>(w_.pieces.size());
   for (int64_t l = 0; l < c_.decoder_layers; ++l) {
-    Parallel(pieces, [&](int64_t worker, int64_t i) {
-      Attention(l, w_.pieces[static_cast<size_t>(i)], start, q, worker);
-    });
+    Parallel(pieces,
+             [&](int64_t worker, int64_t i) { Attention(l, w_.pieces[i], start, q, worker); });
     if (c_.n_experts == 0) continue;
     const bool last = l + 1 == c_.decoder_layers;
     void* space = w_.experts.data();
     size_t bytes = w_.experts.size();
     MoeForward(w_.normed.data(), last ? rows / q : rows, d_, w_.ids.data(), w_.gates.data(),
-               c_.experts_per_token, m_.decoder[static_cast<size_t>(l)].experts,
-               std::align(64, 1, space, bytes), last ? w_.last.data() : w_.x.data(), d_, true,
-               workers_);
+               c_.experts_per_token, m_.decoder[l].experts, std::align(64, 1, space, bytes),
+               last ? w_.last.data() : w_.x.data(), d_, true, workers_);
   }
   Parallel(pieces, [&](int64_t, int64_t i) {
-    const Piece& p = w_.pieces[static_cast<size_t>(i)];
+    const Piece& p = w_.pieces[i];
     float* const x = w_.last.data() + FirstRow(p) / q * d_;
     Norm(x, m_.decoder_norm, (p.end - p.begin) / q, x);
   });
 }
 
 void Call::Attention(int64_t l, const Piece& p, int64_t start, int64_t q, int64_t worker) {
-  const DecoderWeights& w = m_.decoder[static_cast<size_t>(l)];
+  const DecoderWeights& w = m_.decoder[l];
   const int64_t rows = p.end - p.begin, row = FirstRow(p), width = o_.beam_width;
   float* x = w_.x.data() + row * d_;
   float* const qkv = w_.qkv.data() + row * 3 * d_;
@@ -142,8 +139,8 @@ void Call::Attention(int64_t l, const Piece& p, int64_t start, int64_t q, int64_
   for (int64_t r = 0; r < rows; ++r) {
     const int64_t beam = BeamOf(p.request, p.begin + r, q), time = start + (p.begin + r) % q;
     const int64_t at = (cache + time * width + beam) * d_;
-    std::memcpy(keys + at, qkv + r * 3 * d_ + d_, sizeof(float) * static_cast<size_t>(d_));
-    std::memcpy(values + at, qkv + r * 3 * d_ + 2 * d_, sizeof(float) * static_cast<size_t>(d_));
+    std::memcpy(keys + at, qkv + r * 3 * d_ + d_, sizeof(float) * d_);
+    std::memcpy(values + at, qkv + r * 3 * d_ + 2 * d_, sizeof(float) * d_);
   }
 
   // Of the last layer the others read keys and values alone: only a beam's last token goes on.
@@ -190,13 +187,12 @@ void Call::EmbedSession(int64_t request, int64_t row, int64_t start, int64_t q, 
   const int64_t own = BeamOf(request, row, q), time = start + row % q;
   const int64_t beam = request * o_.beam_width + own;
   const int64_t level = time % (c_.levels + 1) - 1;
-  w_.slots[static_cast<size_t>(beam * times_ + time)] = static_cast<int32_t>(own);
+  w_.slots[beam * times_ + time] = static_cast<int32_t>(own);
   if (level < 0) {
-    std::memcpy(x, m_.bos, sizeof(float) * static_cast<size_t>(d_));
+    std::memcpy(x, m_.bos, sizeof(float) * d_);
   } else {
-    std::memset(x, 0, sizeof(float) * static_cast<size_t>(d_));
-    AddCode(x, m_.decoder_codes, level,
-            w_.pending[static_cast<size_t>(beam * kMostPending + row % q)]);
+    std::memset(x, 0, sizeof(float) * d_);
+    AddCode(x, m_.decoder_codes, level, w_.pending[beam * kMostPending + row % q]);
   }
   f_.add_row(x, m_.time + time * d_, false, d_);
 }

@@ -10,7 +10,7 @@ namespace onerec::engine {
 bool Call::Few(const LegalCodes& legal) const {
   int64_t panels = 0, all = 0;
   for (int64_t b = 0; b < batch_; ++b) {
-    const int64_t first = b * o_.beam_width, live = w_.live[static_cast<size_t>(b)];
+    const int64_t first = b * o_.beam_width, live = w_.live[b];
     all += live * head_panels_;
     for (int64_t beam = first; beam < first + live; ++beam) {
       if (Forced(legal, beam)) continue;
@@ -29,7 +29,7 @@ void Call::Head(const PackedMatrix& head) {
     tile.y_stride = size;
     for (int64_t b = 0; b < batch_; ++b) {
       tile.x = LastOf(b);
-      tile.m = w_.live[static_cast<size_t>(b)];
+      tile.m = w_.live[b];
       tile.y = w_.logits.data() + b * width * size + group * kGroup * kPanelWidth;
       gemm_(tile);
     }
@@ -50,23 +50,23 @@ void Call::LegalHead(const PackedMatrix& head, const LegalCodes& legal) {
     }
   };
   std::fill_n(w_.panel_begin.begin(), head_panels_ + 2, 0);
-  each([&](int64_t, int64_t panel) { ++w_.panel_begin[static_cast<size_t>(panel) + 2]; });
+  each([&](int64_t, int64_t panel) { ++w_.panel_begin[panel + 2]; });
   std::partial_sum(w_.panel_begin.begin(), w_.panel_begin.begin() + head_panels_ + 2,
                    w_.panel_begin.begin());
-  const int64_t pairs = w_.panel_begin[static_cast<size_t>(head_panels_) + 1];
+  const int64_t pairs = w_.panel_begin[head_panels_ + 1];
   Grow(w_.panel_rows, pairs);
   Grow(w_.found, pairs * kPanelWidth);
   each([&](int64_t beam, int64_t panel) {  // leaves the first pair of panel p in panel_begin[p]
-    const int64_t at = w_.panel_begin[static_cast<size_t>(panel) + 1]++;
-    w_.panel_rows[static_cast<size_t>(at)] = w_.last_row[static_cast<size_t>(beam)];
+    const int64_t at = w_.panel_begin[panel + 1]++;
+    w_.panel_rows[at] = w_.last_row[beam];
   });
   Parallel(pairs > 0 ? head_panels_ : 0, [&](int64_t, int64_t panel) {
-    const int64_t first = w_.panel_begin[static_cast<size_t>(panel)];
+    const int64_t first = w_.panel_begin[panel];
     GemmTile tile = TileOf(head, panel, 1);
     tile.x = w_.last.data();
     tile.x_stride = d_;
     tile.rows = w_.panel_rows.data() + first;
-    tile.m = w_.panel_begin[static_cast<size_t>(panel) + 1] - first;
+    tile.m = w_.panel_begin[panel + 1] - first;
     tile.y = w_.found.data() + first * kPanelWidth;
     tile.y_stride = kPanelWidth;
     if (tile.m > 0) gemm_(tile);
@@ -83,10 +83,9 @@ void Call::LegalHead(const PackedMatrix& head, const LegalCodes& legal) {
     int64_t last = -1;
     for (int64_t i = legal.offsets[beam]; i < legal.offsets[beam + 1]; ++i) {
       const int64_t panel = legal.codes[i] / kPanelWidth;
-      if (panel != last) at = w_.panel_begin[static_cast<size_t>(panel) + 1]++;
+      if (panel != last) at = w_.panel_begin[panel + 1]++;
       last = panel;
-      w_.logits[static_cast<size_t>(i)] =
-          w_.found[static_cast<size_t>(at * kPanelWidth + legal.codes[i] % kPanelWidth)];
+      w_.logits[i] = w_.found[at * kPanelWidth + legal.codes[i] % kPanelWidth];
     }
   }
 }
@@ -99,7 +98,7 @@ LegalCodes Call::Children(int level) {
   w_.legal_codes.clear();
   w_.legal_offsets.assign(1, 0);
   for (int64_t i = 0; i < all; ++i) {
-    const int64_t node = w_.nodes[static_cast<size_t>(i)];
+    const int64_t node = w_.nodes[i];
     if (node >= 0 && (level > 0 || i % count == 0)) {
       const int64_t end = view.FirstEdge(level, node + 1);
       for (int64_t edge = view.FirstEdge(level, node); edge < end; ++edge) {
@@ -136,7 +135,7 @@ void Call::AddLogProbs(int level, const LegalCodes& legal, bool few, int64_t fir
     log_sum = x[top] - std::log(odds[top]);
   }
   for (int64_t i = first; i < first + beams; ++i) {
-    int64_t at = w_.sids[static_cast<size_t>(i * c_.levels + level)];
+    int64_t at = w_.sids[i * c_.levels + level];
     if (begin != nullptr) {
       const int32_t* const found = std::lower_bound(begin, end, static_cast<int32_t>(at));
       at = found != end && *found == at ? found - begin : -1;

@@ -27,7 +27,7 @@ void Call::Cut(int64_t rows_all, int64_t unit, const std::vector<int64_t>& count
                        unit * unit;
   w_.pieces.clear();
   for (int64_t b = 0; b < batch_; ++b) {
-    const int64_t n = counts[static_cast<size_t>(b)];
+    const int64_t n = counts[b];
     for (int64_t i = 0; i < n; i += size) w_.pieces.push_back({b, i, std::min(i + size, n)});
   }
 }

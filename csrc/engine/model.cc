@@ -83,10 +83,9 @@ class Walk {
     m_.row_bytes = d * (c_.bfloat16 ? 2 : 4);
     m_.codes = Table("codes.weight", rows);
     m_.decoder_codes = c_.share_codes ? m_.codes : Table("decoder_codes.weight", rows);
-    m_.heads.resize(static_cast<size_t>(c_.levels));
+    m_.heads.resize(c_.levels);
     for (int l = 0; l < c_.levels; ++l) {
-      Matrix(m_.heads[static_cast<size_t>(l)], "heads", rows, int64_t{l} * c_.codebook_size,
-             c_.codebook_size, d, type);
+      Matrix(m_.heads[l], "heads", rows, int64_t{l} * c_.codebook_size, c_.codebook_size, d, type);
     }
     if (c_.n_items > 0) {
       Matrix(m_.items, "item_table", c_.n_items, 0, c_.n_items, d, type);
@@ -96,9 +95,9 @@ class Walk {
     m_.bos = Vector("bos", d);
     m_.age = Vector("age.weight", c_.history_length * d);
     m_.time = Vector("time.weight", int64_t{c_.session_length} * (c_.levels + 1) * d);
-    m_.encoder.resize(static_cast<size_t>(c_.encoder_layers));
+    m_.encoder.resize(c_.encoder_layers);
     for (int i = 0; i < c_.encoder_layers; ++i) {
-      EncoderWeights& w = m_.encoder[static_cast<size_t>(i)];
+      EncoderWeights& w = m_.encoder[i];
       const std::string name = "encoder." + std::to_string(i) + ".";
       w.attention_norm = Vector(name + "attention_norm.weight", d);
       Matrix(w.qkv, name + "attention.qkv.weight", 3 * d, 0, 3 * d, d, type);
@@ -107,9 +106,9 @@ class Walk {
       FeedForward(w.ffn, name + "ffn.w13.weight", name + "ffn.w2.weight", 0, 1, c_.d_ff);
     }
     m_.encoder_norm = Vector("encoder_norm.weight", d);
-    m_.decoder.resize(static_cast<size_t>(c_.decoder_layers));
+    m_.decoder.resize(c_.decoder_layers);
     for (int i = 0; i < c_.decoder_layers; ++i) {
-      DecoderWeights& w = m_.decoder[static_cast<size_t>(i)];
+      DecoderWeights& w = m_.decoder[i];
       const std::string name = "decoder." + std::to_string(i) + ".";
       w.attention_norm = Vector(name + "attention_norm.weight", d);
       Matrix(w.qkv, name + "attention.qkv.weight", 3 * d, 0, 3 * d, d, type);
@@ -155,7 +154,7 @@ class Walk {
   const float* Vector(const std::string& name, int64_t n) {
     char* const here = Take(n * 4);
     if (source_ != nullptr) {
-      std::memcpy(here, (*source_)(name, n), static_cast<size_t>(n) * 4);
+      std::memcpy(here, (*source_)(name, n), n * 4);
     }
     return reinterpret_cast<const float*>(here);
   }
@@ -179,7 +178,7 @@ class Walk {
         auto* const to = reinterpret_cast<uint16_t*>(here);
         for (int64_t i = 0; i < n; ++i) to[i] = RoundToBFloat16(from[i]);
       } else {
-        std::memcpy(here, from, static_cast<size_t>(n) * 4);
+        std::memcpy(here, from, n * 4);
       }
     }
     return here;

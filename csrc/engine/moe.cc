@@ -156,7 +156,7 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
   ParallelFor((tokens + kTokens - 1) / kTokens, num_threads, [&](int64_t chunk) {
     const int64_t end = std::min(tokens, (chunk + 1) * kTokens);
     for (int64_t t = chunk * kTokens; t < end; ++t) {
-      if (!add) std::memset(y + t * y_stride, 0, static_cast<size_t>(width) * sizeof(float));
+      if (!add) std::memset(y + t * y_stride, 0, width * sizeof(float));
       for (int64_t i = t * slots; i < (t + 1) * slots; ++i) {
         if (w.place[i] < 0) continue;
         kernels.add_scaled(y + t * y_stride, w.out + w.place[i] * width, gates[i], width);

@@ -37,7 +37,7 @@ class GroupCosts : public FinishCosts {
   void Rows(const int32_t* items, int64_t count, const Body& body) const override {
     std::vector<float> row(clusters_);
     for (int64_t i = 0; i < count; ++i) {
-      const double* exact = costs_.data() + static_cast<size_t>(items[i]) * clusters_;
+      const double* exact = costs_.data() + items[i] * clusters_;
       float largest = 0;
       for (size_t k = 0; k < clusters_; ++k) {
         row[k] = static_cast<float>(exact[k] - exact[0]);
@@ -48,7 +48,7 @@ class GroupCosts : public FinishCosts {
   }
 
   double Exact(int32_t item, int32_t node) const override {
-    return costs_[static_cast<size_t>(item) * clusters_ + static_cast<size_t>(node)];
+    return costs_[item * clusters_ + node];
   }
 
  private:
@@ -87,7 +87,7 @@ void PricedArgmin(const FloatRows& x, const float* centers, int64_t clusters, co
   DensePass(x, device != nullptr ? open.data() : nullptr,
             device != nullptr ? static_cast<int64_t>(open.size()) : x.rows, packed, kernels,
             options, [&](int64_t, int64_t position, const float* row, double square) {
-              const int64_t i = device != nullptr ? open[static_cast<size_t>(position)] : position;
+              const int64_t i = device != nullptr ? open[position] : position;
               const float limit =
                   std::nextafter(kernels.row_min(row, columns) + 2 * packed.Error(square),
                                  std::numeric_limits<float>::infinity());
@@ -127,40 +127,39 @@ void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, co
     }
     count = std::max(count, groups[i] + 1);
   }
-  std::vector<int64_t> offset(static_cast<size_t>(count) + 1);
-  for (int64_t i = 0; i < x.rows; ++i) ++offset[static_cast<size_t>(groups[i]) + 1];
+  std::vector<int64_t> offset(count + 1);
+  for (int64_t i = 0; i < x.rows; ++i) ++offset[groups[i] + 1];
   std::partial_sum(offset.begin(), offset.end(), offset.begin());
-  std::vector<int64_t> members(static_cast<size_t>(x.rows));
+  std::vector<int64_t> members(x.rows);
   std::vector<int64_t> place(offset.begin(), offset.end() - 1);
-  for (int64_t i = 0; i < x.rows; ++i)
-    members[static_cast<size_t>(place[static_cast<size_t>(groups[i])]++)] = i;
+  for (int64_t i = 0; i < x.rows; ++i) members[place[groups[i]]++] = i;
   // Only groups in which a cluster is over-full have anything to decide.
   std::vector<int64_t> crowded;
   std::vector<int64_t> rows;
   std::vector<int64_t> wanted;
   std::vector<int32_t> codes;
   for (int64_t g = 0; g < count; ++g) {
-    const int64_t n = offset[static_cast<size_t>(g) + 1] - offset[static_cast<size_t>(g)];
+    const int64_t n = offset[g + 1] - offset[g];
     if (n > cap * clusters) {
       throw std::invalid_argument(
           "groups: wanted at most cap * clusters = " + Text(cap * clusters) +
           " items in a group, got " + Text(n) + " in group " + Text(g));
     }
     codes.clear();
-    for (int64_t t = offset[static_cast<size_t>(g)]; t < offset[static_cast<size_t>(g) + 1]; ++t) {
-      codes.push_back(labels[members[static_cast<size_t>(t)]]);
+    for (int64_t t = offset[g]; t < offset[g + 1]; ++t) {
+      codes.push_back(labels[members[t]]);
     }
     std::sort(codes.begin(), codes.end());
     bool over = false;
-    for (size_t t = static_cast<size_t>(cap); t < codes.size(); ++t) {
-      over = over || codes[t] == codes[t - static_cast<size_t>(cap)];
+    for (size_t t = cap; t < codes.size(); ++t) {
+      over = over || codes[t] == codes[t - cap];
     }
     if (!over) continue;
     crowded.push_back(g);
     // The others of its group fill at most (n - 1) / cap clusters, so an item never needs more than
     // its (n - 1) / cap + 1 best.
-    for (int64_t t = offset[static_cast<size_t>(g)]; t < offset[static_cast<size_t>(g) + 1]; ++t) {
-      rows.push_back(members[static_cast<size_t>(t)]);
+    for (int64_t t = offset[g]; t < offset[g + 1]; ++t) {
+      rows.push_back(members[t]);
       wanted.push_back(std::min(clusters, (n - 1) / cap + 1));
     }
   }
@@ -174,22 +173,22 @@ void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, co
   DensePass(x, rows.data(), static_cast<int64_t>(rows.size()), packed, kernels, options,
             [&](int64_t, int64_t position, const float* row, double square) {
               std::vector<float> sorted(row, row + clusters);
-              const auto nth = sorted.begin() + wanted[static_cast<size_t>(position)] - 1;
+              const auto nth = sorted.begin() + wanted[position] - 1;
               std::nth_element(sorted.begin(), nth, sorted.end());
               const float limit = std::nextafter(*nth + 2 * packed.Error(square),
                                                  std::numeric_limits<float>::infinity());
-              std::vector<int32_t> codes(static_cast<size_t>(columns));
-              codes.resize(static_cast<size_t>(kernels.collect(row, columns, limit, codes.data())));
-              choices[static_cast<size_t>(position)].assign(codes.begin(), codes.end());
+              std::vector<int32_t> codes(columns);
+              codes.resize(kernels.collect(row, columns, limit, codes.data()));
+              choices[position].assign(codes.begin(), codes.end());
             });
   std::vector<int64_t> start(crowded.size() + 1);
   for (size_t g = 0; g < crowded.size(); ++g) {
-    const auto group = static_cast<size_t>(crowded[g]);
+    const size_t group = crowded[g];
     start[g + 1] = start[g] + offset[group + 1] - offset[group];
   }
   ParallelFor(static_cast<int64_t>(crowded.size()), options.num_threads, [&](int64_t g) {
-    const auto begin = static_cast<size_t>(start[static_cast<size_t>(g)]);
-    const auto end = static_cast<size_t>(start[static_cast<size_t>(g) + 1]);
+    const size_t begin = start[g];
+    const size_t end = start[g + 1];
     // Number the clusters that anyone here may take.
     std::vector<int32_t> used;
     for (size_t t = begin; t < end; ++t) {
@@ -215,8 +214,7 @@ void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, co
     ExactFinish finish(capacity, costs, static_cast<int64_t>(end - begin), chosen.data(),
                        zero.data(), 1, nullptr);
     finish.Run();
-    for (size_t t = begin; t < end; ++t)
-      labels[rows[t]] = used[static_cast<size_t>(chosen[t - begin])];
+    for (size_t t = begin; t < end; ++t) labels[rows[t]] = used[chosen[t - begin]];
   });
 }
 
@@ -244,7 +242,7 @@ void AssignWithin(const FloatRows& x, const float* centers, int64_t clusters, co
   PackedCenters packed(centers, clusters, x.columns, ColumnMeans(center_rows, 1), kernels);
   packed.SetPrices(prices);
   const TileCosts costs(x, centers, prices, packed, kernels);
-  std::vector<double> zero(static_cast<size_t>(clusters), 0.0);
+  std::vector<double> zero(clusters, 0.0);
   ExactFinish finish(capacity, costs, x.rows, labels, zero.data(), options.num_threads,
                      options.on_step);
   finish.Run();

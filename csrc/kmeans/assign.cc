@@ -60,12 +60,12 @@ class ListCosts : public TileCosts {
 
   double Known(const int32_t* items, int64_t count, int32_t from,
                const MoveBody& body) const override {
-    const double limit = now_[static_cast<size_t>(from)] + reach_;
+    const double limit = now_[from] + reach_;
     double edge = limit;
     const auto chunk_of = [&](int32_t item) -> const CandidateLists::Chunk& {
-      return lists_.chunks[static_cast<size_t>(item / lists_.chunk_rows)];
+      return lists_.chunks[item / lists_.chunk_rows];
     };
-    const auto row_of = [&](int32_t item) { return static_cast<size_t>(item % lists_.chunk_rows); };
+    const auto row_of = [&](int32_t item) { return item % lists_.chunk_rows; };
     for (int64_t i = 0; i < count; ++i) {
       // A node's rows are far apart: each would wait for memory, first for its offset.
       if (i + 2 * kAhead < count) {
@@ -86,16 +86,14 @@ class ListCosts : public TileCosts {
       const auto own = std::find(begin, end, from);
       if (own == end) return -std::numeric_limits<double>::infinity();
       const auto rel = [&](auto at) {
-        return static_cast<double>(chunk.rel[static_cast<size_t>(at - chunk.code.begin())]) -
-               lists_.prices[static_cast<size_t>(*at)];
+        return static_cast<double>(chunk.rel[at - chunk.code.begin()]) - lists_.prices[*at];
       };
       const double stay = rel(own) + Rounding(chunk, row);
       edge = std::min(edge, moved_.Edge(chunk, row, edge + stay) - stay);
       for (auto at = begin; at < end; ++at) {
-        const double above =
-            static_cast<double>(chunk.rel[static_cast<size_t>(at - chunk.code.begin())]);
+        const double above = static_cast<double>(chunk.rel[at - chunk.code.begin()]);
         const double delta = rel(at) - stay - 1.2e-7 * above;
-        if (*at != from && delta + now_[static_cast<size_t>(*at)] < limit) body(i, *at, delta);
+        if (*at != from && delta + now_[*at] < limit) body(i, *at, delta);
       }
     }
     return edge;
@@ -212,11 +210,11 @@ class Search {
   double Changed(const double* prices, const int32_t* labels) {
     const int64_t count = std::min<int64_t>(x_.rows, kChangedRows);
     const std::vector<int64_t> rows = SampleRows(x_.rows, count, options_.seed ^ 0xC4A9);
-    std::vector<uint8_t> changed(static_cast<size_t>(count));
+    std::vector<uint8_t> changed(count);
     centers_.SetPrices(prices);
     DensePass(x_, rows.data(), count, centers_, kernels_, options_,
               [&](int64_t, int64_t i, const float* row, double square) {
-                const auto at = static_cast<size_t>(i);
+                const size_t at = i;
                 changed[at] = row[labels[rows[at]]] - centers_.Error(square) >
                               kernels_.row_min(row, centers_.columns());
               });
@@ -237,14 +235,14 @@ class Search {
   // left to chance.
   std::vector<int64_t> Strata(int64_t count, const double* prices, const int32_t* given,
                               std::vector<float>& weights) {
-    std::vector<int32_t> labels(static_cast<size_t>(x_.rows));
+    std::vector<int32_t> labels(x_.rows);
     if (given != nullptr) {
       std::copy(given, given + x_.rows, labels.begin());
     } else {
       annealer_.ListLabels(lists_, prices, labels.data());
     }
-    std::vector<int64_t> sizes(static_cast<size_t>(nodes_.count));
-    for (const int32_t k : labels) ++sizes[static_cast<size_t>(k)];
+    std::vector<int64_t> sizes(nodes_.count);
+    for (const int32_t k : labels) ++sizes[k];
     // Every cluster gives what it has, or the same as the other large ones.
     const int64_t each = std::max<int64_t>(1, count / nodes_.count);
     std::vector<int64_t> wanted(sizes);
@@ -252,11 +250,11 @@ class Search {
     std::vector<int64_t> left(wanted);
     std::vector<int64_t> rows;
     for (const int64_t i : DrawRows(x_.rows, x_.rows, options_.seed ^ 0x77E1)) {
-      if (left[static_cast<size_t>(labels[static_cast<size_t>(i)])]-- > 0) rows.push_back(i);
+      if (left[labels[i]]-- > 0) rows.push_back(i);
     }
     std::sort(rows.begin(), rows.end());
     for (const int64_t i : rows) {
-      const auto k = static_cast<size_t>(labels[static_cast<size_t>(i)]);
+      const size_t k = labels[i];
       weights.push_back(static_cast<float>(sizes[k]) / static_cast<float>(wanted[k]));
     }
     return rows;
@@ -272,20 +270,18 @@ class Search {
     const int64_t count = all ? x_.rows : static_cast<int64_t>(rows.size());
     matrix.rows = count;
     matrix.columns = columns;
-    matrix.costs.resize(static_cast<size_t>(count * columns));
-    matrix.errors.resize(static_cast<size_t>(count));
-    std::vector<double> spread(static_cast<size_t>(count));
+    matrix.costs.resize(count * columns);
+    matrix.errors.resize(count);
+    std::vector<double> spread(count);
     centers_.SetPrices(nullptr);
     DensePass(x_, all ? nullptr : rows.data(), count, centers_, kernels_, options_,
               [&](int64_t, int64_t i, const float* row, double square) {
-                std::memcpy(matrix.costs.data() + i * columns, row,
-                            sizeof(float) * static_cast<size_t>(columns));
-                matrix.errors[static_cast<size_t>(i)] = centers_.Error(square);
+                std::memcpy(matrix.costs.data() + i * columns, row, sizeof(float) * columns);
+                matrix.errors[i] = centers_.Error(square);
                 double sum = 0;
                 for (int64_t k = 0; k < nodes_.count; ++k) sum += static_cast<double>(row[k]);
-                spread[static_cast<size_t>(i)] =
-                    sum / static_cast<double>(nodes_.count) -
-                    static_cast<double>(kernels_.row_min(row, columns));
+                spread[i] = sum / static_cast<double>(nodes_.count) -
+                            static_cast<double>(kernels_.row_min(row, columns));
               });
     if (all) {
       ++report_.passes;
@@ -293,7 +289,7 @@ class Search {
     }
     const double fill = Seconds();
     std::nth_element(spread.begin(), spread.begin() + count / 2, spread.end());
-    const double widest = 0.3 * spread[static_cast<size_t>(count / 2)];
+    const double widest = 0.3 * spread[count / 2];
     double eps = prices_given ? widest / (kCooling * kCooling) : widest;
     if (!prices_given) {
       for (int sweep = 0; sweep < 3 && eps > 0; ++sweep) annealer_.Sweep(matrix, eps, prices);
@@ -317,29 +313,28 @@ class Search {
   // Exact argmin of cost + price for every item.
   void MatrixLabels(const CostMatrix& matrix, const double* prices, int32_t* labels) {
     const int64_t columns = matrix.columns;
-    std::vector<float> p(static_cast<size_t>(columns), 0.0f);
+    std::vector<float> p(columns, 0.0f);
     double most = 0;
     for (int64_t k = 0; k < nodes_.count; ++k) {
-      p[static_cast<size_t>(k)] = static_cast<float>(prices[k]);
+      p[k] = static_cast<float>(prices[k]);
       most = std::max(most, std::abs(prices[k]));
     }
     ParallelFor((matrix.rows + 255) / 256, options_.num_threads, [&](int64_t c) {
-      std::vector<float> row(static_cast<size_t>(columns));
+      std::vector<float> row(columns);
       std::vector<int32_t> contenders;
       for (int64_t i = c * 256; i < std::min(matrix.rows, (c + 1) * 256); ++i) {
         const float* costs = matrix.costs.data() + i * columns;
         for (int64_t k = 0; k < columns; ++k) {
-          row[static_cast<size_t>(k)] = costs[k] + p[static_cast<size_t>(k)];
+          row[k] = costs[k] + p[k];
         }
         const float low = kernels_.row_min(row.data(), columns);
         // Prices and sums are rounded to float32 once each.
-        const double error = static_cast<double>(matrix.errors[static_cast<size_t>(i)]) +
+        const double error = static_cast<double>(matrix.errors[i]) +
                              2e-7 * (2 * most + std::abs(static_cast<double>(low)));
         const float limit =
             std::nextafter(static_cast<float>(static_cast<double>(low) + 2 * error), kInfinity);
-        contenders.resize(static_cast<size_t>(columns));
-        contenders.resize(
-            static_cast<size_t>(kernels_.collect(row.data(), columns, limit, contenders.data())));
+        contenders.resize(columns);
+        contenders.resize(kernels_.collect(row.data(), columns, limit, contenders.data()));
         labels[i] = Best(i, contenders, prices, -1);
       }
     });
@@ -352,9 +347,9 @@ class Search {
     const int64_t count = matrix.rows;
     constexpr int64_t kChunk = 256;
     const int64_t chunks = (count + kChunk - 1) / kChunk;
-    std::vector<float> p(static_cast<size_t>(columns), 0.0f);
+    std::vector<float> p(columns, 0.0f);
     for (int64_t k = 0; k < nodes_.count; ++k) {
-      p[static_cast<size_t>(k)] = static_cast<float>(prices[k]);
+      p[k] = static_cast<float>(prices[k]);
     }
     lists.rows = count;
     lists.chunk_rows = kChunk;
@@ -364,24 +359,24 @@ class Search {
     lists.weights = matrix.weights;
     lists.prices.assign(prices, prices + nodes_.count);
     lists.group_offset = nodes_.group_offset;
-    lists.chunks.assign(static_cast<size_t>(chunks), {});
+    lists.chunks.assign(chunks, {});
     const auto fill = [&](int64_t c, int64_t stride) {
-      CandidateLists::Chunk& chunk = lists.chunks[static_cast<size_t>(c)];
+      CandidateLists::Chunk& chunk = lists.chunks[c];
       chunk = {};
-      std::vector<float> row(static_cast<size_t>(columns));
-      std::vector<int32_t> found(static_cast<size_t>(columns));
+      std::vector<float> row(columns);
+      std::vector<int32_t> found(columns);
       for (int64_t i = c * kChunk; i < std::min(count, (c + 1) * kChunk); i += stride) {
         const float* cost = matrix.costs.data() + i * columns;
         for (int64_t k = 0; k < columns; ++k) {
-          row[static_cast<size_t>(k)] = cost[k] + p[static_cast<size_t>(k)];
+          row[k] = cost[k] + p[k];
         }
         const float low = kernels_.row_min(row.data(), columns);
         const int64_t n = kernels_.collect(row.data(), columns, low + static_cast<float>(threshold),
                                            found.data());
         for (int64_t t = 0; t < n; ++t) {
-          const int32_t k = found[static_cast<size_t>(t)];
+          const int32_t k = found[t];
           chunk.code.push_back(k);
-          chunk.rel.push_back(row[static_cast<size_t>(k)] - low);
+          chunk.rel.push_back(row[k] - low);
         }
         EndRow(chunk, 0.0f, static_cast<double>(low));
       }
@@ -475,8 +470,7 @@ class Search {
       const double cost = Cost(x_, item, nodes_.centers.data(), k, kernels_);
       const double rounding = k == preferred ? 1e-15 * (cost + std::abs(prices[k])) : 0;
       const double exact = cost + prices[k] - rounding;
-      if (exact < least || (exact == least && nodes_.first[static_cast<size_t>(k)] <
-                                                  nodes_.first[static_cast<size_t>(best)])) {
+      if (exact < least || (exact == least && nodes_.first[k] < nodes_.first[best])) {
         least = exact;
         best = k;
       }
@@ -490,9 +484,9 @@ class Search {
     const MovedLists lists_now(lists_, prices);
     const std::vector<float>& moved = lists_now.moved();
     const auto chunks = static_cast<int64_t>(lists_.chunks.size());
-    std::vector<std::vector<int64_t>> outside(static_cast<size_t>(chunks));
+    std::vector<std::vector<int64_t>> outside(chunks);
     ParallelFor(chunks, options_.num_threads, [&](int64_t c) {
-      const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
+      const CandidateLists::Chunk& chunk = lists_.chunks[c];
       std::vector<int32_t> contenders;
       for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
         const int64_t item = c * lists_.chunk_rows + static_cast<int64_t>(r);
@@ -506,13 +500,13 @@ class Search {
                              4e-7 * (std::abs(static_cast<double>(low)) + lists_.scale);
         const double edge = lists_now.Edge(chunk, r);
         if (static_cast<double>(low) + error > edge - error) {
-          outside[static_cast<size_t>(c)].push_back(item);
+          outside[c].push_back(item);
           continue;
         }
         contenders.clear();
         for (int64_t t = first; t < first + n; ++t) {
-          const int32_t k = chunk.code[static_cast<size_t>(t)];
-          const float value = chunk.rel[static_cast<size_t>(t)] + moved[static_cast<size_t>(k)];
+          const int32_t k = chunk.code[t];
+          const float value = chunk.rel[t] + moved[k];
           if (static_cast<double>(value) <= static_cast<double>(low) + error)
             contenders.push_back(k);
         }
@@ -529,7 +523,7 @@ class Search {
   void Decide(const std::vector<int64_t>& items, const double* prices, int32_t* labels) {
     pass_.Run(prices, 0, 0, items.data(), static_cast<int64_t>(items.size()),
               [&](int64_t, int64_t i, const Candidates& row) {
-                const int64_t item = items[static_cast<size_t>(i)];
+                const int64_t item = items[i];
                 labels[item] = Best(item, row.code, prices, labels[item]);
               });
   }
@@ -564,17 +558,16 @@ class Search {
   // prices.
   void GreedyFinish(const double* prices, int32_t* labels) {
     std::vector<int64_t> room(capacity_.units);
-    for (int64_t i = 0; i < x_.rows; ++i) --room[static_cast<size_t>(labels[i])];
+    for (int64_t i = 0; i < x_.rows; ++i) --room[labels[i]];
     // The smaller clusters are those that have fewest of what they may hold.
-    std::vector<int32_t> order(static_cast<size_t>(nodes_.count));
+    std::vector<int32_t> order(nodes_.count);
     std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-      return room[static_cast<size_t>(a)] > room[static_cast<size_t>(b)];
-    });
+    std::stable_sort(order.begin(), order.end(),
+                     [&](int32_t a, int32_t b) { return room[a] > room[b]; });
     int64_t left = capacity_.dummies;
     for (const int32_t k : order) {
-      const int64_t held = std::min(left, capacity_.extra[static_cast<size_t>(k)]);
-      room[static_cast<size_t>(k)] -= held;
+      const int64_t held = std::min(left, capacity_.extra[k]);
+      room[k] -= held;
       left -= held;
     }
     struct Offer {
@@ -588,14 +581,14 @@ class Search {
       std::vector<double> open_prices;
       std::vector<int64_t> crowd;
       for (int64_t k = 0; k < nodes_.count; ++k) {
-        if (room[static_cast<size_t>(k)] <= 0) continue;
+        if (room[k] <= 0) continue;
         open.push_back(static_cast<int32_t>(k));
         const float* center = nodes_.centers.data() + k * x_.columns;
         open_centers.insert(open_centers.end(), center, center + x_.columns);
         open_prices.push_back(prices[k]);
       }
       for (int64_t i = 0; i < x_.rows; ++i) {
-        if (room[static_cast<size_t>(labels[i])] < 0) crowd.push_back(i);
+        if (room[labels[i]] < 0) crowd.push_back(i);
       }
       if (crowd.empty()) return;
       PackedCenters packed(open_centers.data(), static_cast<int64_t>(open.size()), x_.columns,
@@ -605,17 +598,17 @@ class Search {
       std::vector<Offer> offers(kOffers * crowd.size());
       DensePass(x_, crowd.data(), static_cast<int64_t>(crowd.size()), packed, kernels_, options_,
                 [&](int64_t, int64_t i, float* row, double square) {
-                  const auto item = static_cast<int32_t>(crowd[static_cast<size_t>(i)]);
+                  const auto item = static_cast<int32_t>(crowd[i]);
                   const auto own = static_cast<float>(
                       Cost(x_, item, nodes_.centers.data(), labels[item], kernels_) +
                       prices[labels[item]] - square);
                   for (size_t t = 0; t < kOffers; ++t) {
                     const float least = kernels_.row_min(row, columns);
-                    Offer& offer = offers[kOffers * static_cast<size_t>(i) + t];
+                    Offer& offer = offers[kOffers * i + t];
                     offer = {least - own, item, -1};
                     if (least > kLargest) continue;
                     const auto k = std::find(row, row + columns, least) - row;
-                    offer.to = open[static_cast<size_t>(k)];
+                    offer.to = open[k];
                     row[k] = kInfinity;
                   }
                 });
@@ -626,10 +619,10 @@ class Search {
       });
       for (const Offer& offer : offers) {
         if (offer.to < 0) break;
-        const auto from = static_cast<size_t>(labels[offer.item]);
-        if (room[from] >= 0 || room[static_cast<size_t>(offer.to)] <= 0) continue;
+        const size_t from = labels[offer.item];
+        if (room[from] >= 0 || room[offer.to] <= 0) continue;
         ++room[from];
-        --room[static_cast<size_t>(offer.to)];
+        --room[offer.to];
         labels[offer.item] = offer.to;
         ++report_.moves;
       }
@@ -641,8 +634,8 @@ class Search {
   void Certify(const double* prices, const int32_t* labels) {
     const double begin = Seconds();
     const PassPlan plan = PlanPass(x_.rows, centers_.columns(), kernels_);
-    std::vector<double> costs(static_cast<size_t>(plan.chunks));
-    std::vector<double> duals(static_cast<size_t>(plan.chunks));
+    std::vector<double> costs(plan.chunks);
+    std::vector<double> duals(plan.chunks);
     pass_.Run(
         prices, 0, 0, nullptr, x_.rows,
         [&](int64_t c, int64_t i, const Candidates& row) {
@@ -652,8 +645,8 @@ class Search {
             if (k == labels[i]) continue;
             least = std::min(least, Cost(x_, i, nodes_.centers.data(), k, kernels_) + prices[k]);
           }
-          costs[static_cast<size_t>(c)] += own;
-          duals[static_cast<size_t>(c)] += least;
+          costs[c] += own;
+          duals[c] += least;
         },
         true);
     const std::vector<int64_t> bounds = ChunkBounds(plan.chunks, options_.processes);
@@ -663,7 +656,7 @@ class Search {
     report_.pass_seconds += Seconds() - begin;
     report_.cost = std::accumulate(costs.begin(), costs.end(), 0.0);
     report_.dual = std::accumulate(duals.begin(), duals.end(), 0.0);
-    std::vector<size_t> order(static_cast<size_t>(nodes_.count));
+    std::vector<size_t> order(nodes_.count);
     std::iota(order.begin(), order.end(), size_t{0});
     std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
       return prices[a] != prices[b] ? prices[a] < prices[b] : a < b;
@@ -703,34 +696,34 @@ BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>
                                    double* prices, int32_t* labels) {
   BalancedAssignment report;
   const Nodes nodes = MakeNodes(centers, clusters, x.columns, options);
-  std::vector<double> node_prices(static_cast<size_t>(nodes.count), 0.0);
+  std::vector<double> node_prices(nodes.count, 0.0);
   if (prices_given) {
     for (int64_t k = 0; k < clusters; ++k) {
-      node_prices[static_cast<size_t>(nodes.node_of[static_cast<size_t>(k)])] = prices[k];
+      node_prices[nodes.node_of[k]] = prices[k];
     }
   }
   for (int64_t i = 0; labels_given && i < x.rows; ++i) {
-    labels[i] = nodes.node_of[static_cast<size_t>(labels[i])];
+    labels[i] = nodes.node_of[labels[i]];
   }
   Search search(x, mean, nodes, clusters, options, device, report);
   search.Run(prices_given, labels_given, certify, node_prices.data(), labels);
   // Equal centres share their node's items in item order.
-  std::vector<int32_t> member(static_cast<size_t>(nodes.count), -1);
-  std::vector<int32_t> next(static_cast<size_t>(clusters), -1);
-  std::vector<int64_t> total(static_cast<size_t>(nodes.count));
+  std::vector<int32_t> member(nodes.count, -1);
+  std::vector<int32_t> next(clusters, -1);
+  std::vector<int64_t> total(nodes.count);
   for (int64_t k = clusters - 1; k >= 0; --k) {
-    const auto node = static_cast<size_t>(nodes.node_of[static_cast<size_t>(k)]);
-    next[static_cast<size_t>(k)] = member[node];
+    const size_t node = nodes.node_of[k];
+    next[k] = member[node];
     member[node] = static_cast<int32_t>(k);
   }
-  for (int64_t i = 0; i < x.rows; ++i) ++total[static_cast<size_t>(labels[i])];
-  std::vector<int64_t> left(static_cast<size_t>(nodes.count));
+  for (int64_t i = 0; i < x.rows; ++i) ++total[labels[i]];
+  std::vector<int64_t> left(nodes.count);
   std::vector<int64_t> members(nodes.multiplicity);
   for (size_t g = 0; g < left.size(); ++g) left[g] = (total[g] + members[g] - 1) / members[g];
   for (int64_t i = 0; i < x.rows; ++i) {
-    const auto node = static_cast<size_t>(labels[i]);
+    const size_t node = labels[i];
     if (left[node] == 0) {
-      member[node] = next[static_cast<size_t>(member[node])];
+      member[node] = next[member[node]];
       --members[node];
       left[node] = (total[node] + members[node] - 1) / members[node];
     }
@@ -740,7 +733,7 @@ BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>
   }
   double sum = 0;
   for (int64_t k = 0; k < clusters; ++k) {
-    prices[k] = node_prices[static_cast<size_t>(nodes.node_of[static_cast<size_t>(k)])];
+    prices[k] = node_prices[nodes.node_of[k]];
     sum += prices[k];
   }
   for (int64_t k = 0; k < clusters; ++k) prices[k] -= sum / static_cast<double>(clusters);

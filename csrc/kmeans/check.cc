@@ -97,13 +97,13 @@ void CheckCenters(const float* centers, int64_t clusters, int64_t d, const doubl
 }
 
 void CheckSizes(int64_t rows, int64_t clusters, const int32_t* labels) {
-  std::vector<int64_t> sizes(static_cast<size_t>(clusters));
+  std::vector<int64_t> sizes(clusters);
   for (int64_t i = 0; i < rows; ++i) {
     if (labels[i] < 0 || labels[i] >= clusters) {
       throw std::invalid_argument("labels: wanted 0.." + Text(clusters - 1) + ", got " +
                                   Text(labels[i]) + " at " + Text(i));
     }
-    ++sizes[static_cast<size_t>(labels[i])];
+    ++sizes[labels[i]];
   }
   const auto [low, high] = std::minmax_element(sizes.begin(), sizes.end());
   if (*low < rows / clusters || *high > (rows + clusters - 1) / clusters) {
@@ -114,14 +114,14 @@ void CheckSizes(int64_t rows, int64_t clusters, const int32_t* labels) {
 
 void CheckValues(const FloatRows& x, int num_threads) {
   const int64_t parts = (x.rows + 1023) / 1024;
-  std::vector<int64_t> bad(static_cast<size_t>(parts), -1);
+  std::vector<int64_t> bad(parts, -1);
   ParallelFor(parts, num_threads, [&](int64_t c) {
     for (int64_t i = c * 1024; i < std::min(x.rows, (c + 1) * 1024); ++i) {
       const float* row = x.data + i * x.stride;
       bool good = true;
       for (int64_t j = 0; j < x.columns; ++j) good &= std::fabs(row[j]) <= kLargest;
       if (!good) {
-        bad[static_cast<size_t>(c)] = i;
+        bad[c] = i;
         return;
       }
     }

@@ -19,16 +19,16 @@ double Inertia(const FloatRows& x, const float* centers, const int32_t* labels,
                const BalancedKMeansOptions& options) {
   const KMeansKernels& kernels = CurrentKMeansKernels();
   const int64_t parts = (x.rows + 4095) / 4096;
-  std::vector<double> sums(static_cast<size_t>(parts));
+  std::vector<double> sums(parts);
   const std::vector<int64_t> bounds = Bounds(parts, options.processes);
-  const auto rank = static_cast<size_t>(options.processes.rank);
+  const size_t rank = options.processes.rank;
   ParallelFor(bounds[rank + 1] - bounds[rank], options.num_threads, [&](int64_t own) {
     const int64_t c = bounds[rank] + own;
     double sum = 0;
     for (int64_t i = c * 4096; i < std::min(x.rows, (c + 1) * 4096); ++i) {
       sum += Cost(x, i, centers, labels[i], kernels);
     }
-    sums[static_cast<size_t>(c)] = sum;
+    sums[c] = sum;
   });
   Share(options.processes, bounds, 1, sums.data());
   return std::accumulate(sums.begin(), sums.end(), 0.0);
@@ -41,9 +41,9 @@ void SequentialRound(const FloatRows& x, const std::vector<double>& mean, const 
                      int64_t clusters, const BalancedKMeansOptions& options, int32_t* labels) {
   const KMeansKernels& kernels = CurrentKMeansKernels();
   const int64_t block = std::min<int64_t>(clusters, 32);
-  std::vector<int64_t> left(static_cast<size_t>(x.rows));
+  std::vector<int64_t> left(x.rows);
   std::iota(left.begin(), left.end(), int64_t{0});
-  std::vector<float> distances(static_cast<size_t>(block * x.rows));
+  std::vector<float> distances(block * x.rows);
   std::vector<int32_t> open;
   std::vector<std::pair<double, int32_t>> doubtful;
   std::vector<float> values;
@@ -52,11 +52,11 @@ void SequentialRound(const FloatRows& x, const std::vector<double>& mean, const 
     const int64_t width = std::min(block, clusters - first);
     const PackedCenters packed(centers + first * x.columns, width, x.columns, mean, kernels);
     const auto count = static_cast<int64_t>(left.size());
-    std::vector<float> error(static_cast<size_t>((count + 63) / 64));
+    std::vector<float> error((count + 63) / 64);
     DensePass(x, left.data(), count, packed, kernels, options,
               [&](int64_t, int64_t i, const float* row, double square) {
                 for (int64_t k = 0; k < width; ++k) {
-                  distances[static_cast<size_t>(k * count + i)] =
+                  distances[k * count + i] =
                       static_cast<float>(static_cast<double>(row[k]) + square);
                 }
               });
@@ -70,15 +70,15 @@ void SequentialRound(const FloatRows& x, const std::vector<double>& mean, const 
       const float* column = distances.data() + k * count;
       values.clear();
       for (int64_t i = 0; i < count; ++i) {
-        if (labels[left[static_cast<size_t>(i)]] < 0) values.push_back(column[i]);
+        if (labels[left[i]] < 0) values.push_back(column[i]);
       }
       std::nth_element(values.begin(), values.begin() + size - 1, values.end());
-      const float edge = values[static_cast<size_t>(size - 1)];
+      const float edge = values[size - 1];
       const float error = packed.Error(longest) + 4e-7f * std::abs(edge);
       int64_t taken = 0;
       doubtful.clear();
       for (int64_t i = 0; i < count; ++i) {
-        const auto item = static_cast<int32_t>(left[static_cast<size_t>(i)]);
+        const auto item = static_cast<int32_t>(left[i]);
         if (labels[item] >= 0 || column[i] > edge + 2 * error) continue;
         if (column[i] < edge - 2 * error) {
           labels[item] = static_cast<int32_t>(first + k);
@@ -89,7 +89,7 @@ void SequentialRound(const FloatRows& x, const std::vector<double>& mean, const 
       }
       std::sort(doubtful.begin(), doubtful.end());
       for (int64_t t = 0; taken < size; ++t, ++taken) {
-        labels[doubtful[static_cast<size_t>(t)].second] = static_cast<int32_t>(first + k);
+        labels[doubtful[t].second] = static_cast<int32_t>(first + k);
       }
     }
     left.erase(
@@ -132,7 +132,7 @@ BalancedKMeansResult BalancedKMeansFit(const FloatRows& x, int64_t clusters,
   }
   BalancedKMeansResult result;
   result.iterations = options.steps_done;
-  std::vector<int32_t> previous(static_cast<size_t>(x.rows), -1);
+  std::vector<int32_t> previous(x.rows, -1);
   const auto settled = [&] {
     const bool same = std::equal(previous.begin(), previous.end(), labels);
     std::copy(labels, labels + x.rows, previous.begin());

@@ -10,7 +10,7 @@ namespace onerec {
 
 Nodes MakeNodes(const float* centers, int64_t clusters, int64_t d,
                 const BalancedKMeansOptions& options) {
-  std::vector<int32_t> order(static_cast<size_t>(clusters));
+  std::vector<int32_t> order(clusters);
   std::iota(order.begin(), order.end(), 0);
   const auto compare = [&](int32_t a, int32_t b) {
     const float* left = centers + a * d;
@@ -24,12 +24,11 @@ Nodes MakeNodes(const float* centers, int64_t clusters, int64_t d,
     const int difference = compare(a, b);
     return difference != 0 ? difference < 0 : a < b;
   });
-  std::vector<int32_t> first(static_cast<size_t>(clusters));
+  std::vector<int32_t> first(clusters);
   std::vector<int32_t> distinct;
   for (size_t t = 0; t < order.size(); ++t) {
     const bool same = t > 0 && compare(order[t - 1], order[t]) == 0;
-    first[static_cast<size_t>(order[t])] =
-        same ? first[static_cast<size_t>(order[t - 1])] : order[t];
+    first[order[t]] = same ? first[order[t - 1]] : order[t];
     if (!same) distinct.push_back(order[t]);
   }
   std::sort(distinct.begin(), distinct.end());
@@ -46,7 +45,7 @@ Nodes MakeNodes(const float* centers, int64_t clusters, int64_t d,
     means.insert(means.end(), row, row + d);
   }
   const FloatRows view{rows.data(), count, d, d};
-  std::vector<int32_t> group(static_cast<size_t>(count));
+  std::vector<int32_t> group(count);
   BalancedKMeansOptions alone;
   alone.num_threads = options.num_threads;
   alone.on_step = options.on_step;
@@ -54,30 +53,29 @@ Nodes MakeNodes(const float* centers, int64_t clusters, int64_t d,
     PricedArgmin(view, means.data(), groups, nullptr, alone, group.data(), nullptr);
     ClusterMeans(view, group.data(), groups, alone, means.data());
   }
-  std::vector<int32_t> place(static_cast<size_t>(count));
+  std::vector<int32_t> place(count);
   std::iota(place.begin(), place.end(), 0);
-  std::stable_sort(place.begin(), place.end(), [&](int32_t a, int32_t b) {
-    return group[static_cast<size_t>(a)] < group[static_cast<size_t>(b)];
-  });
+  std::stable_sort(place.begin(), place.end(),
+                   [&](int32_t a, int32_t b) { return group[a] < group[b]; });
   Nodes nodes;
   nodes.count = count;
-  nodes.multiplicity.assign(static_cast<size_t>(count), 0);
-  nodes.node_of.resize(static_cast<size_t>(clusters));
+  nodes.multiplicity.assign(count, 0);
+  nodes.node_of.resize(clusters);
   for (int64_t t = 0; t < count; ++t) {
-    const auto from = static_cast<size_t>(place[static_cast<size_t>(t)]);
+    const size_t from = place[t];
     const int32_t k = distinct[from];
-    if (t == 0 || group[from] != group[static_cast<size_t>(place[static_cast<size_t>(t - 1)])]) {
+    if (t == 0 || group[from] != group[place[t - 1]]) {
       nodes.group_offset.push_back(static_cast<int32_t>(t));
     }
     nodes.first.push_back(k);
-    nodes.node_of[static_cast<size_t>(k)] = static_cast<int32_t>(t);
+    nodes.node_of[k] = static_cast<int32_t>(t);
     nodes.centers.insert(nodes.centers.end(), centers + k * d, centers + (k + 1) * d);
   }
   nodes.group_offset.push_back(static_cast<int32_t>(count));
   for (int64_t k = 0; k < clusters; ++k) {
-    const int32_t node = nodes.node_of[static_cast<size_t>(first[static_cast<size_t>(k)])];
-    nodes.node_of[static_cast<size_t>(k)] = node;
-    ++nodes.multiplicity[static_cast<size_t>(node)];
+    const int32_t node = nodes.node_of[first[k]];
+    nodes.node_of[k] = node;
+    ++nodes.multiplicity[node];
   }
   return nodes;
 }

@@ -25,14 +25,13 @@ class Random {  // splitmix64
 }  // namespace
 
 std::vector<int64_t> DrawRows(int64_t total, int64_t count, uint64_t seed) {
-  std::vector<int64_t> order(static_cast<size_t>(total));
+  std::vector<int64_t> order(total);
   std::iota(order.begin(), order.end(), int64_t{0});
   Random random(seed);
   for (int64_t i = 0; i < count && i + 1 < total; ++i) {
-    std::swap(order[static_cast<size_t>(i)],
-              order[static_cast<size_t>(i + random.Below(total - i))]);
+    std::swap(order[i], order[i + random.Below(total - i)]);
   }
-  order.resize(static_cast<size_t>(count));
+  order.resize(count);
   return order;
 }
 
@@ -44,13 +43,13 @@ std::vector<int64_t> SampleRows(int64_t total, int64_t count, uint64_t seed) {
 
 void DrawCenters(const FloatRows& x, int64_t clusters, uint64_t seed, float* centers) {
   const std::vector<int64_t> order = DrawRows(x.rows, x.rows, seed);
-  const auto bytes = sizeof(float) * static_cast<size_t>(x.columns);
+  const auto bytes = sizeof(float) * x.columns;
   std::vector<int64_t> table(16, -1);
   while (static_cast<int64_t>(table.size()) < 4 * clusters) table.resize(2 * table.size(), -1);
   std::vector<int64_t> repeats;
   int64_t drawn = 0;
   for (int64_t i = 0; i < x.rows && drawn < clusters; ++i) {
-    const float* row = x.data + order[static_cast<size_t>(i)] * x.stride;
+    const float* row = x.data + order[i] * x.stride;
     uint64_t hash = 0;
     for (int64_t j = 0; j < x.columns; ++j) {
       const float value = row[j] + 0.0f;  // -0 and 0 are one value
@@ -65,10 +64,10 @@ void DrawCenters(const FloatRows& x, int64_t clusters, uint64_t seed, float* cen
       known = std::equal(row, row + x.columns, x.data + table[slot] * x.stride);
     }
     if (known) {
-      repeats.push_back(order[static_cast<size_t>(i)]);
+      repeats.push_back(order[i]);
       continue;
     }
-    table[slot] = order[static_cast<size_t>(i)];
+    table[slot] = order[i];
     std::memcpy(centers + drawn++ * x.columns, row, bytes);
   }
   for (size_t t = 0; drawn < clusters; ++t) {

@@ -47,9 +47,9 @@ std::vector<EngineRequest> Histories(const Engine& engine, uintptr_t history, ui
                                      int64_t batch) {
   const EngineConfig& c = engine.Model().Config();
   const auto* const begin = reinterpret_cast<const int64_t*>(offsets);
-  std::vector<EngineRequest> requests(static_cast<size_t>(batch));
+  std::vector<EngineRequest> requests(batch);
   for (int64_t b = 0; b < batch; ++b) {
-    EngineRequest& request = requests[static_cast<size_t>(b)];
+    EngineRequest& request = requests[b];
     request.history =
         reinterpret_cast<const int32_t*>(history) + begin[b] * (c.n_items > 0 ? 1 : c.levels);
     request.items = begin[b + 1] - begin[b];
@@ -124,7 +124,7 @@ void BindEngine(py::module_& m) {
             const auto* const leaves = reinterpret_cast<const int64_t*>(deny);
             const auto* const first = reinterpret_cast<const int64_t*>(deny_offsets);
             for (int64_t b = 0; b < batch; ++b) {
-              EngineRequest& request = requests[static_cast<size_t>(b)];
+              EngineRequest& request = requests[b];
               request.deny = leaves + first[b];
               request.denied = first[b + 1] - first[b];
               request.allow = reinterpret_cast<const uint64_t*>(allow)[b];

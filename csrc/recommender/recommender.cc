@@ -162,17 +162,17 @@ std::shared_ptr<const Recommender> Recommender::Load(const std::string& folder) 
   const Catalog& c = s.catalog;
   const int64_t items = made->Items();
   if (c.header.tagged) {
-    std::vector<uint64_t> tags(static_cast<size_t>(c.header.leaves), 0);
+    std::vector<uint64_t> tags(c.header.leaves, 0);
     for (int64_t i = 0; i < items; ++i) {
-      tags[static_cast<size_t>(c.leaf_of_item[i])] |= c.tags[i];
+      tags[c.leaf_of_item[i]] |= c.tags[i];
     }
     trie = trie->WithTags(tags.data());
   }
   const auto model = EngineModel::Load(folder + "/engine.bin");
   if (const int32_t* const wanted = model->ItemSids(); wanted != nullptr) {
     // The network knows the items by their indices, so they must be the catalogue's.
-    const auto levels = static_cast<size_t>(model->Config().levels);
-    std::vector<int32_t> sids(static_cast<size_t>(items) * levels);
+    const size_t levels = model->Config().levels;
+    std::vector<int32_t> sids(items * levels);
     trie->LeafSids(c.leaf_of_item, items, sids.data());
     if (model->Config().n_items != items || !std::equal(sids.begin(), sids.end(), wanted)) {
       Refuse("its items are not the ones that engine.bin was made for, in their order");
@@ -260,7 +260,7 @@ Prepared Prepare(const Catalog& c, const Trie& trie, const EngineConfig& config,
   made.read.assign(window.begin(), window.end());
   if (config.n_items == 0) {
     for (int64_t& item : window) item = c.leaf_of_item[item];
-    made.read.resize(static_cast<size_t>(kept * config.levels));
+    made.read.resize(kept * config.levels);
     trie.LeafSids(window.data(), kept, made.read.data());
   }
 
@@ -300,19 +300,19 @@ std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t
   o.temperature = options.temperature;
   o.num_threads = options.num_threads;
   const int64_t beams = options.beam_width, length = std::max<int64_t>(o.session_length, 1);
-  std::vector<int64_t> items(static_cast<size_t>(beams * length));
-  std::vector<float> scores(static_cast<size_t>(beams));
+  std::vector<int64_t> items(beams * length);
+  std::vector<float> scores(beams);
   int32_t valid = 0;
   impl_->engine->Run(&prepared.request, 1, o, {items.data(), nullptr, scores.data(), &valid});
 
   std::vector<RecommendedSession> sessions;
   for (int64_t s = 0; s < std::min<int64_t>(valid, options.num_sessions); ++s) {
     RecommendedSession session;
-    session.score = scores[static_cast<size_t>(s)];
+    session.score = scores[s];
     for (int64_t i = 0; i < length; ++i) {
       // Of items that share a semantic id the first that is not excluded is shown.
-      session.items.push_back(c.FirstFree(items[static_cast<size_t>(s * length + i)],
-                                          prepared.excluded, options.allow_tags));
+      session.items.push_back(
+          c.FirstFree(items[s * length + i], prepared.excluded, options.allow_tags));
     }
     sessions.push_back(std::move(session));
   }
@@ -347,7 +347,7 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   o.scoring = options.scoring;
   o.temperature = options.temperature;
   o.num_threads = options.num_threads;
-  std::vector<int64_t> leaves(static_cast<size_t>(std::max<int64_t>(o.beam_width, 0)));
+  std::vector<int64_t> leaves(std::max<int64_t>(o.beam_width, 0));
   std::vector<float> scores(leaves.size());
   int32_t valid = 0;
   engine.Run(&prepared.request, 1, o, {leaves.data(), nullptr, scores.data(), &valid});
@@ -358,17 +358,17 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   };
   std::vector<int64_t> found;
   for (int32_t i = 0; i < valid; ++i) {
-    const int64_t leaf = leaves[static_cast<size_t>(i)];
+    const int64_t leaf = leaves[i];
     std::copy_if(c.leaf_items + c.leaf_offsets[leaf], c.leaf_items + c.leaf_offsets[leaf + 1],
                  std::back_inserter(found), free);
   }
-  const auto most = static_cast<size_t>(options.k);
+  const size_t most = options.k;
   if (options.dense_weight == 0) {
     found.resize(std::min(found.size(), most));
     return found;
   }
 
-  std::vector<float> dense(static_cast<size_t>(Items()));
+  std::vector<float> dense(Items());
   engine.ItemScores(&prepared.request, 1, options.num_threads, dense.data());
   const float top = *std::max_element(dense.begin(), dense.end());
   double sum = 0;
@@ -380,8 +380,8 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   const auto joining = std::min<int64_t>(options.dense_top, static_cast<int64_t>(others.size()));
   std::partial_sort(others.begin(), others.begin() + joining, others.end(),
                     [&](int64_t a, int64_t b) {
-                      const float x = dense[static_cast<size_t>(a)];
-                      const float y = dense[static_cast<size_t>(b)];
+                      const float x = dense[a];
+                      const float y = dense[b];
                       return x > y || (x == y && a < b);
                     });
   found.insert(found.end(), others.begin(), others.begin() + joining);
@@ -396,7 +396,7 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   std::vector<size_t> order(found.size());
   for (size_t i = 0; i < found.size(); ++i) {
     order[i] = i;
-    scores[i] = rest * scores[i] + weight * (dense[static_cast<size_t>(found[i])] - log_sum);
+    scores[i] = rest * scores[i] + weight * (dense[found[i]] - log_sum);
   }
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t a, size_t b) { return scores[a] > scores[b]; });
@@ -422,7 +422,7 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
   c.block = FileBlock::Allocate(at.end);
   SetParts(c);
   char* const base = c.block.data();
-  const size_t list = static_cast<size_t>(n) * 8;
+  const size_t list = n * 8;
   std::memcpy(base + at.leaf_of_item, leaf_of_item, list);
   if (tags != nullptr) std::memcpy(base + at.tags, tags, list);
   if (text) std::memcpy(base + at.offsets, offsets, list + 8);
@@ -445,7 +445,7 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
   }
   std::partial_sum(begin, begin + leaves + 1, begin);
   std::vector<int64_t> next(begin, begin + leaves);
-  for (int64_t i = 0; i < n; ++i) items[next[static_cast<size_t>(leaf_of_item[i])]++] = i;
+  for (int64_t i = 0; i < n; ++i) items[next[leaf_of_item[i]]++] = i;
 
   h.content_hash = Xxh64(base + sizeof(Header), c.block.size() - sizeof(Header));
   h.header_hash = Xxh64(&h, offsetof(Header, header_hash));

@@ -52,7 +52,7 @@ FileBlock FileBlock::Map(const std::string& path) {
   struct stat status;
   FileBlock block;
   if (::fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
-    block.size_ = static_cast<size_t>(status.st_size);
+    block.size_ = status.st_size;
     void* data = ::mmap(nullptr, block.size_, PROT_READ, MAP_SHARED, file, 0);
     if (data != MAP_FAILED) {
       block.data_ = static_cast<char*>(data);
@@ -78,7 +78,7 @@ void SaveBytes(const std::string& path, const void* data, size_t size) {
     good = written > 0;
     if (good) {
       at += written;
-      left -= static_cast<size_t>(written);
+      left -= written;
     }
   }
   good = good && ::fsync(file) == 0;

@@ -28,7 +28,7 @@ class EachIsa : public ::testing::TestWithParam<Isa> {
 inline std::vector<float> Normal(int64_t size, uint32_t seed, float deviation = 1.0f) {
   std::mt19937 draw(seed);
   std::normal_distribution<float> normal(0.0f, deviation);
-  std::vector<float> values(static_cast<size_t>(size));
+  std::vector<float> values(size);
   for (float& value : values) value = normal(draw);
   return values;
 }

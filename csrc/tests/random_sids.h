@@ -20,7 +20,7 @@ using Sid = std::vector<int32_t>;
 inline std::vector<int32_t> RandomSids(int64_t n, int levels, int codebook_size, uint32_t seed) {
   std::mt19937 draw(seed);
   std::uniform_int_distribution<int32_t> code(0, codebook_size - 1);
-  std::vector<int32_t> sids(static_cast<size_t>(n * levels));
+  std::vector<int32_t> sids(n * levels);
   for (int32_t& c : sids) c = code(draw);
   return sids;
 }
@@ -28,7 +28,7 @@ inline std::vector<int32_t> RandomSids(int64_t n, int levels, int codebook_size,
 // The distinct ids in order: leaf i of a trie of them is the i-th.
 inline std::vector<Sid> Distinct(const std::vector<int32_t>& sids, int levels) {
   std::set<Sid> distinct;
-  for (size_t i = 0; i < sids.size(); i += static_cast<size_t>(levels)) {
+  for (size_t i = 0; i < sids.size(); i += levels) {
     distinct.insert(Sid(sids.begin() + static_cast<int64_t>(i),
                         sids.begin() + static_cast<int64_t>(i) + levels));
   }

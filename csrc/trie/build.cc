@@ -72,7 +72,7 @@ class Difference {
 template <class Key>
 std::vector<Key> Pack(const int32_t* sids, int64_t n, int64_t row_stride, int levels,
                       int codebook_size, int bits) {
-  std::vector<Key> keys(static_cast<size_t>(n));
+  std::vector<Key> keys(n);
   for (int64_t i = 0; i < n; ++i) {
     Key key{};
     const int32_t* row = sids + i * row_stride;
@@ -91,7 +91,7 @@ std::vector<Key> Pack(const int32_t* sids, int64_t n, int64_t row_stride, int le
         }
       }
     }
-    keys[static_cast<size_t>(i)] = key;
+    keys[i] = key;
   }
   return keys;
 }
@@ -105,16 +105,15 @@ void RadixSort(std::vector<Key>& keys, int total_bits) {
     return;
   }
   const int passes = (total_bits + kDigitBits - 1) / kDigitBits;
-  std::vector<std::vector<size_t>> counts(static_cast<size_t>(passes),
-                                          std::vector<size_t>(kMask + 1));
+  std::vector<std::vector<size_t>> counts(passes, std::vector<size_t>(kMask + 1));
   for (const Key& key : keys) {
     for (int pass = 0; pass < passes; ++pass) {
-      ++counts[static_cast<size_t>(pass)][Digit(key, pass * kDigitBits, kMask)];
+      ++counts[pass][Digit(key, pass * kDigitBits, kMask)];
     }
   }
   std::vector<Key> other(keys.size());
   for (int pass = 0; pass < passes; ++pass) {
-    auto& count = counts[static_cast<size_t>(pass)];
+    auto& count = counts[pass];
     if (*std::max_element(count.begin(), count.end()) == keys.size()) continue;
     size_t sum = 0;
     for (size_t& c : count) sum += std::exchange(c, sum);
@@ -186,13 +185,13 @@ template <class Key>
 std::vector<Key> Keys(const TrieView& view, int bits) {
   std::vector<Key> above(1), keys;
   for (int level = 0; level < view.levels; ++level) {
-    keys.resize(static_cast<size_t>(view.nodes[level + 1]));
+    keys.resize(view.nodes[level + 1]);
     for (int64_t node = 0; node < view.nodes[level]; ++node) {
       const int64_t end = view.FirstEdge(level, node + 1);
       for (int64_t edge = view.FirstEdge(level, node); edge < end; ++edge) {
-        Key key = above[static_cast<size_t>(node)];
+        Key key = above[node];
         Append(key, static_cast<uint32_t>(view.Token(level, edge)), bits);
-        keys[static_cast<size_t>(edge)] = key;
+        keys[edge] = key;
       }
     }
     above.swap(keys);
@@ -266,7 +265,7 @@ std::shared_ptr<const Trie> Trie::With(const int32_t* sids, int64_t n, int64_t r
   const std::vector<int64_t>& removed = Dead(levels - 1);
   std::vector<uint64_t> joined, live_tags;
   if (tags_ != nullptr) {
-    live_tags = (*tags_)[static_cast<size_t>(levels - 1)];
+    live_tags = (*tags_)[levels - 1];
     EraseAt(live_tags, removed);
   }
   std::shared_ptr<const Trie> made(new Trie(WithKey(levels, codebook_size, [&](auto key, int bits) {
@@ -288,11 +287,11 @@ std::shared_ptr<const Trie> Trie::With(const int32_t* sids, int64_t n, int64_t r
     return FromKeys(keys, MakeHeader(levels, codebook_size), bits);
   })));
   if (tags_ == nullptr && tags == nullptr) return made;
-  joined.resize(static_cast<size_t>(made->View().Leaves()));
+  joined.resize(made->View().Leaves());
   if (tags != nullptr) {
-    std::vector<int64_t> ids(static_cast<size_t>(n));
+    std::vector<int64_t> ids(n);
     made->Lookup(sids, n, row_stride, levels, ids.data(), 1);
-    for (size_t i = 0; i < ids.size(); ++i) joined[static_cast<size_t>(ids[i])] |= tags[i];
+    for (size_t i = 0; i < ids.size(); ++i) joined[ids[i]] |= tags[i];
   }
   return made->WithTags(joined.data());
 }

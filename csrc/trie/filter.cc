@@ -89,10 +89,10 @@ std::shared_ptr<const Trie> Trie::WithTags(const uint64_t* tags) const {
   auto edges = std::make_shared<EdgeTags>();
   const int last = view_.levels - 1;
   for (int level = last; level >= 0; --level) {
-    std::vector<uint64_t>& own = (*edges)[static_cast<size_t>(level)];
-    own.resize(static_cast<size_t>(view_.nodes[level + 1]), kEveryTag);
+    std::vector<uint64_t>& own = (*edges)[level];
+    own.resize(view_.nodes[level + 1], kEveryTag);
     for (int64_t edge = 0; edge < view_.nodes[level + 1]; ++edge) {
-      uint64_t& joined = own[static_cast<size_t>(edge)];
+      uint64_t& joined = own[edge];
       if (level == last) {
         if ((tags[edge] & kEveryTag) != 0) {
           throw std::invalid_argument("tags: wanted bits below 63, got " +
@@ -101,7 +101,7 @@ std::shared_ptr<const Trie> Trie::WithTags(const uint64_t* tags) const {
         joined |= tags[edge];
         continue;
       }
-      const uint64_t* const below = (*edges)[static_cast<size_t>(level + 1)].data();
+      const uint64_t* const below = (*edges)[level + 1].data();
       const int64_t end = view_.FirstEdge(level + 1, edge + 1);
       for (int64_t i = view_.FirstEdge(level + 1, edge); i < end; ++i) joined |= below[i];
     }

@@ -30,7 +30,7 @@ int64_t LiveTrie::Insert(const int32_t* sids, int64_t n, int64_t row_stride, con
 int64_t LiveTrie::Remove(const int32_t* sids, int64_t n, int64_t row_stride) {
   const std::lock_guard<std::mutex> lock(writing_);
   const std::shared_ptr<const Trie> trie = Pin().trie;
-  std::vector<int64_t> leaves(static_cast<size_t>(n));
+  std::vector<int64_t> leaves(n);
   trie->Lookup(sids, n, row_stride, trie->View().levels, leaves.data(), 1);
   std::sort(leaves.begin(), leaves.end());
   leaves.erase(std::unique(leaves.begin(), leaves.end()), leaves.end());

@@ -55,7 +55,7 @@ void CandidatePass::OnHost(double threshold, double reach, const int64_t* subset
         thread_local std::vector<int32_t> where;
         thread_local Candidates candidates;
         if (static_cast<int64_t>(where.size()) < columns) {
-          where.resize(static_cast<size_t>(columns));
+          where.resize(columns);
         }
         candidates.low = kernels_.row_min(row, columns);
         candidates.error = 2 * centers_.Error(square);
@@ -64,9 +64,9 @@ void CandidatePass::OnHost(double threshold, double reach, const int64_t* subset
                                          where.data());
         if (reach > threshold) found = AddLeaders(row, candidates, reach, found, where);
         candidates.code.assign(where.begin(), where.begin() + found);
-        candidates.value.resize(static_cast<size_t>(found));
+        candidates.value.resize(found);
         for (int64_t t = 0; t < found; ++t) {
-          candidates.value[static_cast<size_t>(t)] = row[where[static_cast<size_t>(t)]];
+          candidates.value[t] = row[where[t]];
         }
         body(chunk, position, candidates);
       },
@@ -79,7 +79,7 @@ int64_t CandidatePass::AddLeaders(const float* row, const Candidates& of, double
   const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
   thread_local std::vector<float> least;
   thread_local std::vector<int32_t> below;
-  least.resize(static_cast<size_t>(groups));
+  least.resize(groups);
   kernels_.group_min(row, nodes_.group_offset.data(), groups, least.data());
   below.assign(where.begin(), where.begin() + found);
   auto next = below.begin();
@@ -89,10 +89,10 @@ int64_t CandidatePass::AddLeaders(const float* row, const Candidates& of, double
     const int32_t last = nodes_.group_offset[g + 1];
     if (next != below.end() && *next < last) {
       do {
-        where[static_cast<size_t>(count++)] = *next++;
+        where[count++] = *next++;
       } while (next != below.end() && *next < last);
     } else if (static_cast<double>(least[g] - of.low) <= reach) {
-      where[static_cast<size_t>(count++)] =
+      where[count++] =
           first + static_cast<int32_t>(kernels_.find(row + first, last - first, least[g]));
     }
   }
@@ -112,17 +112,14 @@ void CandidatePass::OnDevice(double threshold, double reach, const int64_t* subs
     std::vector<int64_t> full;
     std::vector<int64_t> full_items;
     for (int64_t r = 0; r < rows; ++r) {
-      if (lists.count[static_cast<size_t>(r)] >= 0) continue;
+      if (lists.count[r] >= 0) continue;
       full.push_back(r);
       full_items.push_back(item(r));
     }
     std::vector<Candidates> again(full.size());
     OnHost(
         threshold, reach, full_items.data(), static_cast<int64_t>(full.size()),
-        [&](int64_t, int64_t position, Candidates& row) {
-          again[static_cast<size_t>(position)] = row;
-        },
-        false);
+        [&](int64_t, int64_t position, Candidates& row) { again[position] = row; }, false);
     ParallelFor((rows + plan.chunk_rows - 1) / plan.chunk_rows, options_.num_threads,
                 [&](int64_t c) {
                   thread_local Candidates row;
@@ -132,11 +129,11 @@ void CandidatePass::OnDevice(double threshold, double reach, const int64_t* subs
                   for (int64_t r = begin; r < end; ++r) {
                     const int64_t chunk = (first + begin) / plan.chunk_rows;
                     if (next != full.end() && *next == r) {
-                      body(chunk, first + r, again[static_cast<size_t>(next++ - full.begin())]);
+                      body(chunk, first + r, again[next++ - full.begin()]);
                       continue;
                     }
-                    const auto start = static_cast<int64_t>(lists.start[static_cast<size_t>(r)]);
-                    const int64_t stop = start + lists.count[static_cast<size_t>(r)];
+                    const auto start = static_cast<int64_t>(lists.start[r]);
+                    const int64_t stop = start + lists.count[r];
                     row.code.assign(lists.code.begin() + start, lists.code.begin() + stop);
                     row.value.assign(lists.value.begin() + start, lists.value.begin() + stop);
                     row.low = *std::min_element(row.value.begin(), row.value.end());

@@ -38,8 +38,8 @@ int64_t ListMaker::Build(const double* prices, const int32_t* labels, const List
     const int64_t count = std::min(x_.rows, std::max<int64_t>(256, kSampled / columns));
     const std::vector<int64_t> rows = SampleRows(x_.rows, count, options_.seed ^ 0x1175);
     const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
-    std::vector<float> above(static_cast<size_t>(count * nodes_.count));
-    std::vector<float> leaders(static_cast<size_t>(count * groups));
+    std::vector<float> above(count * nodes_.count);
+    std::vector<float> leaders(count * groups);
     DensePass(x_, rows.data(), count, centers_, kernels_, options_,
               [&](int64_t, int64_t i, const float* row, double) {
                 const float low = kernels_.row_min(row, columns);
@@ -47,7 +47,7 @@ int64_t ListMaker::Build(const double* prices, const int32_t* labels, const List
                 kernels_.group_min(row, nodes_.group_offset.data(), groups, least);
                 for (int64_t g = 0; g < groups; ++g) least[g] -= low;
                 for (int64_t k = 0; k < nodes_.count; ++k) {
-                  above[static_cast<size_t>(i * nodes_.count + k)] = row[k] - low;
+                  above[i * nodes_.count + k] = row[k] - low;
                 }
               });
     const auto place = above.begin() + count * std::min(target, nodes_.count) - 1;
@@ -64,12 +64,12 @@ int64_t ListMaker::Build(const double* prices, const int32_t* labels, const List
   const PassPlan plan = PlanPass(x_.rows, columns, kernels_);
   lists_.rows = x_.rows;
   lists_.chunk_rows = plan.chunk_rows;
-  lists_.chunks.assign(static_cast<size_t>(plan.chunks), {});
-  std::vector<int64_t> open(static_cast<size_t>(plan.chunks));
+  lists_.chunks.assign(plan.chunks, {});
+  std::vector<int64_t> open(plan.chunks);
   pass_.Run(
       prices, lists_.threshold, lists_.reach, nullptr, x_.rows,
       [&](int64_t c, int64_t i, Candidates& row) {
-        const auto at = static_cast<size_t>(c);
+        const size_t at = c;
         open[at] += ListRow(lists_.chunks[at], i, row, prices, labels, basis) ? 1 : 0;
       },
       true);
@@ -83,13 +83,12 @@ int64_t ListMaker::Build(const double* prices, const int32_t* labels, const List
 
 void ListMaker::CountEntries() {
   const Processes& processes = options_.processes;
-  std::vector<int64_t> entries(static_cast<size_t>(processes.count));
+  std::vector<int64_t> entries(processes.count);
   const std::vector<int64_t> bounds =
       ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), processes);
-  int64_t& own = entries[static_cast<size_t>(processes.rank)];
-  for (int64_t c = bounds[static_cast<size_t>(processes.rank)];
-       c < bounds[static_cast<size_t>(processes.rank) + 1]; ++c) {
-    own += static_cast<int64_t>(lists_.chunks[static_cast<size_t>(c)].code.size());
+  int64_t& own = entries[processes.rank];
+  for (int64_t c = bounds[processes.rank]; c < bounds[processes.rank + 1]; ++c) {
+    own += static_cast<int64_t>(lists_.chunks[c].code.size());
   }
   Share(processes, Bounds(processes.count, processes), 1, entries.data());
   lists_.total = std::accumulate(entries.begin(), entries.end(), int64_t{0});
@@ -154,12 +153,12 @@ bool ListMaker::ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& 
 // Says if one of the listed clusters suits the item better than its own.
 bool ListMaker::Open(int64_t item, const Candidates& row, const double* prices,
                      const ListSimplex& basis) const {
-  const int32_t own = basis.labels()[static_cast<size_t>(item)];
+  const int32_t own = basis.labels()[item];
   const auto value = [&](int32_t k) {
     return Cost(x_, item, nodes_.centers.data(), k, kernels_) + prices[k];
   };
   const auto place = std::lower_bound(row.code.begin(), row.code.end(), own) - row.code.begin();
-  const float own_value = row.value[static_cast<size_t>(place)];
+  const float own_value = row.value[place];
   for (size_t t = 0; t < row.code.size(); ++t) {
     const int32_t k = row.code[t];
     if (k == own || row.value[t] > own_value + row.error) continue;
@@ -183,7 +182,7 @@ bool ListMaker::Extend(const double* prices) {
   std::vector<float> fallen_centers;
   std::vector<double> fallen_prices;
   for (int64_t k = 0; k < nodes_.count; ++k) {
-    const auto node = static_cast<size_t>(k);
+    const size_t node = k;
     if (static_cast<double>(moved[node]) - common > -lists_.scale / 4) continue;
     fallen.push_back(static_cast<int32_t>(k));
     const float* center = nodes_.centers.data() + k * x_.columns;
@@ -202,34 +201,31 @@ bool ListMaker::Extend(const double* prices) {
   packed.SetPrices(fallen_prices.data());
   const int64_t columns = packed.columns();
   const std::vector<int64_t> bounds = RowBounds();
-  const auto rank = static_cast<size_t>(options_.processes.rank);
+  const size_t rank = options_.processes.rank;
   const FloatRows own{x_.data + bounds[rank] * x_.stride, bounds[rank + 1] - bounds[rank],
                       x_.columns, x_.stride};
-  std::vector<std::vector<Hit>> hits(
-      static_cast<size_t>(PlanPass(own.rows, columns, kernels_).chunks));
-  DensePass(
-      own, nullptr, own.rows, packed, kernels_, options_,
-      [&](int64_t c, int64_t position, const float* row, double square) {
-        const int64_t i = bounds[rank] + position;
-        const CandidateLists::Chunk& chunk =
-            lists_.chunks[static_cast<size_t>(i / lists_.chunk_rows)];
-        const double low = chunk.low[static_cast<size_t>(i % lists_.chunk_rows)];
-        const float error = 2 * centers_.Error(square);
-        for (size_t f = 0; f < fallen.size(); ++f) {
-          const double rel = static_cast<double>(row[f]) - low;
-          if (rel > lists_.reach + static_cast<double>(error)) continue;
-          hits[static_cast<size_t>(c)].push_back({i, fallen[f], static_cast<float>(rel), error});
-        }
-      });
+  std::vector<std::vector<Hit>> hits(PlanPass(own.rows, columns, kernels_).chunks);
+  DensePass(own, nullptr, own.rows, packed, kernels_, options_,
+            [&](int64_t c, int64_t position, const float* row, double square) {
+              const int64_t i = bounds[rank] + position;
+              const CandidateLists::Chunk& chunk = lists_.chunks[i / lists_.chunk_rows];
+              const double low = chunk.low[i % lists_.chunk_rows];
+              const float error = 2 * centers_.Error(square);
+              for (size_t f = 0; f < fallen.size(); ++f) {
+                const double rel = static_cast<double>(row[f]) - low;
+                if (rel > lists_.reach + static_cast<double>(error)) continue;
+                hits[c].push_back({i, fallen[f], static_cast<float>(rel), error});
+              }
+            });
   std::vector<Hit> all;
   for (auto& part : hits) {
     all.insert(all.end(), part.begin(), part.end());
     part = {};
   }
-  std::vector<uint8_t> is_fallen(static_cast<size_t>(nodes_.count), 0);
-  for (const int32_t k : fallen) is_fallen[static_cast<size_t>(k)] = 1;
+  std::vector<uint8_t> is_fallen(nodes_.count, 0);
+  for (const int32_t k : fallen) is_fallen[k] = 1;
   ParallelFor(static_cast<int64_t>(lists_.chunks.size()), options_.num_threads, [&](int64_t c) {
-    CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
+    CandidateLists::Chunk& chunk = lists_.chunks[c];
     CandidateLists::Chunk next;
     auto hit = std::lower_bound(all.begin(), all.end(), c * lists_.chunk_rows,
                                 [](const Hit& h, int64_t item) { return h.item < item; });
@@ -239,9 +235,9 @@ bool ListMaker::Extend(const double* prices) {
       float error = chunk.error[r];
       row.clear();
       for (int64_t t = chunk.offset[r]; t < chunk.offset[r + 1]; ++t) {
-        const int32_t k = chunk.code[static_cast<size_t>(t)];
-        const float rel = chunk.rel[static_cast<size_t>(t)];
-        if (rel < kInfinity && is_fallen[static_cast<size_t>(k)] == 0) row.emplace_back(k, rel);
+        const int32_t k = chunk.code[t];
+        const float rel = chunk.rel[t];
+        if (rel < kInfinity && is_fallen[k] == 0) row.emplace_back(k, rel);
       }
       for (; hit != all.end() && hit->item == item; ++hit) {
         row.emplace_back(hit->code, hit->rel);
@@ -256,7 +252,7 @@ bool ListMaker::Extend(const double* prices) {
     }
     chunk = std::move(next);
   });
-  for (const int32_t k : fallen) lists_.prices[static_cast<size_t>(k)] = prices[k] - common;
+  for (const int32_t k : fallen) lists_.prices[k] = prices[k] - common;
   CountEntries();
   report_.pass_seconds += Seconds() - begin;
   return true;
@@ -268,20 +264,19 @@ int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
   lists_.margin = kMargin * lists_.scale;
   const std::vector<int64_t> bounds =
       ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
-  const auto rank = static_cast<size_t>(options_.processes.rank);
+  const size_t rank = options_.processes.rank;
   const int64_t first = bounds[rank];
   const int64_t count = bounds[rank + 1] - first;
-  std::vector<Missed> missed(static_cast<size_t>(count));
-  ParallelFor(count, options_.num_threads, [&](int64_t c) {
-    missed[static_cast<size_t>(c)] = Miss(first + c, now, prices, basis);
-  });
+  std::vector<Missed> missed(count);
+  ParallelFor(count, options_.num_threads,
+              [&](int64_t c) { missed[c] = Miss(first + c, now, prices, basis); });
   std::vector<int64_t> rows;
   int64_t found = 0;
   for (const Missed& part : missed) {
     rows.insert(rows.end(), part.rows.begin(), part.rows.end());
     found += part.open;
   }
-  std::vector<int64_t> counts(static_cast<size_t>(options_.processes.count));
+  std::vector<int64_t> counts(options_.processes.count);
   const auto sum = [&](int64_t own) {
     counts[rank] = own;
     Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1,
@@ -295,23 +290,20 @@ int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
   lists_.again.emplace_back(prices, prices + nodes_.count);
   const auto age = static_cast<uint8_t>(lists_.again.size());
   const PassPlan plan = PlanPass(number, centers_.columns(), kernels_);
-  std::vector<CandidateLists::Chunk> listed(static_cast<size_t>(plan.chunks));
-  std::vector<int64_t> open(static_cast<size_t>(plan.chunks));
+  std::vector<CandidateLists::Chunk> listed(plan.chunks);
+  std::vector<int64_t> open(plan.chunks);
   pass_.Run(prices, lists_.threshold, lists_.reach, rows.data(), number,
             [&](int64_t c, int64_t position, Candidates& row) {
-              const auto at = static_cast<size_t>(c);
-              open[at] += ListRow(listed[at], rows[static_cast<size_t>(position)], row, prices,
-                                  nullptr, &basis)
-                              ? 1
-                              : 0;
+              const size_t at = c;
+              open[at] += ListRow(listed[at], rows[position], row, prices, nullptr, &basis) ? 1 : 0;
             });
   const int64_t total = sum(std::accumulate(open.begin(), open.end(), found));
   if (total > 0) {
     ParallelFor(count, options_.num_threads, [&](int64_t c) {
-      const Missed& part = missed[static_cast<size_t>(c)];
+      const Missed& part = missed[c];
       if (part.rows.empty() && part.entries.empty()) return;
-      Replace(lists_.chunks[static_cast<size_t>(first + c)], (first + c) * lists_.chunk_rows, rows,
-              listed, plan.chunk_rows, age, part.entries, basis);
+      Replace(lists_.chunks[first + c], (first + c) * lists_.chunk_rows, rows, listed,
+              plan.chunk_rows, age, part.entries, basis);
     });
     CountEntries();
   }
@@ -322,16 +314,15 @@ int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
 // What a chunk's lists may miss at the prices. Few suspects of a row are looked at one by one.
 ListMaker::Missed ListMaker::Miss(int64_t number, const MovedLists& now, const double* prices,
                                   const ListSimplex& basis) const {
-  const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(number)];
+  const CandidateLists::Chunk& chunk = lists_.chunks[number];
   Missed missed;
   std::vector<int32_t> suspects;
   const double rounded = 1 - 6e-8 * static_cast<double>(x_.columns + 8);  // of near_cost
   for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
     const int64_t item = number * lists_.chunk_rows + static_cast<int64_t>(r);
-    const size_t place = Place(chunk, r, basis.labels()[static_cast<size_t>(item)]);
+    const size_t place = Place(chunk, r, basis.labels()[item]);
     const int32_t own = chunk.code[place];
-    const auto value =
-        static_cast<double>(chunk.rel[place] + now.moved()[static_cast<size_t>(own)]);
+    const auto value = static_cast<double>(chunk.rel[place] + now.moved()[own]);
     const double error =
         static_cast<double>(chunk.error[r]) +
         4e-7 * (std::abs(static_cast<double>(chunk.rel[place])) + std::abs(value) + lists_.scale);
@@ -344,8 +335,7 @@ ListMaker::Missed ListMaker::Miss(int64_t number, const MovedLists& now, const d
     if (suspects.empty()) continue;
     const float* x = x_.data + item * x_.stride;
     const double cost = Cost(x_, item, nodes_.centers.data(), own, kernels_);
-    const double before =
-        static_cast<double>(chunk.rel[place]) - cost - lists_.prices[static_cast<size_t>(own)];
+    const double before = static_cast<double>(chunk.rel[place]) - cost - lists_.prices[own];
     const double most = cost + prices[own] + lists_.threshold;
     bool open = false;
     for (const int32_t k : suspects) {
@@ -354,8 +344,7 @@ ListMaker::Missed ListMaker::Miss(int64_t number, const MovedLists& now, const d
       if (near * rounded + prices[k] > most) continue;
       const double exact = kernels_.exact_cost(x, center, x_.columns);
       open = open || exact + prices[k] < cost + prices[own] - basis.rounding();
-      missed.entries.push_back(
-          {item, k, static_cast<float>(before + exact + lists_.prices[static_cast<size_t>(k)])});
+      missed.entries.push_back({item, k, static_cast<float>(before + exact + lists_.prices[k])});
     }
     missed.open += open ? 1 : 0;
   }
@@ -364,7 +353,7 @@ ListMaker::Missed ListMaker::Miss(int64_t number, const MovedLists& now, const d
 
 // Where the row lists the cluster, which it does.
 size_t ListMaker::Place(const CandidateLists::Chunk& chunk, size_t row, int32_t cluster) {
-  auto t = static_cast<size_t>(chunk.offset[row]);
+  size_t t = chunk.offset[row];
   while (chunk.code[t] != cluster) ++t;
   return t;
 }
@@ -383,7 +372,7 @@ void ListMaker::Replace(CandidateLists::Chunk& chunk, int64_t first,
     if (position == rows.end() || *position != item) {
       int64_t end = chunk.offset[r + 1];
       if (entry != entries.end() && entry->item == item) {  // their place is that of the padding
-        while (chunk.rel[static_cast<size_t>(end - 1)] == kInfinity) --end;
+        while (chunk.rel[end - 1] == kInfinity) --end;
       }
       next.code.insert(next.code.end(), chunk.code.begin() + chunk.offset[r],
                        chunk.code.begin() + end);
@@ -396,19 +385,18 @@ void ListMaker::Replace(CandidateLists::Chunk& chunk, int64_t first,
       continue;
     }
     const int64_t at = position++ - rows.begin();
-    const CandidateLists::Chunk& source = listed[static_cast<size_t>(at / listed_rows)];
-    const auto row = static_cast<size_t>(at % listed_rows);
+    const CandidateLists::Chunk& source = listed[at / listed_rows];
+    const size_t row = at % listed_rows;
     // As if from the prices of the other rows, and counted from what the row was before.
     const auto then = [&](size_t t) {
-      const auto k = static_cast<size_t>(source.code[t]);
+      const size_t k = source.code[t];
       return static_cast<double>(source.rel[t]) - (prices[k] - lists_.prices[k]);
     };
-    const int32_t label = basis.labels()[static_cast<size_t>(item)];
+    const int32_t label = basis.labels()[item];
     const double base =
         static_cast<double>(chunk.rel[Place(chunk, r, label)]) - then(Place(source, row, label));
     double widest = 0;
-    for (auto t = static_cast<size_t>(source.offset[row]);
-         t < static_cast<size_t>(source.offset[row + 1]); ++t) {
+    for (int64_t t = source.offset[row]; t < source.offset[row + 1]; ++t) {
       if (source.rel[t] == kInfinity) continue;
       next.code.push_back(source.code[t]);
       next.rel.push_back(static_cast<float>(base + then(t)));
@@ -422,10 +410,10 @@ void ListMaker::Replace(CandidateLists::Chunk& chunk, int64_t first,
 void ListMaker::AddLabels(const int32_t* labels) {
   const std::vector<int64_t> bounds =
       ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
-  const auto rank = static_cast<size_t>(options_.processes.rank);
+  const size_t rank = options_.processes.rank;
   ParallelFor(bounds[rank + 1] - bounds[rank], options_.num_threads, [&](int64_t own) {
     const int64_t c = bounds[rank] + own;
-    CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(c)];
+    CandidateLists::Chunk& chunk = lists_.chunks[c];
     CandidateLists::Chunk next;
     for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
       const int64_t item = c * lists_.chunk_rows + static_cast<int64_t>(r);
@@ -434,7 +422,7 @@ void ListMaker::AddLabels(const int32_t* labels) {
       double least = std::numeric_limits<double>::infinity();
       int32_t nearest = 0;
       for (int64_t t = chunk.offset[r]; t < chunk.offset[r + 1]; ++t) {
-        const auto entry = static_cast<size_t>(t);
+        const size_t entry = t;
         if (chunk.rel[entry] == kInfinity) continue;
         listed = listed || chunk.code[entry] == label;
         if (static_cast<double>(chunk.rel[entry]) < least) {
@@ -446,8 +434,7 @@ void ListMaker::AddLabels(const int32_t* labels) {
       }
       if (!listed) {
         const auto at = [&](int32_t k) {
-          return Cost(x_, item, nodes_.centers.data(), k, kernels_) +
-                 lists_.prices[static_cast<size_t>(k)];
+          return Cost(x_, item, nodes_.centers.data(), k, kernels_) + lists_.prices[k];
         };
         next.code.push_back(label);
         next.rel.push_back(static_cast<float>(at(label) - at(nearest) + least));
@@ -463,14 +450,14 @@ void ListMaker::Gather() {
   const Processes& processes = options_.processes;
   if (processes.count == 1) return;
   const std::vector<int64_t> rows = RowBounds();
-  const auto all = static_cast<size_t>(lists_.rows);
+  const size_t all = lists_.rows;
   std::vector<int64_t> ends(all + 1);
   std::vector<float> error(all);
   std::vector<double> low(all);
   std::vector<uint8_t> age(all);
   const auto place = [&](auto&& body) {
     for (size_t c = 0; c < lists_.chunks.size(); ++c) {
-      body(lists_.chunks[c], c * static_cast<size_t>(lists_.chunk_rows));
+      body(lists_.chunks[c], c * lists_.chunk_rows);
     }
   };
   place([&](const CandidateLists::Chunk& chunk, size_t first) {
@@ -486,29 +473,29 @@ void ListMaker::Gather() {
   Share(processes, rows, 1, low.data());
   Share(processes, rows, 1, age.data());
   std::partial_sum(ends.begin(), ends.end(), ends.begin());
-  std::vector<int32_t> code(static_cast<size_t>(ends.back()));
+  std::vector<int32_t> code(ends.back());
   std::vector<float> rel(code.size());
   place([&](const CandidateLists::Chunk& chunk, size_t first) {
     std::copy(chunk.code.begin(), chunk.code.end(), code.begin() + ends[first]);
     std::copy(chunk.rel.begin(), chunk.rel.end(), rel.begin() + ends[first]);
   });
   std::vector<int64_t> entries;
-  for (const int64_t row : rows) entries.push_back(ends[static_cast<size_t>(row)]);
+  for (const int64_t row : rows) entries.push_back(ends[row]);
   Share(processes, entries, 1, code.data());
   Share(processes, entries, 1, rel.data());
   for (size_t c = 0; c < lists_.chunks.size(); ++c) {
     CandidateLists::Chunk& chunk = lists_.chunks[c];
     const auto first = static_cast<int64_t>(c) * lists_.chunk_rows;
     const int64_t last = std::min(lists_.rows, first + lists_.chunk_rows);
-    const int64_t begin = ends[static_cast<size_t>(first)];
-    chunk.code.assign(code.begin() + begin, code.begin() + ends[static_cast<size_t>(last)]);
-    chunk.rel.assign(rel.begin() + begin, rel.begin() + ends[static_cast<size_t>(last)]);
+    const int64_t begin = ends[first];
+    chunk.code.assign(code.begin() + begin, code.begin() + ends[last]);
+    chunk.rel.assign(rel.begin() + begin, rel.begin() + ends[last]);
     chunk.error.assign(error.begin() + first, error.begin() + last);
     chunk.low.assign(low.begin() + first, low.begin() + last);
     chunk.age.assign(age.begin() + first, age.begin() + last);
     chunk.offset.clear();
     for (int64_t r = first; r <= last; ++r) {
-      chunk.offset.push_back(ends[static_cast<size_t>(r)] - begin);
+      chunk.offset.push_back(ends[r] - begin);
     }
   }
 }

@@ -49,13 +49,12 @@ class Buffer {
     cudaFree(data_);
     data_ = nullptr;
     count_ = 0;
-    CheckCuda(cudaMalloc(reinterpret_cast<void**>(&data_), static_cast<size_t>(count) * sizeof(T)),
+    CheckCuda(cudaMalloc(reinterpret_cast<void**>(&data_), count * sizeof(T)),
               "balanced k-means, device memory");
     count_ = count;
   }
   void Upload(const T* values, int64_t count, int64_t at = 0) {
-    CheckCuda(cudaMemcpy(data_ + at, values, static_cast<size_t>(count) * sizeof(T),
-                         cudaMemcpyHostToDevice),
+    CheckCuda(cudaMemcpy(data_ + at, values, count * sizeof(T), cudaMemcpyHostToDevice),
               "balanced k-means, copy to the device");
   }
   void Upload(const std::vector<T>& values, int64_t at = 0) {
@@ -64,13 +63,11 @@ class Buffer {
   template <class U>
   void Download(U* values, int64_t count) const {
     static_assert(sizeof(U) == sizeof(T));
-    CheckCuda(
-        cudaMemcpy(values, data_, static_cast<size_t>(count) * sizeof(T), cudaMemcpyDeviceToHost),
-        "balanced k-means, copy from the device");
+    CheckCuda(cudaMemcpy(values, data_, count * sizeof(T), cudaMemcpyDeviceToHost),
+              "balanced k-means, copy from the device");
   }
   void Fill(int byte, int64_t count) {
-    CheckCuda(cudaMemset(data_, byte, static_cast<size_t>(count) * sizeof(T)),
-              "balanced k-means, device memory");
+    CheckCuda(cudaMemset(data_, byte, count * sizeof(T)), "balanced k-means, device memory");
   }
   T* data() const { return data_; }
 
@@ -84,7 +81,7 @@ int64_t Tiles(int64_t rows) { return (rows + tiles::kTile - 1) / tiles::kTile; }
 // Vectors, too, never shrink.
 template <class T, class Size>
 void Grow(std::vector<T>& values, Size count) {
-  if (values.size() < static_cast<size_t>(count)) values.resize(static_cast<size_t>(count));
+  if (values.size() < static_cast<size_t>(count)) values.resize(count);
 }
 
 }  // namespace
@@ -173,7 +170,7 @@ struct KMeansDevice::State {
     codes.Download(lists.code.data(), entries);
     values.Download(lists.value.data(), entries);
     for (int64_t r = 0; r < count; ++r) {
-      int32_t& own = lists.count[static_cast<size_t>(r)];
+      int32_t& own = lists.count[r];
       if (own > tiles::kRoom) own = -1;
     }
     return entries;
@@ -193,20 +190,20 @@ KMeansDevice::KMeansDevice(const FloatRows& x, const std::vector<double>& mean, 
   const int64_t all = (Tiles(x.rows) + 1) * tiles::kTile;
   s.x.Reserve(all * s.padded);
   s.squares.Reserve(all);
-  s.row_squares.assign(static_cast<size_t>(all), 0.0f);
+  s.row_squares.assign(all, 0.0f);
   std::vector<float> part;
   for (int64_t first = 0; first < all; first += kUploadRows) {
     const int64_t count = std::min(kUploadRows, all - first);
-    part.assign(static_cast<size_t>(count * s.padded), 0.0f);
+    part.assign(count * s.padded, 0.0f);
     for (int64_t r = 0; r < count && first + r < x.rows; ++r) {
       const float* const source = x.data + (first + r) * x.stride;
       double square = 0;
       for (int64_t j = 0; j < s.d; ++j) {
-        const float value = source[j] - s.mean[static_cast<size_t>(j)];
-        part[static_cast<size_t>(r * s.padded + j)] = value;
+        const float value = source[j] - s.mean[j];
+        part[r * s.padded + j] = value;
         square += static_cast<double>(value) * static_cast<double>(value);
       }
-      s.row_squares[static_cast<size_t>(first + r)] = static_cast<float>(square);
+      s.row_squares[first + r] = static_cast<float>(square);
     }
     s.x.Upload(part, first * s.padded);
   }
@@ -222,29 +219,29 @@ void KMeansDevice::SetCenters(const float* centers, int64_t count,
   State& s = *state_;
   const DeviceScope scope(s.device, "balanced k-means, device");
   const int64_t all = Tiles(count) * tiles::kTile;
-  s.centre_rows.assign(static_cast<size_t>(all * s.padded), 0.0f);
+  s.centre_rows.assign(all * s.padded, 0.0f);
   s.centre_count = count;
-  s.centre_squares.assign(static_cast<size_t>(count), 0.0);
+  s.centre_squares.assign(count, 0.0);
   s.largest = 0;
   for (int64_t k = 0; k < count; ++k) {
     double square = 0;
     for (int64_t j = 0; j < s.d; ++j) {
       // From what the items were moved by: float32.
-      const double value = static_cast<double>(centers[k * s.d + j]) -
-                           static_cast<double>(s.mean[static_cast<size_t>(j)]);
+      const double value =
+          static_cast<double>(centers[k * s.d + j]) - static_cast<double>(s.mean[j]);
       square += value * value;
-      s.centre_rows[static_cast<size_t>(k * s.padded + j)] = static_cast<float>(value);
+      s.centre_rows[k * s.padded + j] = static_cast<float>(value);
     }
-    s.centre_squares[static_cast<size_t>(k)] = square;
+    s.centre_squares[k] = square;
     s.largest = std::max(s.largest, std::sqrt(square));
   }
   s.centers.Reserve(all * s.padded);
   s.bias.Reserve(all);
   s.centers.Upload(s.centre_rows);
   s.groups = std::max<int64_t>(1, static_cast<int64_t>(group_offset.size())) - 1;
-  std::vector<int32_t> group_of(static_cast<size_t>(all));
+  std::vector<int32_t> group_of(all);
   for (int64_t g = 0; g < s.groups; ++g) {
-    const auto at = static_cast<size_t>(g);
+    const size_t at = g;
     std::fill(group_of.begin() + group_offset[at], group_of.begin() + group_offset[at + 1],
               static_cast<int32_t>(g));
   }
@@ -255,13 +252,11 @@ void KMeansDevice::SetCenters(const float* centers, int64_t count,
 void KMeansDevice::SetPrices(const double* prices) {
   State& s = *state_;
   const DeviceScope scope(s.device, "balanced k-means, device");
-  std::vector<float> bias(static_cast<size_t>(Tiles(s.centre_count) * tiles::kTile),
-                          tiles::kPadding);
+  std::vector<float> bias(Tiles(s.centre_count) * tiles::kTile, tiles::kPadding);
   double most = 0;
   for (int64_t k = 0; k < s.centre_count; ++k) {
-    const double value =
-        s.centre_squares[static_cast<size_t>(k)] + (prices != nullptr ? prices[k] : 0.0);
-    bias[static_cast<size_t>(k)] = static_cast<float>(value);
+    const double value = s.centre_squares[k] + (prices != nullptr ? prices[k] : 0.0);
+    bias[k] = static_cast<float>(value);
     most = std::max(most, std::abs(value));
   }
   s.bias.Upload(bias);
@@ -272,7 +267,7 @@ void KMeansDevice::SetPrices(const double* prices) {
 
 float KMeansDevice::Error(int64_t item) const {
   const State& s = *state_;
-  return s.slope * std::sqrt(s.row_squares[static_cast<size_t>(item)]) + s.offset;
+  return s.slope * std::sqrt(s.row_squares[item]) + s.offset;
 }
 
 void KMeansDevice::Argmin(int32_t* labels) {
@@ -301,7 +296,7 @@ const KMeansDevice::Lists& KMeansDevice::Candidates(const int64_t* subset, int64
   s.lows.Download(one.value.data(), count);
   std::vector<int64_t> open;
   for (int64_t r = 0; r < count; ++r) {
-    const auto row = static_cast<size_t>(r);
+    const size_t row = r;
     one.count[row] = 1;
     one.start[row] = row;
     if (one.code[row] < 0) open.push_back(r);
@@ -309,16 +304,15 @@ const KMeansDevice::Lists& KMeansDevice::Candidates(const int64_t* subset, int64
   if (open.empty()) return one;
   std::vector<int64_t> items;
   for (const int64_t r : open) items.push_back(subset != nullptr ? subset[r] : first + r);
-  const auto total =
-      static_cast<size_t>(s.Collect(items.data(), 0, static_cast<int64_t>(items.size()), 0, 0));
-  const auto behind = static_cast<size_t>(count);
+  const auto total = s.Collect(items.data(), 0, static_cast<int64_t>(items.size()), 0, 0);
+  const size_t behind = count;
   Grow(one.code, behind + total);
   Grow(one.value, behind + total);
   std::copy_n(s.lists.code.begin(), total, one.code.begin() + count);
   std::copy_n(s.lists.value.begin(), total, one.value.begin() + count);
   for (size_t t = 0; t < open.size(); ++t) {
-    one.count[static_cast<size_t>(open[t])] = s.lists.count[t];
-    one.start[static_cast<size_t>(open[t])] = behind + s.lists.start[t];
+    one.count[open[t]] = s.lists.count[t];
+    one.start[open[t]] = behind + s.lists.start[t];
   }
   return one;
 }

@@ -25,7 +25,7 @@ const KMeansKernels& CurrentKMeansKernels() {
 std::vector<double> ColumnMeans(const FloatRows& x, int num_threads) {
   const int64_t parts = std::min<int64_t>(x.rows, 64);
   const int64_t d = x.columns;
-  std::vector<double> partial(static_cast<size_t>(parts * d));
+  std::vector<double> partial(parts * d);
   ParallelFor(parts, num_threads, [&](int64_t c) {
     double* sum = partial.data() + c * d;
     for (int64_t i = c * x.rows / parts; i < (c + 1) * x.rows / parts; ++i) {
@@ -33,10 +33,9 @@ std::vector<double> ColumnMeans(const FloatRows& x, int num_threads) {
       for (int64_t j = 0; j < d; ++j) sum[j] += static_cast<double>(row[j]);
     }
   });
-  std::vector<double> mean(static_cast<size_t>(d));
+  std::vector<double> mean(d);
   for (int64_t c = 0; c < parts; ++c) {
-    for (int64_t j = 0; j < d; ++j)
-      mean[static_cast<size_t>(j)] += partial[static_cast<size_t>(c * d + j)];
+    for (int64_t j = 0; j < d; ++j) mean[j] += partial[c * d + j];
   }
   for (double& value : mean) value /= static_cast<double>(x.rows);
   return mean;
@@ -47,22 +46,21 @@ PackedCenters::PackedCenters(const float* centers, int64_t count, int64_t d,
     : count_(count),
       columns_((count + kernels.nr - 1) / kernels.nr * kernels.nr),
       d_(d),
-      packed_(static_cast<size_t>(columns_ * d), 0.0f),
-      bias_(static_cast<size_t>(columns_), std::numeric_limits<float>::infinity()),
+      packed_(columns_ * d, 0.0f),
+      bias_(columns_, std::numeric_limits<float>::infinity()),
       mean_(mean.begin(), mean.end()),
-      squares_(static_cast<size_t>(count)) {
+      squares_(count) {
   const int64_t nr = kernels.nr;
   double most = 0;
   for (int64_t k = 0; k < count; ++k) {
     float* panel = packed_.data() + k / nr * nr * d + k % nr;
     double square = 0;
     for (int64_t j = 0; j < d; ++j) {
-      const double difference =
-          static_cast<double>(centers[k * d + j]) - mean_[static_cast<size_t>(j)];
+      const double difference = static_cast<double>(centers[k * d + j]) - mean_[j];
       square += difference * difference;
       panel[j * nr] = static_cast<float>(-2 * difference);
     }
-    squares_[static_cast<size_t>(k)] = square;
+    squares_[k] = square;
     most = std::max(most, square);
   }
   largest_ = std::sqrt(most);
@@ -72,8 +70,8 @@ PackedCenters::PackedCenters(const float* centers, int64_t count, int64_t d,
 void PackedCenters::SetPrices(const double* prices) {
   double bias = 0;
   for (int64_t k = 0; k < count_; ++k) {
-    const double value = squares_[static_cast<size_t>(k)] + (prices != nullptr ? prices[k] : 0.0);
-    bias_[static_cast<size_t>(k)] = static_cast<float>(value);
+    const double value = squares_[k] + (prices != nullptr ? prices[k] : 0.0);
+    bias_[k] = static_cast<float>(value);
     bias = std::max(bias, std::abs(value));
   }
   // d products and sums, both operands rounded once, the bias rounded and added.
@@ -106,30 +104,28 @@ PassPlan PlanPass(int64_t rows, int64_t columns, const KMeansKernels& kernels) {
 
 void ClusterMeans(const FloatRows& x, const int32_t* labels, int64_t clusters,
                   const BalancedKMeansOptions& options, float* centers) {
-  std::vector<int64_t> offset(static_cast<size_t>(clusters) + 1);
-  for (int64_t i = 0; i < x.rows; ++i) ++offset[static_cast<size_t>(labels[i]) + 1];
+  std::vector<int64_t> offset(clusters + 1);
+  for (int64_t i = 0; i < x.rows; ++i) ++offset[labels[i] + 1];
   std::partial_sum(offset.begin(), offset.end(), offset.begin());
-  std::vector<int32_t> members(static_cast<size_t>(x.rows));
+  std::vector<int32_t> members(x.rows);
   std::vector<int64_t> place(offset.begin(), offset.end() - 1);
   for (int64_t i = 0; i < x.rows; ++i) {
-    members[static_cast<size_t>(place[static_cast<size_t>(labels[i])]++)] = static_cast<int32_t>(i);
+    members[place[labels[i]]++] = static_cast<int32_t>(i);
   }
   const std::vector<int64_t> bounds = Bounds(clusters, options.processes);
-  const auto rank = static_cast<size_t>(options.processes.rank);
+  const size_t rank = options.processes.rank;
   ParallelFor(bounds[rank + 1] - bounds[rank], options.num_threads, [&](int64_t own) {
     const int64_t k = bounds[rank] + own;
-    const int64_t begin = offset[static_cast<size_t>(k)];
-    const int64_t end = offset[static_cast<size_t>(k) + 1];
+    const int64_t begin = offset[k];
+    const int64_t end = offset[k + 1];
     if (begin == end) return;
-    std::vector<double> sum(static_cast<size_t>(x.columns));
+    std::vector<double> sum(x.columns);
     for (int64_t t = begin; t < end; ++t) {
-      const float* row = x.data + members[static_cast<size_t>(t)] * x.stride;
-      for (int64_t j = 0; j < x.columns; ++j)
-        sum[static_cast<size_t>(j)] += static_cast<double>(row[j]);
+      const float* row = x.data + members[t] * x.stride;
+      for (int64_t j = 0; j < x.columns; ++j) sum[j] += static_cast<double>(row[j]);
     }
     for (int64_t j = 0; j < x.columns; ++j) {
-      centers[k * x.columns + j] =
-          static_cast<float>(sum[static_cast<size_t>(j)] / static_cast<double>(end - begin));
+      centers[k * x.columns + j] = static_cast<float>(sum[j] / static_cast<double>(end - begin));
     }
   });
   Share(options.processes, bounds, x.columns, centers);

@@ -97,24 +97,23 @@ void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
   const int64_t most =
       std::min(plan.block_rows, (count + kernels.mr - 1) / kernels.mr * kernels.mr);
   const auto run = [&](int64_t chunk) {
-    LineVector<float> a(static_cast<size_t>(most * d));
-    LineVector<float> tile(static_cast<size_t>(most * columns));
-    std::vector<double> squares(static_cast<size_t>(most));
+    LineVector<float> a(most * d);
+    LineVector<float> tile(most * columns);
+    std::vector<double> squares(most);
     const int64_t chunk_end = std::min(count, (chunk + 1) * plan.chunk_rows);
     for (int64_t first = chunk * plan.chunk_rows; first < chunk_end; first += plan.block_rows) {
       const int64_t rows = std::min(plan.block_rows, chunk_end - first);
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t item = subset != nullptr ? subset[first + r] : first + r;
         const float* source = x.data + item * x.stride;
-        squares[static_cast<size_t>(r)] =
-            kernels.centre(source, centers.mean(), d, a.data() + r * d);
+        squares[r] = kernels.centre(source, centers.mean(), d, a.data() + r * d);
       }
       const int64_t padded = (rows + kernels.mr - 1) / kernels.mr * kernels.mr;
       std::fill(a.begin() + rows * d, a.begin() + padded * d, 0.0f);
       kernels.cost_tile(a.data(), padded, d, centers.packed(), centers.bias(), columns,
                         tile.data());
       for (int64_t r = 0; r < rows; ++r) {
-        body(chunk, first + r, tile.data() + r * columns, squares[static_cast<size_t>(r)]);
+        body(chunk, first + r, tile.data() + r * columns, squares[r]);
       }
     }
   };
@@ -123,7 +122,7 @@ void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
   const int64_t piece = std::max<int64_t>(64, static_cast<int64_t>(4e10 / work));
   const std::vector<int64_t> bounds =
       ChunkBounds(plan.chunks, shared ? options.processes : Processes{});
-  const auto rank = static_cast<size_t>(shared ? options.processes.rank : 0);
+  const size_t rank = shared ? options.processes.rank : 0;
   for (int64_t begin = bounds[rank]; begin < bounds[rank + 1]; begin += piece) {
     const int64_t end = std::min(bounds[rank + 1], begin + piece);
     ParallelFor(end - begin, options.num_threads, [&](int64_t c) { run(begin + c); });

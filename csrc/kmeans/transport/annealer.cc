@@ -27,7 +27,7 @@ double Mass(const Rows& rows) {
 
 template <class Rows>
 float WeightOf(const Rows& rows, int64_t row) {
-  return rows.weights.empty() ? 1.0f : rows.weights[static_cast<size_t>(row)];
+  return rows.weights.empty() ? 1.0f : rows.weights[row];
 }
 
 }  // namespace
@@ -105,13 +105,13 @@ double MovedLists::Edge(const CandidateLists::Chunk& chunk, size_t row, double e
   const Since& since = since_[chunk.age[row]];
   const double least = lists_.threshold + since.drift;
   if (chunk.age[row] == 0 && least >= enough) return least;
-  const auto begin = static_cast<size_t>(chunk.offset[row]);
-  const auto end = static_cast<size_t>(chunk.offset[row + 1]);
+  const size_t begin = chunk.offset[row];
+  const size_t end = chunk.offset[row + 1];
   // What rel was counted from, when the row was listed.
   const double low = chunk.age[row] > 0 ? Least(since, chunk, row) : 0;
   double edge = lists_.reach + since.drift;
   for (size_t t = begin; t < end; ++t) {
-    const auto k = static_cast<size_t>(chunk.code[t]);
+    const size_t k = chunk.code[t];
     const double then = static_cast<double>(chunk.rel[t] + since.between[k]);
     edge = std::min(edge,
                     std::max(lists_.threshold, then - low) + static_cast<double>(since.fallen[k]));
@@ -124,8 +124,8 @@ void MovedLists::Suspects(const CandidateLists::Chunk& chunk, size_t row, double
                           std::vector<int32_t>& found) const {
   found.clear();
   const Since& since = since_[chunk.age[row]];
-  const auto begin = static_cast<size_t>(chunk.offset[row]);
-  const auto end = static_cast<size_t>(chunk.offset[row + 1]);
+  const size_t begin = chunk.offset[row];
+  const size_t end = chunk.offset[row + 1];
   // All rows were looked at for the first of `again`: how far prices must have fallen since then.
   const bool looked = since_.size() > 1 && chunk.age[row] <= 1;
   double fall = 0;
@@ -141,9 +141,9 @@ void MovedLists::Suspects(const CandidateLists::Chunk& chunk, size_t row, double
   least.assign(lists_.group_offset.size() - 1, lists_.reach);
   listed.resize(std::max(listed.size(), group_.size()));
   for (size_t t = begin; t < end; ++t) {
-    const auto k = static_cast<size_t>(chunk.code[t]);
+    const size_t k = chunk.code[t];
     const double then = static_cast<double>(chunk.rel[t] + since.between[k]);
-    double& of_group = least[static_cast<size_t>(group_[k])];
+    double& of_group = least[group_[k]];
     of_group = std::min(of_group, std::max(lists_.threshold, then - low));
     listed[k] = 1;
   }
@@ -151,22 +151,22 @@ void MovedLists::Suspects(const CandidateLists::Chunk& chunk, size_t row, double
     const auto below = static_cast<float>(limit - low - least[g]);
     const int32_t first = lists_.group_offset[g];
     const int32_t last = lists_.group_offset[g + 1];
-    if (since.fallen[static_cast<size_t>(first)] >= below) continue;
-    where.resize(static_cast<size_t>(last - first) + kPad);
+    if (since.fallen[first] >= below) continue;
+    where.resize(last - first + kPad);
     const int64_t n =
         kernels_.collect(since.moved.data() + first, last - first, below, where.data());
     for (int64_t t = 0; t < n; ++t) {
-      const int32_t k = first + where[static_cast<size_t>(t)];
-      const auto node = static_cast<size_t>(k);
+      const int32_t k = first + where[t];
+      const size_t node = k;
       if (k >= last || listed[node] != 0) continue;
       if (!looked || static_cast<double>(since_[1].moved[node]) < fall) found.push_back(k);
     }
   }
-  for (size_t t = begin; t < end; ++t) listed[static_cast<size_t>(chunk.code[t])] = 0;
+  for (size_t t = begin; t < end; ++t) listed[chunk.code[t]] = 0;
 }
 
 void EndRow(CandidateLists::Chunk& chunk, float error, double low, uint8_t age) {
-  const auto first = static_cast<size_t>(chunk.offset.back());
+  const size_t first = chunk.offset.back();
   while ((chunk.code.size() - first) % kListPad != 0) {
     chunk.code.push_back(chunk.code[first]);
     chunk.rel.push_back(std::numeric_limits<float>::infinity());
@@ -229,12 +229,12 @@ void Annealer::CollectEdges(bool shared) {
   }
   const Processes& processes = options_.processes;
   if (shared && processes.count > 1) {
-    std::vector<int64_t> bounds(static_cast<size_t>(processes.count) + 1);
-    const auto rank = static_cast<size_t>(processes.rank);
+    std::vector<int64_t> bounds(processes.count + 1);
+    const size_t rank = processes.rank;
     bounds[rank + 1] = static_cast<int64_t>(edges_.size());
     Share(processes, Bounds(processes.count, processes), 1, bounds.data() + 1);
     std::partial_sum(bounds.begin(), bounds.end(), bounds.begin());
-    std::vector<Edge> all(static_cast<size_t>(bounds.back()));
+    std::vector<Edge> all(bounds.back());
     std::copy(edges_.begin(), edges_.end(), all.begin() + bounds[rank]);
     Share(processes, bounds, 1, all.data());
     edges_ = std::move(all);
@@ -261,12 +261,12 @@ Annealer::Sums Annealer::Sum(double mass, int64_t chunks, int64_t columns, doubl
   const int64_t groups = std::min(kParts, chunks);
   const Processes processes = shared ? options_.processes : Processes{};
   const std::vector<int64_t> bounds = Bounds(groups, processes);
-  const auto rank = static_cast<size_t>(processes.rank);
-  std::vector<float> partial(static_cast<size_t>(groups * columns));
-  std::vector<float> ground(static_cast<size_t>(groups * columns));
-  std::vector<double> value(static_cast<size_t>(groups));
-  std::vector<int64_t> outside(static_cast<size_t>(groups));
-  std::vector<int64_t> looked(static_cast<size_t>(groups));
+  const size_t rank = processes.rank;
+  std::vector<float> partial(groups * columns);
+  std::vector<float> ground(groups * columns);
+  std::vector<double> value(groups);
+  std::vector<int64_t> outside(groups);
+  std::vector<int64_t> looked(groups);
   for (;;) {
     if (!keys_) {
       keys_ = std::make_unique<std::atomic<uint64_t>[]>(slots_);
@@ -283,9 +283,9 @@ Annealer::Sums Annealer::Sum(double mass, int64_t chunks, int64_t columns, doubl
       const int64_t g = bounds[rank] + own;
       Part part{partial.data() + g * columns, ground.data() + g * columns, 0, 0, 0, 0, 1};
       for (int64_t c = g * chunks / groups; c < (g + 1) * chunks / groups; ++c) body(c, part);
-      value[static_cast<size_t>(g)] = part.least - eps * (part.logs + std::log(part.product));
-      outside[static_cast<size_t>(g)] = part.outside;
-      looked[static_cast<size_t>(g)] = part.looked;
+      value[g] = part.least - eps * (part.logs + std::log(part.product));
+      outside[g] = part.outside;
+      looked[g] = part.looked;
     });
     if (used_.load() <= static_cast<int64_t>(slots_ / 4 * 3)) break;
     slots_ *= 2;
@@ -304,8 +304,8 @@ Annealer::Sums Annealer::Sum(double mass, int64_t chunks, int64_t columns, doubl
     double sum = 0;
     double grounded = 0;
     for (int64_t g = 0; g < groups; ++g) {
-      sum += static_cast<double>(partial[static_cast<size_t>(g * columns) + k]);
-      grounded += static_cast<double>(ground[static_cast<size_t>(g * columns) + k]);
+      sum += static_cast<double>(partial[g * columns + k]);
+      grounded += static_cast<double>(ground[g * columns + k]);
     }
     sums.columns.push_back(sum);
     sums.ground.push_back(grounded);
@@ -328,13 +328,13 @@ Annealer::Sums Annealer::Evaluate(const CandidateLists& lists, double eps, const
   const auto chunks = static_cast<int64_t>(lists.chunks.size());
   return Sum(Mass(lists), chunks, static_cast<int64_t>(share_.size()), eps, prices, lists.shared,
              [&](int64_t c, Part& part) {
-               const CandidateLists::Chunk& chunk = lists.chunks[static_cast<size_t>(c)];
+               const CandidateLists::Chunk& chunk = lists.chunks[c];
                std::vector<float> shares;
                std::vector<std::pair<int32_t, float>> visible;
                for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
                  const int64_t first = chunk.offset[r];
                  const int64_t n = chunk.offset[r + 1] - first;
-                 if (static_cast<int64_t>(shares.size()) < n) shares.resize(static_cast<size_t>(n));
+                 if (static_cast<int64_t>(shares.size()) < n) shares.resize(n);
                  const int64_t row = c * lists.chunk_rows + static_cast<int64_t>(r);
                  const float weight = WeightOf(lists, row);
                  float sum;
@@ -348,9 +348,8 @@ Annealer::Sums Annealer::Evaluate(const CandidateLists& lists, double eps, const
                  part.outside += static_cast<double>(least) > edge - 4 * eps ? 1 : 0;
                  visible.clear();
                  for (int64_t t = 0; t < n; ++t) {
-                   const float p = shares[static_cast<size_t>(t)];
-                   if (p > 1e-2f)
-                     visible.emplace_back(chunk.code[static_cast<size_t>(first + t)], p);
+                   const float p = shares[t];
+                   if (p > 1e-2f) visible.emplace_back(chunk.code[first + t], p);
                  }
                  Couple(visible, static_cast<double>(stride) * static_cast<double>(weight),
                         part.ground);
@@ -359,13 +358,13 @@ Annealer::Sums Annealer::Evaluate(const CandidateLists& lists, double eps, const
 }
 
 Annealer::Sums Annealer::Evaluate(const CostMatrix& matrix, double eps, const double* prices) {
-  std::vector<float> p(static_cast<size_t>(matrix.columns), 0.0f);
+  std::vector<float> p(matrix.columns, 0.0f);
   for (size_t k = 0; k < share_.size(); ++k) p[k] = static_cast<float>(prices[k]);
   const auto stride = std::max<int64_t>(1, matrix.rows / static_cast<int64_t>(4 * share_.size()));
   constexpr int64_t kChunk = 64;
   return Sum(Mass(matrix), (matrix.rows + kChunk - 1) / kChunk, matrix.columns, eps, prices, false,
              [&](int64_t c, Part& part) {
-               std::vector<float> shares(static_cast<size_t>(matrix.columns));
+               std::vector<float> shares(matrix.columns);
                std::vector<std::pair<int32_t, float>> visible;
                for (int64_t i = c * kChunk; i < std::min(matrix.rows, (c + 1) * kChunk); ++i) {
                  const float weight = WeightOf(matrix, i);
@@ -408,8 +407,8 @@ std::vector<double> Annealer::Solve(const std::vector<double>& excess,
   std::vector<double> diagonal(nodes);
   for (size_t k = 0; k < nodes; ++k) diagonal[k] = ground[k] + 1e-6 * rows * share_[k];
   for (const Link& edge : edges) {
-    diagonal[static_cast<size_t>(edge.a)] += edge.weight;
-    diagonal[static_cast<size_t>(edge.b)] += edge.weight;
+    diagonal[edge.a] += edge.weight;
+    diagonal[edge.b] += edge.weight;
   }
   std::vector<double> x(nodes), residual(excess), direction(nodes), product(nodes);
   double before = 0;
@@ -424,8 +423,8 @@ std::vector<double> Annealer::Solve(const std::vector<double>& excess,
       product[k] = diagonal[k] * direction[k];
     }
     for (const Link& edge : edges) {
-      product[static_cast<size_t>(edge.a)] -= edge.weight * direction[static_cast<size_t>(edge.b)];
-      product[static_cast<size_t>(edge.b)] -= edge.weight * direction[static_cast<size_t>(edge.a)];
+      product[edge.a] -= edge.weight * direction[edge.b];
+      product[edge.b] -= edge.weight * direction[edge.a];
     }
     double curvature = 0;
     for (size_t k = 0; k < nodes; ++k) curvature += direction[k] * product[k];
@@ -510,14 +509,13 @@ void Annealer::ListLabels(const CandidateLists& lists, const double* prices,
   const std::vector<float>& moved = lists_now.moved();
   const auto chunks = static_cast<int64_t>(lists.chunks.size());
   ParallelFor(chunks, options_.num_threads, [&](int64_t c) {
-    const CandidateLists::Chunk& chunk = lists.chunks[static_cast<size_t>(c)];
+    const CandidateLists::Chunk& chunk = lists.chunks[c];
     for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
       const int64_t first = chunk.offset[r];
       float least;
       const int64_t t = kernels_.list_argmin(chunk.rel.data() + first, chunk.code.data() + first,
                                              moved.data(), chunk.offset[r + 1] - first, &least);
-      labels[c * lists.chunk_rows + static_cast<int64_t>(r)] =
-          chunk.code[static_cast<size_t>(first + t)];
+      labels[c * lists.chunk_rows + static_cast<int64_t>(r)] = chunk.code[first + t];
     }
   });
   if (lists.shared) {
@@ -528,10 +526,10 @@ void Annealer::ListLabels(const CandidateLists& lists, const double* prices,
 }
 
 double Annealer::OverFull(const CandidateLists& lists, const double* prices) const {
-  std::vector<int32_t> labels(static_cast<size_t>(lists.rows));
+  std::vector<int32_t> labels(lists.rows);
   ListLabels(lists, prices, labels.data());
   std::vector<int64_t> sizes(share_.size());
-  for (const int32_t k : labels) ++sizes[static_cast<size_t>(k)];
+  for (const int32_t k : labels) ++sizes[k];
   const auto rows = static_cast<double>(lists.rows);
   double over = 0;
   for (size_t k = 0; k < share_.size(); ++k) {

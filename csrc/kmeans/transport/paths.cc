@@ -31,23 +31,22 @@ ExactFinish::ExactFinish(const NodeCapacity& capacity, const FinishCosts& costs,
       num_threads_(num_threads),
       on_step_(std::move(on_step)),
       start_prices_(prices, prices + count_),
-      sizes_(static_cast<size_t>(count_), 0),
-      dummies_(static_cast<size_t>(count_), 0),
-      nodes_(static_cast<size_t>(count_)),
-      member_offset_(static_cast<size_t>(count_) + 1, 0),
-      members_(static_cast<size_t>(items)),
-      moved_(static_cast<size_t>(items), 0),
-      own_(static_cast<size_t>(items), -kInfinity),
-      distance_(static_cast<size_t>(count_) + 1, kInfinity),
-      parent_(static_cast<size_t>(count_) + 1),
-      parent_item_(static_cast<size_t>(count_) + 1),
-      state_(static_cast<size_t>(count_) + 1, 0) {
-  for (int64_t i = 0; i < items; ++i) ++sizes_[static_cast<size_t>(labels[i])];
+      sizes_(count_, 0),
+      dummies_(count_, 0),
+      nodes_(count_),
+      member_offset_(count_ + 1, 0),
+      members_(items),
+      moved_(items, 0),
+      own_(items, -kInfinity),
+      distance_(count_ + 1, kInfinity),
+      parent_(count_ + 1),
+      parent_item_(count_ + 1),
+      state_(count_ + 1, 0) {
+  for (int64_t i = 0; i < items; ++i) ++sizes_[labels[i]];
   std::partial_sum(sizes_.begin(), sizes_.end(), member_offset_.begin() + 1);
   std::vector<int64_t> place(member_offset_.begin(), member_offset_.end() - 1);
   for (int64_t i = 0; i < items; ++i) {
-    members_[static_cast<size_t>(place[static_cast<size_t>(labels[i])]++)] =
-        static_cast<int32_t>(i);
+    members_[place[labels[i]]++] = static_cast<int32_t>(i);
   }
   PlaceDummies();
 }
@@ -55,7 +54,7 @@ ExactFinish::ExactFinish(const NodeCapacity& capacity, const FinishCosts& costs,
 // Dummies go where they are worth most, to the lowest prices; of equal prices to free places first.
 void ExactFinish::PlaceDummies() {
   if (capacity_.dummies == 0) return;
-  std::vector<int32_t> order(static_cast<size_t>(count_));
+  std::vector<int32_t> order(count_);
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
     return prices_[a] != prices_[b] ? prices_[a] < prices_[b] : a < b;
@@ -66,7 +65,7 @@ void ExactFinish::PlaceDummies() {
     while (last < order.size() && prices_[order[last]] == hub_price_) ++last;
     for (const bool free_only : {true, false}) {
       for (size_t t = first; t < last; ++t) {
-        const auto k = static_cast<size_t>(order[t]);
+        const size_t k = order[t];
         int64_t room = capacity_.extra[k] - dummies_[k];
         if (free_only) {
           room = std::min(room, std::max<int64_t>(0, capacity_.units[k] - sizes_[k] - dummies_[k]));
@@ -81,18 +80,18 @@ void ExactFinish::PlaceDummies() {
 
 // Exact cost of an item where it is.
 double ExactFinish::OwnCost(int32_t item) {
-  double& cost = own_[static_cast<size_t>(item)];
+  double& cost = own_[item];
   if (cost == -kInfinity) cost = costs_.Exact(item, labels_[item]);
   return cost;
 }
 
 // Items in the node now, ascending.
 std::vector<int32_t> ExactFinish::Members(int32_t node) const {
-  const auto k = static_cast<size_t>(node);
+  const size_t k = node;
   std::vector<int32_t> items;
   for (int64_t t = member_offset_[k]; t < member_offset_[k + 1]; ++t) {
-    const int32_t item = members_[static_cast<size_t>(t)];
-    if (moved_[static_cast<size_t>(item)] == 0) items.push_back(item);
+    const int32_t item = members_[t];
+    if (moved_[item] == 0) items.push_back(item);
   }
   if (nodes_[k].arrived.empty()) return items;
   for (const int32_t item : nodes_[k].arrived) {
@@ -107,23 +106,21 @@ int64_t ExactFinish::FirstWidth() const { return std::max(kFirstWidth, kFirstArc
 
 // The arcs of a node from the moves that are known; false if they do not help at its present price.
 bool ExactFinish::TakeKnown(int32_t index) {
-  Node& node = nodes_[static_cast<size_t>(index)];
+  Node& node = nodes_[index];
   const std::vector<int32_t> items = Members(index);
-  if (items.empty()) return false;  // those that arrive later need arcs to everywhere
-  std::vector<std::vector<Move>> found(static_cast<size_t>(count_));  // by where they go
+  if (items.empty()) return false;               // those that arrive later need arcs to everywhere
+  std::vector<std::vector<Move>> found(count_);  // by where they go
   const double frontier = costs_.Known(
       items.data(), static_cast<int64_t>(items.size()), index,
-      [&](int64_t i, int32_t to, double delta) {
-        found[static_cast<size_t>(to)].push_back({delta, items[static_cast<size_t>(i)], false});
-      });
+      [&](int64_t i, int32_t to, double delta) { found[to].push_back({delta, items[i], false}); });
   if (!(frontier > prices_[index])) return false;
   node.expanded = true;
   node.frontier = frontier;
   for (int32_t to = 0; to < count_; ++to) {
-    std::vector<Move>& heap = found[static_cast<size_t>(to)];
+    std::vector<Move>& heap = found[to];
     if (heap.empty()) continue;
     std::make_heap(heap.begin(), heap.end());
-    const double rest = frontier - start_prices_[static_cast<size_t>(to)];
+    const double rest = frontier - start_prices_[to];
     const double bound = std::min(heap.front().delta, rest);
     node.arcs.push_back({bound, bound, to});  // Sort adds the price
     node.moves.push_back({rest, std::move(heap)});
@@ -133,11 +130,11 @@ bool ExactFinish::TakeKnown(int32_t index) {
 }
 
 void ExactFinish::Expand(int32_t index) {
-  Node& node = nodes_[static_cast<size_t>(index)];
+  Node& node = nodes_[index];
   if (!node.expanded && TakeKnown(index)) return;
   const KMeansKernels& kernels = CurrentKMeansKernels();
   const std::vector<int32_t> items = Members(index);
-  const auto count = static_cast<size_t>(count_);
+  const size_t count = count_;
   node.width = std::min<int64_t>(count_ - 1, node.width > 0 ? 4 * node.width : FirstWidth());
   node.expanded = true;
   struct Entry {
@@ -148,8 +145,7 @@ void ExactFinish::Expand(int32_t index) {
       std::clamp<int64_t>(std::min(4096 / count_, static_cast<int32_t>(items.size() / 16)), 4, 40);
   // The `depth` smallest keys of every column; worst is the largest of them.
   std::vector<float> worst(count, std::numeric_limits<float>::infinity());
-  std::vector<Entry> best(count * static_cast<size_t>(depth),
-                          {std::numeric_limits<float>::infinity(), -1});
+  std::vector<Entry> best(count * depth, {std::numeric_limits<float>::infinity(), -1});
   std::vector<int32_t> where(count);
   costs_.Rows(items.data(), static_cast<int64_t>(items.size()),
               [&](int64_t i, const float* row, float error) {
@@ -157,36 +153,35 @@ void ExactFinish::Expand(int32_t index) {
                 const int64_t found =
                     kernels.collect_each(row, base, worst.data(), count_, where.data());
                 for (int64_t t = 0; t < found; ++t) {
-                  const auto k = static_cast<size_t>(where[static_cast<size_t>(t)]);
-                  Entry* entries = best.data() + k * static_cast<size_t>(depth);
+                  const size_t k = where[t];
+                  Entry* entries = best.data() + k * depth;
                   int64_t place = depth - 1;  // sorted, the worst last
                   const float key = row[k] - base;
                   for (; place > 0 && entries[place - 1].key > key; --place) {
                     entries[place] = entries[place - 1];
                   }
-                  entries[place] = {key, items[static_cast<size_t>(i)]};
+                  entries[place] = {key, items[i]};
                   worst[k] = entries[depth - 1].key;
                 }
               });
   std::vector<std::pair<double, int32_t>> order;
   for (int32_t k = 0; k < count_; ++k) {
     if (k == index) continue;
-    order.emplace_back(static_cast<double>(best[static_cast<size_t>(k * depth)].key) + prices_[k],
-                       k);
+    order.emplace_back(static_cast<double>(best[k * depth].key) + prices_[k], k);
   }
   node.frontier = kInfinity;
   if (node.width < count_ - 1) {
     std::nth_element(order.begin(), order.begin() + node.width, order.end());
-    node.frontier = order[static_cast<size_t>(node.width)].first;
+    node.frontier = order[node.width].first;
     cut_ = true;
-    order.resize(static_cast<size_t>(node.width));
+    order.resize(node.width);
   }
   node.arcs.clear();
   node.moves.clear();
   node.fresh.clear();
   std::sort(order.begin(), order.end());
   for (const auto& [value, k] : order) {
-    const Entry* entries = best.data() + static_cast<size_t>(k * depth);
+    const Entry* entries = best.data() + k * depth;
     Moves moves;
     moves.rest = static_cast<int64_t>(items.size()) > depth
                      ? static_cast<double>(entries[depth - 1].key)
@@ -202,7 +197,7 @@ void ExactFinish::Expand(int32_t index) {
 
 // Looks at every item of the node again for one arc.
 void ExactFinish::Refill(int32_t index, size_t arc) {
-  Node& node = nodes_[static_cast<size_t>(index)];
+  Node& node = nodes_[index];
   Moves& moves = node.moves[arc];
   const std::vector<int32_t> items = Members(index);
   const size_t keep = std::max<size_t>(32, items.size() / 4);
@@ -223,7 +218,7 @@ void ExactFinish::Refill(int32_t index, size_t arc) {
 
 // Cheapest move of the arc, or null if there is none below `enough`.
 const ExactFinish::Move* ExactFinish::Top(int32_t index, size_t arc, double enough) {
-  Node& node = nodes_[static_cast<size_t>(index)];
+  Node& node = nodes_[index];
   Moves& moves = node.moves[arc];
   std::vector<Move>& heap = moves.heap;
   for (;;) {
@@ -271,51 +266,50 @@ void ExactFinish::Sort(Node& node) {
 void ExactFinish::Arrive(const std::vector<int32_t>& items) {
   std::vector<int32_t> expanded;
   for (const int32_t item : items) {
-    const auto k = static_cast<size_t>(labels_[item]);
-    moved_[static_cast<size_t>(item)] = 1;
-    own_[static_cast<size_t>(item)] = -kInfinity;
+    const size_t k = labels_[item];
+    moved_[item] = 1;
+    own_[item] = -kInfinity;
     nodes_[k].arrived.push_back(item);
     if (nodes_[k].expanded) expanded.push_back(item);
   }
   std::vector<uint8_t> listed;
-  costs_.Rows(
-      expanded.data(), static_cast<int64_t>(expanded.size()),
-      [&](int64_t i, const float* row, float error) {
-        const int32_t item = expanded[static_cast<size_t>(i)];
-        const int32_t index = labels_[item];
-        Node& node = nodes_[static_cast<size_t>(index)];
-        const float base = row[index] + error;
-        const auto push = [&](size_t arc, double delta) {
-          std::vector<Move>& heap = node.moves[arc].heap;
-          heap.push_back({delta, item, false});
-          std::push_heap(heap.begin(), heap.end());
-          node.arcs[arc].bound = std::min(node.arcs[arc].bound, delta);
-          if (delta + prices_[node.arcs[arc].to] < node.arcs[arc].least) {
-            node.arcs[arc].least = -kInfinity;  // said once
-            node.fresh.push_back(arc);
-          }
-        };
-        const bool partial = node.frontier < kInfinity;
-        if (partial) listed.assign(static_cast<size_t>(count_), 0);
-        for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
-          const int32_t to = node.arcs[arc].to;
-          const auto delta = static_cast<double>(row[to] - base);
-          if (delta < node.moves[arc].rest) push(arc, delta);
-          if (partial) listed[static_cast<size_t>(to)] = 1;
-        }
-        for (int32_t k = 0; partial && k < count_; ++k) {
-          const auto delta = static_cast<double>(row[k] - base);
-          const double price = node.width > 0 ? prices_[k] : start_prices_[static_cast<size_t>(k)];
-          if (listed[static_cast<size_t>(k)] != 0 || k == index || delta + price >= node.frontier) {
-            continue;
-          }
-          // The others were left out because they cost at least this much.
-          node.arcs.push_back({kInfinity, kInfinity, k});
-          node.moves.push_back({node.frontier - price, {}});
-          node.arcs.back().bound = node.moves.back().rest;
-          push(node.arcs.size() - 1, delta);
-        }
-      });
+  costs_.Rows(expanded.data(), static_cast<int64_t>(expanded.size()),
+              [&](int64_t i, const float* row, float error) {
+                const int32_t item = expanded[i];
+                const int32_t index = labels_[item];
+                Node& node = nodes_[index];
+                const float base = row[index] + error;
+                const auto push = [&](size_t arc, double delta) {
+                  std::vector<Move>& heap = node.moves[arc].heap;
+                  heap.push_back({delta, item, false});
+                  std::push_heap(heap.begin(), heap.end());
+                  node.arcs[arc].bound = std::min(node.arcs[arc].bound, delta);
+                  if (delta + prices_[node.arcs[arc].to] < node.arcs[arc].least) {
+                    node.arcs[arc].least = -kInfinity;  // said once
+                    node.fresh.push_back(arc);
+                  }
+                };
+                const bool partial = node.frontier < kInfinity;
+                if (partial) listed.assign(count_, 0);
+                for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
+                  const int32_t to = node.arcs[arc].to;
+                  const auto delta = static_cast<double>(row[to] - base);
+                  if (delta < node.moves[arc].rest) push(arc, delta);
+                  if (partial) listed[to] = 1;
+                }
+                for (int32_t k = 0; partial && k < count_; ++k) {
+                  const auto delta = static_cast<double>(row[k] - base);
+                  const double price = node.width > 0 ? prices_[k] : start_prices_[k];
+                  if (listed[k] != 0 || k == index || delta + price >= node.frontier) {
+                    continue;
+                  }
+                  // The others were left out because they cost at least this much.
+                  node.arcs.push_back({kInfinity, kInfinity, k});
+                  node.moves.push_back({node.frontier - price, {}});
+                  node.arcs.back().bound = node.moves.back().rest;
+                  push(node.arcs.size() - 1, delta);
+                }
+              });
 }
 
 // One search from all of `sources` at once, until `wanted` nodes with room are reached, then a path
@@ -325,8 +319,8 @@ int64_t ExactFinish::Augment(const std::vector<int32_t>& sources, int64_t wanted
   const int32_t hub = count_;
   const auto by_distance = std::greater<std::pair<double, int32_t>>();
   for (const int32_t node : touched_) {
-    distance_[static_cast<size_t>(node)] = kInfinity;
-    state_[static_cast<size_t>(node)] = 0;
+    distance_[node] = kInfinity;
+    state_[node] = 0;
   }
   touched_.clear();
   queue_.clear();
@@ -340,9 +334,8 @@ int64_t ExactFinish::Augment(const std::vector<int32_t>& sources, int64_t wanted
   double nearest = guessed ? guess_ : kInfinity;
   const auto has_room = [&](size_t k) { return sizes_[k] + dummies_[k] < capacity_.units[k]; };
   const auto relax = [&](int32_t from, int32_t to, double length, int32_t item) {
-    const double reached =
-        distance_[static_cast<size_t>(from)] + std::max(0.0, length);  // rounding goes below zero
-    const auto b = static_cast<size_t>(to);
+    const double reached = distance_[from] + std::max(0.0, length);  // rounding goes below zero
+    const size_t b = to;
     if (state_[b] == 2 || !(reached < distance_[b]) || !(reached < nearest)) return;
     if (wanted == 1 && to != hub && has_room(b)) nearest = reached;
     if (state_[b] == 0) {
@@ -355,12 +348,12 @@ int64_t ExactFinish::Augment(const std::vector<int32_t>& sources, int64_t wanted
     enqueue(reached, to);
   };
   const auto leave = [&](int32_t index) {
-    Node& node = nodes_[static_cast<size_t>(index)];
-    const double reached = distance_[static_cast<size_t>(index)];
+    Node& node = nodes_[index];
+    const double reached = distance_[index];
     const auto look = [&](size_t arc) {
       const int32_t to = node.arcs[arc].to;
       const double rise = prices_[to] - prices_[index];
-      const double enough = std::min(nearest, distance_[static_cast<size_t>(to)]) - reached - rise;
+      const double enough = std::min(nearest, distance_[to]) - reached - rise;
       if (!(node.arcs[arc].bound < enough)) return;
       const Move* move = Top(index, arc, enough);
       if (move != nullptr) relax(index, to, move->delta + rise, move->item);
@@ -378,9 +371,9 @@ int64_t ExactFinish::Augment(const std::vector<int32_t>& sources, int64_t wanted
     }
   };
   for (const int32_t source : sources) {
-    distance_[static_cast<size_t>(source)] = 0;
-    parent_[static_cast<size_t>(source)] = -1;
-    state_[static_cast<size_t>(source)] = 1;
+    distance_[source] = 0;
+    parent_[source] = -1;
+    state_[source] = 1;
     touched_.push_back(source);
     enqueue(0.0, source);
   }
@@ -395,12 +388,12 @@ int64_t ExactFinish::Augment(const std::vector<int32_t>& sources, int64_t wanted
       leave(index);
       continue;
     }
-    const auto a = static_cast<size_t>(what);
+    const size_t a = what;
     if (state_[a] == 2) continue;
     state_[a] = 2;
     if (what == hub) {
       for (int32_t b = 0; b < count_; ++b) {
-        const auto k = static_cast<size_t>(b);
+        const size_t k = b;
         if (dummies_[k] < capacity_.extra[k]) relax(hub, b, prices_[b] - hub_price_, -1);
       }
       continue;
@@ -419,11 +412,11 @@ int64_t ExactFinish::Augment(const std::vector<int32_t>& sources, int64_t wanted
     return Augment(sources, wanted);
   }
   if (targets.empty()) throw std::logic_error("balanced k-means: no path to a cluster with room");
-  const double length = distance_[static_cast<size_t>(targets.back())];
+  const double length = distance_[targets.back()];
   guess_ = std::max(4 * length, far_ ? 0.0 : guess_ / 2);
   far_ = false;
   for (const int32_t node : touched_) {
-    const auto k = static_cast<size_t>(node);
+    const size_t k = node;
     if (state_[k] == 2) (node == hub ? hub_price_ : prices_[node]) += length - distance_[k];
   }
   constexpr uint8_t kUsed = 3;  // state of a node to which a path has led
@@ -432,25 +425,24 @@ int64_t ExactFinish::Augment(const std::vector<int32_t>& sources, int64_t wanted
   for (const int32_t target : targets) {
     int32_t root = target;
     bool open = true;
-    for (; open && parent_[static_cast<size_t>(root)] >= 0;
-         root = parent_[static_cast<size_t>(root)]) {
-      const auto b = static_cast<size_t>(root);
+    for (; open && parent_[root] >= 0; root = parent_[root]) {
+      const size_t b = root;
       const bool dummy = root == hub || parent_[b] == hub;
       open = state_[b] != kUsed && (dummy || labels_[parent_item_[b]] == parent_[b]);
     }
-    const auto r = static_cast<size_t>(root);
+    const size_t r = root;
     if (!open || sizes_[r] + dummies_[r] <= capacity_.units[r]) continue;
     for (int32_t node = target; node != root;) {
-      const auto b = static_cast<size_t>(node);
+      const size_t b = node;
       const int32_t from = parent_[b];
       state_[b] = kUsed;
       if (from == hub) {
         ++dummies_[b];
       } else if (node == hub) {
-        --dummies_[static_cast<size_t>(from)];
+        --dummies_[from];
       } else {
         labels_[parent_item_[b]] = node;
-        --sizes_[static_cast<size_t>(from)];
+        --sizes_[from];
         ++sizes_[b];
         travelled.push_back(parent_item_[b]);
       }
@@ -468,7 +460,7 @@ void ExactFinish::Run() {
   // soon leave the others too.
   std::vector<int32_t> sources;
   for (int32_t k = 0; k < count_; ++k) {
-    const auto node = static_cast<size_t>(k);
+    const size_t node = k;
     if (sizes_[node] + dummies_[node] > capacity_.units[node]) sources.push_back(k);
   }
   std::vector<int32_t> first = sources;
@@ -477,13 +469,13 @@ void ExactFinish::Run() {
     std::iota(first.begin(), first.end(), 0);
   }
   ParallelFor(static_cast<int64_t>(first.size()), num_threads_,
-              [&](int64_t s) { Expand(first[static_cast<size_t>(s)]); });
+              [&](int64_t s) { Expand(first[s]); });
   // Many paths from one search, as long as there are many.
   for (;;) {
     std::vector<int32_t> over;
     int64_t free = 0;
     for (int32_t k = 0; k < count_; ++k) {
-      const auto node = static_cast<size_t>(k);
+      const size_t node = k;
       const int64_t held = sizes_[node] + dummies_[node];
       if (held > capacity_.units[node]) over.push_back(k);
       free += held < capacity_.units[node] ? 1 : 0;
@@ -492,7 +484,7 @@ void ExactFinish::Run() {
     if (on_step_) on_step_();
   }
   for (const int32_t source : sources) {
-    const auto k = static_cast<size_t>(source);
+    const size_t k = source;
     while (sizes_[k] + dummies_[k] > capacity_.units[k]) {
       Augment({source}, 1);
       if (on_step_ && moves_ % 256 == 0) on_step_();
@@ -507,17 +499,17 @@ void ExactFinish::CentrePrices(double reach) {
     int32_t to;
     double delta;
   };
-  std::vector<std::vector<Near>> found(static_cast<size_t>(count_));
+  std::vector<std::vector<Near>> found(count_);
   ParallelFor(count_, num_threads_, [&](int64_t k) {
     const auto a = static_cast<int32_t>(k);
-    Node& node = nodes_[static_cast<size_t>(a)];
+    Node& node = nodes_[a];
     if (!node.expanded) Expand(a);
     for (size_t arc = 0; arc < node.arcs.size(); ++arc) {
       const int32_t to = node.arcs[arc].to;
       const double enough = 2 * reach + prices_[a] - prices_[to];
       if (!(node.arcs[arc].bound < enough)) continue;
       if (const Move* move = Top(a, arc, enough)) {
-        found[static_cast<size_t>(a)].push_back({a, to, move->delta});
+        found[a].push_back({a, to, move->delta});
       }
     }
     node.arcs = {};  // the moves of all nodes at once would be larger than the lists
@@ -529,31 +521,29 @@ void ExactFinish::CentrePrices(double reach) {
   // Moves that are not listed bear that all prices fall by this much.
   double fall = reach;
   for (int32_t k = 0; k < count_; ++k) {
-    fall = std::min(fall, nodes_[static_cast<size_t>(k)].frontier - prices_[k]);
+    fall = std::min(fall, nodes_[k].frontier - prices_[k]);
   }
   fall = std::max(0.0, fall);
-  std::vector<double> low(static_cast<size_t>(count_));
-  std::vector<double> high(static_cast<size_t>(count_));
+  std::vector<double> low(count_);
+  std::vector<double> high(count_);
   for (int sweep = 0; sweep < kCentringSweeps; ++sweep) {
     for (int32_t k = 0; k < count_; ++k) {
-      const Node& node = nodes_[static_cast<size_t>(k)];
-      const auto at = static_cast<size_t>(k);
+      const Node& node = nodes_[k];
+      const size_t at = k;
       // What is known of moves holds at starting prices, or at the present ones if some node's arcs
       // are not all known.
       high[at] = std::min(end[at] + reach, node.frontier - fall);
       low[at] = std::max(end[at] - reach, (cut_ ? end[at] : start_prices_[at]) - fall);
     }
     for (const Near& arc : near) {
-      high[static_cast<size_t>(arc.from)] =
-          std::min(high[static_cast<size_t>(arc.from)], prices_[arc.to] + arc.delta);
-      low[static_cast<size_t>(arc.to)] =
-          std::max(low[static_cast<size_t>(arc.to)], prices_[arc.from] - arc.delta);
+      high[arc.from] = std::min(high[arc.from], prices_[arc.to] + arc.delta);
+      low[arc.to] = std::max(low[arc.to], prices_[arc.from] - arc.delta);
     }
     if (capacity_.dummies > 0) {
       double hub_low = -kInfinity;
       double hub_high = kInfinity;
       for (int32_t k = 0; k < count_; ++k) {
-        const auto node = static_cast<size_t>(k);
+        const size_t node = k;
         if (dummies_[node] > 0) hub_low = std::max(hub_low, prices_[k]);
         if (dummies_[node] < capacity_.extra[node]) hub_high = std::min(hub_high, prices_[k]);
       }
@@ -561,14 +551,14 @@ void ExactFinish::CentrePrices(double reach) {
         hub_price_ = (hub_low + hub_high) / 2;
       }
       for (int32_t k = 0; k < count_; ++k) {
-        const auto node = static_cast<size_t>(k);
+        const size_t node = k;
         if (dummies_[node] > 0) high[node] = std::min(high[node], hub_price_);
         if (dummies_[node] < capacity_.extra[node]) low[node] = std::max(low[node], hub_price_);
       }
     }
     // All at once: no price uses more than half of the slack between it and another.
     for (int32_t k = 0; k < count_; ++k) {
-      const auto node = static_cast<size_t>(k);
+      const size_t node = k;
       const double up = std::max(0.0, high[node] - prices_[k]);
       const double down = std::max(0.0, prices_[k] - low[node]);
       prices_[k] += (up - down) / 2;

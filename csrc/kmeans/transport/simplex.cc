@@ -30,16 +30,16 @@ ListSimplex::ListSimplex(const NodeCapacity& capacity, const CandidateLists& lis
       exact_(std::move(exact)),
       sizes_hold_(labels != nullptr),
       root_(static_cast<int32_t>(capacity.units.size())),
-      tree_(static_cast<size_t>(2 * root_) + 3),
-      item_of_(static_cast<size_t>(root_) + 2, -1),
-      node_of_(static_cast<size_t>(lists.rows), -1),
-      labels_(static_cast<size_t>(lists.rows)),
-      own_(static_cast<size_t>(lists.rows)),
+      tree_(2 * root_ + 3),
+      item_of_(root_ + 2, -1),
+      node_of_(lists.rows, -1),
+      labels_(lists.rows),
+      own_(lists.rows),
       start_(prices, prices + root_),
       prices_(start_),
-      excess_(static_cast<size_t>(root_), 0),
-      shortage_(static_cast<size_t>(root_), 0),
-      dummies_(static_cast<size_t>(root_), 0),
+      excess_(root_, 0),
+      shortage_(root_, 0),
+      dummies_(root_, 0),
       seen_(tree_.size(), 0) {
   for (auto node = static_cast<int32_t>(tree_.size()) - 1; node > root_; --node) {
     free_.push_back(node);
@@ -55,11 +55,11 @@ ListSimplex::ListSimplex(const NodeCapacity& capacity, const CandidateLists& lis
   TakeLists();
   for (int64_t i = 0; !sizes_hold_ && i < lists.rows; ++i) {
     const Offer best = Best(i);
-    Put(static_cast<size_t>(i), best.code, best.rel);
+    Put(i, best.code, best.rel);
   }
   Count();
   for (int32_t k = 0; k < root_; ++k) {
-    const auto node = static_cast<size_t>(k);
+    const size_t node = k;
     At(k).link = shortage_[node] > 0 ? Link::kShortage : Link::kExcess;
     if (dummies_[node] > 0 && dummies_[node] < capacity_.extra[node]) {  // some of equal centres
       At(k).link = Link::kDummies;
@@ -71,19 +71,19 @@ ListSimplex::ListSimplex(const NodeCapacity& capacity, const CandidateLists& lis
 
 // Places the dummies, and counts what clusters have too many or too few.
 void ListSimplex::Count() {
-  std::vector<int64_t> sizes(static_cast<size_t>(root_), 0);
-  for (const int32_t k : labels_) ++sizes[static_cast<size_t>(k)];
+  std::vector<int64_t> sizes(root_, 0);
+  for (const int32_t k : labels_) ++sizes[k];
   // Dummies are worth most where prices are lowest.
-  std::vector<int32_t> order(static_cast<size_t>(root_));
+  std::vector<int32_t> order(root_);
   std::iota(order.begin(), order.end(), 0);
   std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    const double left = prices_[static_cast<size_t>(a)];
-    const double right = prices_[static_cast<size_t>(b)];
+    const double left = prices_[a];
+    const double right = prices_[b];
     return left != right ? left < right : a < b;
   });
   int64_t left = capacity_.dummies;
   for (const int32_t node : order) {
-    const auto k = static_cast<size_t>(node);
+    const size_t k = node;
     if (left > 0) {
       hub_ = prices_[k];
       dummies_[k] = std::min(left, capacity_.extra[k]);
@@ -105,16 +105,15 @@ void ListSimplex::TakeLists() {
     moved_[k] = static_cast<float>(prices_[k] - lists_.prices[k]);
   }
   const auto listed = [&](int64_t item, int32_t cluster) {
-    const CandidateLists::Chunk& chunk =
-        lists_.chunks[static_cast<size_t>(item / lists_.chunk_rows)];
-    auto t = static_cast<size_t>(chunk.offset[static_cast<size_t>(item % lists_.chunk_rows)]);
+    const CandidateLists::Chunk& chunk = lists_.chunks[item / lists_.chunk_rows];
+    size_t t = chunk.offset[item % lists_.chunk_rows];
     while (chunk.code[t] != cluster) ++t;
     return chunk.rel[t];
   };
   constexpr int64_t kRows = 1 << 12;
   ParallelFor((lists_.rows + kRows - 1) / kRows, num_threads_, [&](int64_t part) {
     for (int64_t i = part * kRows; i < std::min(lists_.rows, (part + 1) * kRows); ++i) {
-      const auto item = static_cast<size_t>(i);
+      const size_t item = i;
       if (labels_[item] >= 0) own_[item] = listed(i, labels_[item]);
       const int32_t node = node_of_[item];
       if (node < 0) continue;
@@ -125,8 +124,7 @@ void ListSimplex::TakeLists() {
 }
 
 double ListSimplex::CostOf(int64_t item, int32_t node, float rel) const {
-  return exact_costs_ ? exact_(item, node)
-                      : static_cast<double>(rel) - lists_.prices[static_cast<size_t>(node)];
+  return exact_costs_ ? exact_(item, node) : static_cast<double>(rel) - lists_.prices[node];
 }
 
 // Takes the costs of the tree exactly or from the lists.
@@ -134,8 +132,8 @@ void ListSimplex::CostTree(bool exactly) {
   exact_costs_ = exactly;
   const auto nodes = static_cast<int32_t>(tree_.size());
   for (int32_t node = root_ + 1; node < nodes; ++node) {
-    const int64_t item = item_of_[static_cast<size_t>(node - root_ - 1)];
-    if (item < 0 || node_of_[static_cast<size_t>(item)] != node) continue;
+    const int64_t item = item_of_[node - root_ - 1];
+    if (item < 0 || node_of_[item] != node) continue;
     At(node).cost = CostOf(item, At(node).parent, At(node).rel);
     for (int32_t c = At(node).child; c >= 0; c = At(c).next) {
       At(c).cost = CostOf(item, c, At(c).rel);
@@ -146,39 +144,37 @@ void ListSimplex::CostTree(bool exactly) {
 
 // What going to another cluster gains, exactly.
 double ListSimplex::ExactGain(int64_t item, int32_t to) const {
-  const int32_t own = labels_[static_cast<size_t>(item)];
-  return exact_(item, own) + prices_[static_cast<size_t>(own)] - exact_(item, to) -
-         prices_[static_cast<size_t>(to)];
+  const int32_t own = labels_[item];
+  return exact_(item, own) + prices_[own] - exact_(item, to) - prices_[to];
 }
 
 // The cheapest other cluster of the item's list, and what going there gains.
 ListSimplex::Offer ListSimplex::Best(int64_t item) const {
-  const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(item / lists_.chunk_rows)];
-  const auto row = static_cast<size_t>(item % lists_.chunk_rows);
-  const auto i = static_cast<size_t>(item);
+  const CandidateLists::Chunk& chunk = lists_.chunks[item / lists_.chunk_rows];
+  const size_t row = item % lists_.chunk_rows;
+  const size_t i = item;
   const int32_t label = labels_[i];
-  const auto end = static_cast<size_t>(chunk.offset[row + 1]);
-  const auto begin = static_cast<size_t>(chunk.offset[row]);
+  const size_t end = chunk.offset[row + 1];
+  const size_t begin = chunk.offset[row];
   float least;
   const int64_t t =
       kernels_.list_other(chunk.rel.data() + begin, chunk.code.data() + begin, moved_.data(),
                           static_cast<int64_t>(end - begin), label, &least);
   if (t < 0) return {-1, 0, -std::numeric_limits<double>::infinity()};
-  const size_t place = begin + static_cast<size_t>(t);
+  const size_t place = begin + t;
   Offer best{chunk.code[place], chunk.rel[place], 0};
   if (label < 0) return best;
-  const float own = own_[i] + moved_[static_cast<size_t>(label)];
+  const float own = own_[i] + moved_[label];
   best.gain = static_cast<double>(own) - static_cast<double>(least);
-  const double error =
-      static_cast<double>(chunk.error[row]) +
-      4e-7 * (std::abs(static_cast<double>(own)) + lists_.scale +
-              std::abs(static_cast<double>(moved_[static_cast<size_t>(label)])) +
-              std::abs(static_cast<double>(moved_[static_cast<size_t>(best.code)])));
+  const double error = static_cast<double>(chunk.error[row]) +
+                       4e-7 * (std::abs(static_cast<double>(own)) + lists_.scale +
+                               std::abs(static_cast<double>(moved_[label])) +
+                               std::abs(static_cast<double>(moved_[best.code])));
   if (!exact_costs_ || std::abs(best.gain) > error) return best;
   // Too close to say: all that may be the cheapest, exactly.
   best.gain = -std::numeric_limits<double>::infinity();
-  for (auto t = static_cast<size_t>(chunk.offset[row]); t < end; ++t) {
-    const float value = chunk.rel[t] + moved_[static_cast<size_t>(chunk.code[t])];
+  for (size_t t = chunk.offset[row]; t < end; ++t) {
+    const float value = chunk.rel[t] + moved_[chunk.code[t]];
     if (static_cast<double>(value) > static_cast<double>(own) + error || chunk.code[t] == label) {
       continue;
     }
@@ -211,16 +207,16 @@ void ListSimplex::Detach(int32_t node) {
 
 // The item's node in the tree; if it has none, one below its cluster.
 int32_t ListSimplex::NodeOf(int64_t item) {
-  int32_t& node = node_of_[static_cast<size_t>(item)];
+  int32_t& node = node_of_[item];
   if (node >= 0) return node;
   node = free_.back();
   free_.pop_back();
-  item_of_[static_cast<size_t>(node - root_ - 1)] = item;
+  item_of_[node - root_ - 1] = item;
   At(node) = {};
   At(node).link = Link::kItem;
-  At(node).rel = own_[static_cast<size_t>(item)];
-  At(node).cost = CostOf(item, labels_[static_cast<size_t>(item)], At(node).rel);
-  Attach(node, labels_[static_cast<size_t>(item)]);
+  At(node).rel = own_[item];
+  At(node).cost = CostOf(item, labels_[item], At(node).rel);
+  Attach(node, labels_[item]);
   return node;
 }
 
@@ -239,7 +235,7 @@ void ListSimplex::Shift(int32_t node, double by) {
     const int32_t at = stack_.back();
     stack_.pop_back();
     if (at < root_) {
-      const auto k = static_cast<size_t>(at);
+      const size_t k = at;
       prices_[k] += by;
       moved_[k] = static_cast<float>(prices_[k] - lists_.prices[k]);
     }
@@ -249,7 +245,7 @@ void ListSimplex::Shift(int32_t node, double by) {
 
 // Units of flow that can still be pushed over the link of `node`, from its parent (down) or to it.
 int64_t ListSimplex::Slack(int32_t node, bool down) const {
-  const auto k = static_cast<size_t>(node);
+  const size_t k = node;
   const Node& at = At(node);
   switch (at.link) {
     case Link::kItem:  // flow goes from the item to the cluster
@@ -266,7 +262,7 @@ int64_t ListSimplex::Slack(int32_t node, bool down) const {
 }
 
 void ListSimplex::Push(int32_t node, bool down, int64_t units) {
-  const auto k = static_cast<size_t>(node);
+  const size_t k = node;
   const Node& at = At(node);
   const int64_t more = down ? units : -units;
   switch (at.link) {
@@ -292,12 +288,12 @@ void ListSimplex::Push(int32_t node, bool down, int64_t units) {
 void ListSimplex::Pivot(const Entering& entering) {
   ++pivots_;
   for (int32_t u = entering.first; u >= 0; u = At(u).parent) {
-    seen_[static_cast<size_t>(u)] = pivots_;
+    seen_[u] = pivots_;
   }
   int32_t top = entering.second;
-  while (seen_[static_cast<size_t>(top)] != pivots_) top = At(top).parent;
+  while (seen_[top] != pivots_) top = At(top).parent;
   const auto cluster =  // of a link to the root
-      static_cast<size_t>(entering.first == root_ ? entering.second : entering.first);
+      (entering.first == root_ ? entering.second : entering.first);
   int64_t units = entering.link == Link::kDummies ? capacity_.extra[cluster] : kUnlimited;
   int32_t out = -1;
   bool first_side = false;
@@ -357,7 +353,7 @@ bool ListSimplex::RootPivots(double penalty) {
   bool any = false;
   const double tolerance = kTolerance * lists_.scale;
   for (int32_t node = 0; node < root_; ++node) {
-    const auto k = static_cast<size_t>(node);
+    const size_t k = node;
     const double rise = prices_[k] - start_[k];
     const double above = prices_[k] - hub_;
     const int64_t extra = capacity_.extra[k];
@@ -380,28 +376,28 @@ bool ListSimplex::RootPivots(double penalty) {
 // The items of a range that gain by a move, those first that gain most.
 void ListSimplex::FindOffers(int64_t begin, int64_t end, double tolerance) {
   const int64_t parts = (end - begin + kPart - 1) / kPart;
-  std::vector<std::vector<std::pair<double, int64_t>>> found(static_cast<size_t>(parts));
+  std::vector<std::vector<std::pair<double, int64_t>>> found(parts);
   double most = 0;
   for (size_t k = 0; exact_costs_ && k < moved_.size(); ++k) {
     most = std::max(most, std::abs(static_cast<double>(moved_[k])));
   }
   ParallelFor(parts, parts < 4 ? 1 : num_threads_, [&](int64_t part) {
-    auto& own = found[static_cast<size_t>(part)];
+    auto& own = found[part];
     const int64_t last = std::min(end, begin + (part + 1) * kPart);
     for (int64_t first = begin + part * kPart; first < last;) {
       const int64_t number = first / lists_.chunk_rows;
-      const CandidateLists::Chunk& chunk = lists_.chunks[static_cast<size_t>(number)];
+      const CandidateLists::Chunk& chunk = lists_.chunks[number];
       const int64_t row = first - number * lists_.chunk_rows;
       const int64_t rows = std::min(last - first, lists_.chunk_rows - row);
       float limits[kPart];
       for (int64_t r = 0; r < rows; ++r) {
-        const auto i = static_cast<size_t>(first + r);
-        const float moved = moved_[static_cast<size_t>(labels_[i])];
+        const size_t i = first + r;
+        const float moved = moved_[labels_[i]];
         limits[r] = own_[i] + moved;
         if (!exact_costs_) continue;
         // Above what Best() takes for too close to say.
         limits[r] +=
-            chunk.error[static_cast<size_t>(row + r)] +
+            chunk.error[row + r] +
             static_cast<float>(5e-7 * (std::abs(static_cast<double>(limits[r])) +
                                        std::abs(static_cast<double>(moved)) + lists_.scale + most));
       }
@@ -424,7 +420,7 @@ void ListSimplex::FindOffers(int64_t begin, int64_t end, double tolerance) {
 
 int64_t ListSimplex::Solve(double penalty) {
   for (int32_t node = At(root_).child; node >= 0; node = At(node).next) {
-    const auto k = static_cast<size_t>(node);
+    const size_t k = node;
     const double to = At(node).link == Link::kExcess     ? start_[k] + penalty
                       : At(node).link == Link::kShortage ? start_[k] - penalty
                                                          : hub_;
@@ -482,16 +478,16 @@ void ListSimplex::Pivots(double penalty) {
 void ListSimplex::Reprice() {
   stack_.clear();
   for (int32_t node = At(root_).child; node >= 0; node = At(node).next) {
-    if (At(node).link == Link::kDummies) prices_[static_cast<size_t>(node)] = hub_;
+    if (At(node).link == Link::kDummies) prices_[node] = hub_;
     stack_.push_back(node);
   }
   while (!stack_.empty()) {
     const int32_t node = stack_.back();
     stack_.pop_back();
     for (int32_t item = At(node).child; item >= 0; item = At(item).next) {
-      const double value = At(item).cost + prices_[static_cast<size_t>(node)];
+      const double value = At(item).cost + prices_[node];
       for (int32_t c = At(item).child; c >= 0; c = At(c).next) {
-        prices_[static_cast<size_t>(c)] = value - At(c).cost;
+        prices_[c] = value - At(c).cost;
         stack_.push_back(c);
       }
     }

@@ -41,8 +41,8 @@ class ListSimplex {
   // Calls body for the clusters that an item's list must keep.
   template <class Body>
   void Basic(int64_t item, const Body& body) const {
-    body(labels_[static_cast<size_t>(item)]);
-    const int32_t node = node_of_[static_cast<size_t>(item)];
+    body(labels_[item]);
+    const int32_t node = node_of_[item];
     if (node < 0) return;
     body(At(node).parent);
     for (int32_t c = At(node).child; c >= 0; c = At(c).next) body(c);
@@ -85,11 +85,9 @@ class ListSimplex {
     double gain;
   };
 
-  Node& At(int32_t node) { return tree_[static_cast<size_t>(node)]; }
-  const Node& At(int32_t node) const { return tree_[static_cast<size_t>(node)]; }
-  size_t ItemAt(int32_t node) const {
-    return static_cast<size_t>(item_of_[static_cast<size_t>(node - root_ - 1)]);
-  }
+  Node& At(int32_t node) { return tree_[node]; }
+  const Node& At(int32_t node) const { return tree_[node]; }
+  size_t ItemAt(int32_t node) const { return item_of_[node - root_ - 1]; }
   static constexpr double kRounding = 1e-11;  // of a gain, in the lists' scale
 
   Offer Best(int64_t item) const;

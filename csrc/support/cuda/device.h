@@ -37,7 +37,7 @@ size_t SharedRoom(const char* operation, void (*kernel)(Parameters...)) {
   CheckCuda(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
             operation);
   CheckCuda(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), operation);
-  return static_cast<size_t>(most) - attributes.sharedSizeBytes;
+  return most - attributes.sharedSizeBytes;
 }
 
 // Lets a kernel have `bytes` of dynamic shared memory.

@@ -95,7 +95,7 @@ struct BruteForce {
       if (scoring == Scoring::kFullSoftmax) norm = LogSumExp(row);
       if (scoring == Scoring::kLegalSoftmax) norm = LogSumExp(legal);
       for (int32_t code = 0; code < codebook_size; ++code) {
-        const double x = row[static_cast<size_t>(code)];
+        const double x = row[code];
         if (x == kNothing || !Legal(beams[r].codes, code)) continue;
         found.push_back({beams[r].score + (x - norm), static_cast<int64_t>(r), code});
       }
@@ -107,7 +107,7 @@ struct BruteForce {
     if (found.size() > width) found.resize(width);
     std::vector<Beam> next;
     for (const Choice& c : found) {
-      next.push_back({c.score, beams[static_cast<size_t>(c.parent)].codes});
+      next.push_back({c.score, beams[c.parent].codes});
       next.back().codes.push_back(static_cast<int32_t>(c.token));
     }
     beams = next;
@@ -178,7 +178,7 @@ void PlayAgainstBruteForce(uint32_t seed, Scoring scoring) {
   search.Reset({deny.data(), offsets.data(), allow.data(), widths.data()}, trie);
 
   const int64_t row = size + 3;  // strided
-  std::vector<float> logits(static_cast<size_t>(options.batch * options.width * row));
+  std::vector<float> logits(options.batch * options.width * row);
   std::normal_distribution<float> normal(0, 2);
   const bool sparse = scoring != Scoring::kFullSoftmax && draw() % 2 == 0;
   while (!search.Done()) {
@@ -187,7 +187,7 @@ void PlayAgainstBruteForce(uint32_t seed, Scoring scoring) {
                                std::numeric_limits<float>::infinity()};
       x = draw() % 30 == 0 ? unusual[draw() % 3] : normal(draw);
     }
-    const auto step = static_cast<size_t>(search.Steps());
+    const size_t step = search.Steps();
     const int64_t most = step < options.ramp.size() ? options.ramp[step] : options.width;
     const int64_t rows = search.Rows();
     if (sparse) {
@@ -195,7 +195,7 @@ void PlayAgainstBruteForce(uint32_t seed, Scoring scoring) {
       std::vector<float> values;
       for (int64_t beam = 0; beam < options.batch * options.width; ++beam) {
         for (int64_t i = legal.offsets[beam]; i < legal.offsets[beam + 1]; ++i) {
-          values.push_back(logits[static_cast<size_t>(beam * row + legal.codes[i])]);
+          values.push_back(logits[beam * row + legal.codes[i]]);
         }
       }
       search.StepLegal(values.data(), static_cast<int64_t>(values.size()));
@@ -203,14 +203,13 @@ void PlayAgainstBruteForce(uint32_t seed, Scoring scoring) {
       search.Step({logits.data(), LogitType::kFloat32, options.width * row, row}, rows);
     }
     for (int64_t b = 0; b < options.batch; ++b) {
-      const auto choices = expected[static_cast<size_t>(b)].Step(
-          &logits[static_cast<size_t>(b * options.width * row)], row,
-          static_cast<size_t>(std::min(most, widths[static_cast<size_t>(b)])));
+      const auto choices =
+          expected[b].Step(&logits[b * options.width * row], row, std::min(most, widths[b]));
       ASSERT_EQ(search.Valid()[b], static_cast<int32_t>(choices.size()));
       for (int64_t i = 0; i < options.width; ++i) {
         const int64_t at = b * options.width + i;
         if (i < static_cast<int64_t>(choices.size())) {
-          const auto& choice = choices[static_cast<size_t>(i)];
+          const auto& choice = choices[i];
           ASSERT_EQ(search.Parents()[at], choice.parent);
           ASSERT_EQ(search.Tokens()[at], choice.token);
           ASSERT_NEAR(search.Scores()[at], choice.score, 1e-5);
@@ -222,21 +221,21 @@ void PlayAgainstBruteForce(uint32_t seed, Scoring scoring) {
       }
     }
   }
-  std::vector<int32_t> sids(static_cast<size_t>(options.batch * options.width * 2 * levels));
-  std::vector<int64_t> items(static_cast<size_t>(options.batch * options.width * 2));
+  std::vector<int32_t> sids(options.batch * options.width * 2 * levels);
+  std::vector<int64_t> items(options.batch * options.width * 2);
   search.Sids(sids.data());
   search.Items(items.data());
   for (int64_t beam = 0; beam < options.batch * options.width; ++beam) {
-    const auto& beams = expected[static_cast<size_t>(beam / options.width)].beams;
-    const auto i = static_cast<size_t>(beam % options.width);
+    const auto& beams = expected[beam / options.width].beams;
+    const size_t i = beam % options.width;
     for (int64_t item = 0; item < 2; ++item) {
-      const int64_t* leaf = &items[static_cast<size_t>(beam * 2 + item)];
-      const int32_t* got = &sids[static_cast<size_t>((beam * 2 + item) * levels)];
-      Sid want(static_cast<size_t>(levels), -1);
+      const int64_t* leaf = &items[beam * 2 + item];
+      const int32_t* got = &sids[(beam * 2 + item) * levels];
+      Sid want(levels, -1);
       if (i < beams.size()) {
         const auto at = beams[i].codes.begin() + item * levels;
         want.assign(at, at + levels);
-        ASSERT_EQ(distinct[static_cast<size_t>(*leaf)], want);
+        ASSERT_EQ(distinct[*leaf], want);
       } else {
         ASSERT_EQ(*leaf, -1);
       }
@@ -317,7 +316,7 @@ TEST(BeamSearch, StepsAllocateNothing) {
   options.width = 20;
   options.items = 3;
   options.num_threads = 2;
-  std::vector<float> logits(static_cast<size_t>(options.batch * options.width * kSize));
+  std::vector<float> logits(options.batch * options.width * kSize);
   std::mt19937 draw(1);
   std::normal_distribution<float> normal;
   for (float& x : logits) x = normal(draw);

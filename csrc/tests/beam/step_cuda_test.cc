@@ -18,11 +18,11 @@ constexpr Scoring kScorings[] = {Scoring::kFullSoftmax, Scoring::kLegalSoftmax, 
 
 struct Beams {
   Beams(int64_t batch, int64_t width)
-      : parents(static_cast<size_t>(batch * width), -7),
+      : parents(batch * width, -7),
         tokens(parents),
         nodes(parents),
         scores(parents.size(), std::nan("")),
-        valid(static_cast<size_t>(batch), -7),
+        valid(batch, -7),
         view{width, parents.data(), tokens.data(), nodes.data(), scores.data(), valid.data()} {}
   std::vector<int64_t> parents, tokens, nodes;
   std::vector<double> scores;
@@ -36,10 +36,10 @@ Beams Step(const Trie& trie, const BeamStepInput& input, Scoring scoring, double
   Beams host(input.batch, width), device(input.batch, width);
   BeamWorkspace workspace;
   BeamStep(trie.View(), input, scoring, temperature, host.view, workspace, 1);
-  std::vector<uint64_t> addresses(static_cast<size_t>(1 + trie.View().levels));
+  std::vector<uint64_t> addresses(1 + trie.View().levels);
   addresses[0] = reinterpret_cast<uint64_t>(trie.Data());
   addresses.back() = reinterpret_cast<uint64_t>(input.leaf_tags);
-  addresses[static_cast<size_t>(1 + input.level)] = reinterpret_cast<uint64_t>(input.tags);
+  addresses[1 + input.level] = reinterpret_cast<uint64_t>(input.tags);
   std::vector<char> memory(CudaBeamStepBytes(input.batch, input.rows, input.items), '\xFF');
   CudaBeamStep(addresses.data(), trie.View().codebook_size, input, scoring, temperature,
                device.view, memory.data(), nullptr);
@@ -82,7 +82,7 @@ void Play(uint32_t seed, Scoring scoring) {
   const int64_t items = static_cast<int64_t>(draw() % 3);
   const int64_t path_size = (items + 1) * levels;
 
-  std::vector<std::vector<int64_t>> dead_leaves(static_cast<size_t>(batch));
+  std::vector<std::vector<int64_t>> dead_leaves(batch);
   for (auto& dead : dead_leaves) {
     const uint32_t share = draw() % 4;
     for (int64_t leaf = 0; leaf < view.Leaves(); ++leaf) {
@@ -120,21 +120,20 @@ void Play(uint32_t seed, Scoring scoring) {
         scores.push_back(-static_cast<double>(draw() % 1000) / 100);
         for (int64_t i = 0; i <= items; ++i) {
           int64_t edge = static_cast<int64_t>(draw() % static_cast<uint64_t>(view.Leaves()));
-          paths.resize(paths.size() + static_cast<size_t>(levels));
+          paths.resize(paths.size() + levels);
           for (int l = levels - 1; l >= 0; --l) {
-            paths[paths.size() - static_cast<size_t>(levels - l)] = edge;
+            paths[paths.size() - (levels - l)] = edge;
             edge = view.NodeOf(l, edge);
           }
         }
         if (level > 0 && draw() % 2 == 0) {  // the beam is about to repeat its first item
-          nodes.back() = paths[paths.size() - static_cast<size_t>(path_size - level + 1)];
+          nodes.back() = paths[paths.size() - (path_size - level + 1)];
         }
       }
     }
     BeamStepInput input;
     const int64_t stride = size + 3;
-    const std::vector<float> logits =
-        RandomLogits(static_cast<size_t>(batch * (rows + 1) * stride), draw);
+    const std::vector<float> logits = RandomLogits(batch * (rows + 1) * stride, draw);
     input.batch = batch;
     input.rows = rows;
     input.level = level;
@@ -168,7 +167,7 @@ TEST(CudaBeamStep, IsTheHosts) {
 TEST(CudaBeamStep, TakesTiesInTheirOrder) {
   constexpr int64_t kRows = 33, kSize = 700, kBatch = 2;
   std::vector<int32_t> sids(kSize);
-  for (int32_t i = 0; i < kSize; ++i) sids[static_cast<size_t>(i)] = i;
+  for (int32_t i = 0; i < kSize; ++i) sids[i] = i;
   const auto trie = BuildTrie(sids, 1, kSize);
   std::mt19937 draw(0);
   std::vector<float> single;

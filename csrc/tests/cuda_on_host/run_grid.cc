@@ -156,7 +156,7 @@ void SyncWarp() { Leave(State::kAtWarp); }
 
 uint64_t* Shown(int lane) {
   Block& block = TheBlock();
-  return &block.shown[(block.now / kWarp * kWarp + static_cast<size_t>(lane)) * 6];
+  return &block.shown[(block.now / kWarp * kWarp + lane) * 6];
 }
 
 void* SharedMemory() { return TheBlock().shared.data(); }
@@ -183,7 +183,7 @@ void RunGrid(dim3 grid, int threads, size_t shared_bytes, const std::function<vo
   static std::mutex one;
   const std::lock_guard lock(one);
   Block& block = TheBlock();
-  const auto count = static_cast<size_t>(threads);
+  const size_t count = threads;
   if (block.fibers.size() < count) block.fibers = std::vector<Fiber>(count);
   block.shown.resize(count * 6);
   block.shared = std::vector<double>((shared_bytes + 7) / 8);
@@ -195,8 +195,7 @@ void RunGrid(dim3 grid, int threads, size_t shared_bytes, const std::function<vo
   for (const unsigned at : order) {
     block_index = dim3(at % grid.x, at / grid.x);
     std::fill(block.shared.begin(), block.shared.end(), std::bit_cast<double>(~uint64_t{0}));
-    std::memset(__start_cuda_shared, 0xFF,
-                static_cast<size_t>(__stop_cuda_shared - __start_cuda_shared));
+    std::memset(__start_cuda_shared, 0xFF, __stop_cuda_shared - __start_cuda_shared);
     RunBlock(count);
   }
 }

@@ -57,7 +57,7 @@ std::shared_ptr<const EngineModel> Model(const EngineConfig& config,
           values.assign(sids.begin(), sids.end());
           return values.data();
         }
-        values.resize(static_cast<size_t>(elements));
+        values.resize(elements);
         for (float& value : values) value = normal(draw);
         return values.data();
       },
@@ -66,9 +66,7 @@ std::shared_ptr<const EngineModel> Model(const EngineConfig& config,
 
 struct Found {
   explicit Found(int64_t batch, int64_t length)
-      : items(static_cast<size_t>(batch * kWidth * length)),
-        scores(static_cast<size_t>(batch * kWidth)),
-        valid(static_cast<size_t>(batch)) {}
+      : items(batch * kWidth * length), scores(batch * kWidth), valid(batch) {}
   EngineResult Result() { return {items.data(), nullptr, scores.data(), valid.data()}; }
   std::vector<int64_t> items;
   std::vector<float> scores;
@@ -109,15 +107,13 @@ TEST(Engine, AResultIsTheSameAloneInABatchAndOnMoreThreads) {
       engine.Run(requests.list.data(), 4, Options(scoring, 3), together.Result());
       for (int64_t b = 0; b < 4; ++b) {
         Found alone(1, 3);
-        engine.Run(&requests.list[static_cast<size_t>(b)], 1, Options(scoring, 1), alone.Result());
+        engine.Run(&requests.list[b], 1, Options(scoring, 1), alone.Result());
         ASSERT_EQ(alone.valid[0], kWidth);
         for (int64_t i = 0; i < kWidth * 3; ++i) {
-          ASSERT_EQ(alone.items[static_cast<size_t>(i)],
-                    together.items[static_cast<size_t>(b * kWidth * 3 + i)]);
+          ASSERT_EQ(alone.items[i], together.items[b * kWidth * 3 + i]);
         }
         for (int64_t i = 0; i < kWidth; ++i) {
-          ASSERT_EQ(alone.scores[static_cast<size_t>(i)],
-                    together.scores[static_cast<size_t>(b * kWidth + i)]);
+          ASSERT_EQ(alone.scores[i], together.scores[b * kWidth + i]);
         }
       }
     }
@@ -239,8 +235,8 @@ struct Folder {
     std::vector<int64_t> leaves(60), ids(60);
     std::vector<uint64_t> tags(60);
     trie->Lookup(sids.data(), 60, 3, 3, leaves.data(), 1);
-    for (int64_t i = 0; i < 60; ++i) ids[static_cast<size_t>(i)] = 1000 - 3 * i;
-    for (int64_t i = 0; i < 60; ++i) tags[static_cast<size_t>(i)] = i < 2 ? 4 : 1 + i % 2;
+    for (int64_t i = 0; i < 60; ++i) ids[i] = 1000 - 3 * i;
+    for (int64_t i = 0; i < 60; ++i) tags[i] = i < 2 ? 4 : 1 + i % 2;
     SaveCatalog(path + "/catalog.bin", 60, trie->View().Leaves(), leaves.data(), false, ids.data(),
                 nullptr, tags.data());
   }

@@ -25,7 +25,7 @@ struct Data {
 };
 
 Data Normal(int64_t rows, int64_t columns, uint64_t seed = 0) {
-  Data x{rows, columns, std::vector<float>(static_cast<size_t>(rows * columns))};
+  Data x{rows, columns, std::vector<float>(rows * columns)};
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal;
   for (float& value : x.values) value = normal(random);
@@ -38,8 +38,8 @@ Data Blobs(int64_t rows, int64_t columns, float spread) {
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t blob = std::min<int64_t>(4, i % 11);  // most of the rows are in the last
     for (int64_t j = 0; j < columns; ++j) {
-      float& value = x.values[static_cast<size_t>(i * columns + j)];
-      value = means.values[static_cast<size_t>(blob * columns + j)] + spread * value;
+      float& value = x.values[i * columns + j];
+      value = means.values[blob * columns + j] + spread * value;
     }
   }
   return x;
@@ -50,7 +50,7 @@ Data Duplicated(int64_t rows, int64_t columns) { return Blobs(rows, columns, 0);
 Data Collinear(int64_t rows, int64_t columns) {
   Data x{rows, columns, {}};
   for (int64_t i = 0; i < rows; ++i) {
-    x.values.insert(x.values.end(), static_cast<size_t>(columns), static_cast<float>(i * 7 % 13));
+    x.values.insert(x.values.end(), columns, static_cast<float>(i * 7 % 13));
   }
   return x;
 }
@@ -65,8 +65,7 @@ double Squared(const Data& x, int64_t i, const float* center) {
   double sum = 0;
   for (int64_t j = 0; j < x.columns; ++j) {
     const double difference =
-        static_cast<double>(x.values[static_cast<size_t>(i * x.columns + j)]) -
-        static_cast<double>(center[j]);
+        static_cast<double>(x.values[i * x.columns + j]) - static_cast<double>(center[j]);
     sum += difference * difference;
   }
   return sum;
@@ -79,27 +78,27 @@ double CheapestCost(const Data& x, const std::vector<float>& centers, int64_t cl
   const int64_t rest = x.rows % clusters;
   const int64_t places = low + (rest > 0 ? 1 : 0);
   const int64_t n = places * clusters;
-  std::vector<double> costs(static_cast<size_t>(n * n), 0.0);
+  std::vector<double> costs(n * n, 0.0);
   double most = 1;
   for (int64_t i = 0; i < x.rows; ++i) {
     for (int64_t c = 0; c < n; ++c) {
-      double& cost = costs[static_cast<size_t>(i * n + c)];
+      double& cost = costs[i * n + c];
       cost = Squared(x, i, centers.data() + c / places * x.columns);
       most += cost;
     }
   }
   for (int64_t i = x.rows; i < n; ++i) {
     for (int64_t c = 0; c < n; ++c) {
-      if (c % places != places - 1) costs[static_cast<size_t>(i * n + c)] = most;
+      if (c % places != places - 1) costs[i * n + c] = most;
     }
   }
-  std::vector<double> u(static_cast<size_t>(n) + 1);
-  std::vector<double> v(static_cast<size_t>(n) + 1);
-  std::vector<size_t> row_of(static_cast<size_t>(n) + 1);
-  for (size_t i = 1; i <= static_cast<size_t>(n); ++i) {
-    std::vector<double> least(static_cast<size_t>(n) + 1, std::numeric_limits<double>::infinity());
-    std::vector<size_t> before(static_cast<size_t>(n) + 1);
-    std::vector<bool> done(static_cast<size_t>(n) + 1);
+  std::vector<double> u(n + 1);
+  std::vector<double> v(n + 1);
+  std::vector<size_t> row_of(n + 1);
+  for (int64_t i = 1; i <= n; ++i) {
+    std::vector<double> least(n + 1, std::numeric_limits<double>::infinity());
+    std::vector<size_t> before(n + 1);
+    std::vector<bool> done(n + 1);
     size_t column = 0;
     row_of[0] = i;
     while (row_of[column] != 0) {
@@ -107,9 +106,9 @@ double CheapestCost(const Data& x, const std::vector<float>& centers, int64_t cl
       const size_t row = row_of[column];
       size_t next = 0;
       double step = std::numeric_limits<double>::infinity();
-      for (size_t c = 1; c <= static_cast<size_t>(n); ++c) {
+      for (int64_t c = 1; c <= n; ++c) {
         if (done[c]) continue;
-        const double reduced = costs[(row - 1) * static_cast<size_t>(n) + c - 1] - u[row] - v[c];
+        const double reduced = costs[(row - 1) * n + c - 1] - u[row] - v[c];
         if (reduced < least[c]) {
           least[c] = reduced;
           before[c] = column;
@@ -119,7 +118,7 @@ double CheapestCost(const Data& x, const std::vector<float>& centers, int64_t cl
           next = c;
         }
       }
-      for (size_t c = 0; c <= static_cast<size_t>(n); ++c) {
+      for (int64_t c = 0; c <= n; ++c) {
         if (done[c]) {
           u[row_of[c]] += step;
           v[c] -= step;
@@ -132,8 +131,8 @@ double CheapestCost(const Data& x, const std::vector<float>& centers, int64_t cl
     for (; column != 0; column = before[column]) row_of[column] = row_of[before[column]];
   }
   double total = 0;
-  for (size_t c = 1; c <= static_cast<size_t>(n); ++c) {
-    total += costs[(row_of[c] - 1) * static_cast<size_t>(n) + c - 1];
+  for (int64_t c = 1; c <= n; ++c) {
+    total += costs[(row_of[c] - 1) * n + c - 1];
   }
   return total;
 }
@@ -146,9 +145,9 @@ struct Fit {
 };
 
 Fit FitTo(const Data& x, int64_t clusters, const BalancedKMeansOptions& options) {
-  Fit fit{std::vector<float>(static_cast<size_t>(clusters * x.columns)),
-          std::vector<double>(static_cast<size_t>(clusters)),
-          std::vector<int32_t>(static_cast<size_t>(x.rows)),
+  Fit fit{std::vector<float>(clusters * x.columns),
+          std::vector<double>(clusters),
+          std::vector<int32_t>(x.rows),
           {}};
   fit.result = BalancedKMeansFit(x.View(), clusters, options, false, fit.centers.data(),
                                  fit.prices.data(), fit.labels.data());
@@ -156,8 +155,8 @@ Fit FitTo(const Data& x, int64_t clusters, const BalancedKMeansOptions& options)
 }
 
 std::vector<int64_t> Sizes(const std::vector<int32_t>& labels, int64_t clusters) {
-  std::vector<int64_t> sizes(static_cast<size_t>(clusters));
-  for (const int32_t label : labels) ++sizes.at(static_cast<size_t>(label));
+  std::vector<int64_t> sizes(clusters);
+  for (const int32_t label : labels) ++sizes.at(label);
   return sizes;
 }
 
@@ -215,7 +214,7 @@ TEST_F(BalancedKMeansExact, CostsWhatTheCheapestAssignmentCosts) {
         double cost = 0;
         double spread = 0;
         for (int64_t i = 0; i < rows; ++i) {
-          const float* center = fit.centers.data() + fit.labels[static_cast<size_t>(i)] * x.columns;
+          const float* center = fit.centers.data() + fit.labels[i] * x.columns;
           cost += Squared(x, i, center);
           spread += Squared(x, i, fit.centers.data());
         }
@@ -279,7 +278,7 @@ TEST(BalancedKMeans, SequentialTakesTheNearestLeft) {
   options.max_iter = 1;
   std::vector<float> centers(x.values.begin(), x.values.begin() + clusters * 3);
   const std::vector<float> start = centers;
-  std::vector<double> prices(static_cast<size_t>(clusters));
+  std::vector<double> prices(clusters);
   std::vector<int32_t> labels(101);
   BalancedKMeansFit(x.View(), clusters, options, true, centers.data(), prices.data(),
                     labels.data());
@@ -292,7 +291,7 @@ TEST(BalancedKMeans, SequentialTakesTheNearestLeft) {
       }
     }
     std::sort(left.begin(), left.end());
-    left.resize(static_cast<size_t>(101 / clusters + (k < 101 % clusters ? 1 : 0)));
+    left.resize(101 / clusters + (k < 101 % clusters ? 1 : 0));
     for (const auto& [distance, i] : left) wanted[i] = static_cast<int32_t>(k);
   }
   EXPECT_EQ(labels, wanted);
@@ -313,14 +312,13 @@ TEST_F(OnEveryIsa, PricedArgminIsExact) {
     for (int64_t i = 0; i < 77; ++i) {
       int32_t best = 0;
       const auto value = [&](int32_t k) {
-        return Squared(x, i, centers.values.data() + k * 19) + prices[static_cast<size_t>(k)];
+        return Squared(x, i, centers.values.data() + k * 19) + prices[k];
       };
       for (int32_t k = 1; k < 45; ++k) {
         if (value(k) < value(best) - 1e-12) best = k;
       }
-      EXPECT_EQ(labels[static_cast<size_t>(i)], best);
-      EXPECT_NEAR(distances[static_cast<size_t>(i)],
-                  Squared(x, i, centers.values.data() + best * 19), 1e-9);
+      EXPECT_EQ(labels[i], best);
+      EXPECT_NEAR(distances[i], Squared(x, i, centers.values.data() + best * 19), 1e-9);
     }
   });
 }
@@ -333,7 +331,7 @@ TEST(BalancedKMeans, CapsHoldInEveryGroup) {
   std::vector<int32_t> labels(120);
   CappedAssign(x.View(), centers.data(), 8, nullptr, groups.data(), 8, {}, labels.data());
   std::vector<int64_t> held(5 * 8);
-  for (size_t i = 0; i < groups.size(); ++i) ++held[static_cast<size_t>(groups[i] * 8 + labels[i])];
+  for (size_t i = 0; i < groups.size(); ++i) ++held[groups[i] * 8 + labels[i]];
   EXPECT_LE(*std::max_element(held.begin(), held.end()), 8);
   EXPECT_EQ(Refusal([&] {
               CappedAssign(x.View(), centers.data(), 8, nullptr, groups.data(), 2, {},

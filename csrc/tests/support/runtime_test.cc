@@ -19,8 +19,8 @@ namespace {
 
 // Number of chunks that did not run exactly once.
 int64_t Wrong(int64_t chunks, int num_threads) {
-  std::vector<std::atomic<int>> runs(static_cast<size_t>(chunks));
-  ParallelFor(chunks, num_threads, [&](int64_t chunk) { ++runs[static_cast<size_t>(chunk)]; });
+  std::vector<std::atomic<int>> runs(chunks);
+  ParallelFor(chunks, num_threads, [&](int64_t chunk) { ++runs[chunk]; });
   int64_t wrong = 0;
   for (const auto& count : runs) wrong += count != 1;
   return wrong;

@@ -26,7 +26,7 @@ inline void FuzzTrie(const uint8_t* data, size_t size) {
     try {
       const auto trie = Trie::FromBytes(bytes.data(), size);
       const TrieView& view = trie->View();
-      std::vector<int32_t> sid(static_cast<size_t>(view.levels));
+      std::vector<int32_t> sid(view.levels);
       for (int64_t leaf = 0; leaf < view.Leaves(); ++leaf) {
         int64_t found = -1;
         trie->LeafSids(&leaf, 1, sid.data());

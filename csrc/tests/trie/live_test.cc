@@ -71,7 +71,7 @@ TEST(LiveTrie, RandomChangesGiveTheSetThatTheySay) {
       ASSERT_EQ(epoch.trie->LiveLeaves(), static_cast<int64_t>(now.size()));
       ASSERT_EQ(BytesOf(*epoch.trie->With(nullptr, 0, 0, nullptr)),
                 BytesOf(*BuildTrie(Flat(now), levels, size)));
-      for (size_t i = 0; i < pool.size(); i += static_cast<size_t>(levels)) {
+      for (size_t i = 0; i < pool.size(); i += levels) {
         int64_t leaf = -2;
         epoch.trie->Lookup(&pool[i], 1, levels, levels, &leaf, 1);
         const auto at = pool.begin() + static_cast<int64_t>(i);

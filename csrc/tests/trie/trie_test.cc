@@ -45,9 +45,9 @@ void SetHashes(std::vector<char>& bytes) {
 // Every leaf has codes in range, all different, and is found again.
 void ExpectWhole(const Trie& trie) {
   const TrieView& view = trie.View();
-  std::vector<int64_t> leaves(static_cast<size_t>(view.Leaves()));
+  std::vector<int64_t> leaves(view.Leaves());
   for (size_t i = 0; i < leaves.size(); ++i) leaves[i] = static_cast<int64_t>(i);
-  std::vector<int32_t> sids(leaves.size() * static_cast<size_t>(view.levels));
+  std::vector<int32_t> sids(leaves.size() * view.levels);
   trie.LeafSids(leaves.data(), view.Leaves(), sids.data());
   for (int32_t code : sids) ASSERT_TRUE(code >= 0 && code < view.codebook_size);
   std::vector<int64_t> found(leaves.size());
@@ -64,7 +64,7 @@ TEST(Trie, HoldsExactlyTheDistinctIdsInOrder) {
     ExpectWhole(*trie);
     std::set<Sid> prefixes[kMaxTrieLevels + 1];
     for (size_t leaf = 0; leaf < distinct.size(); ++leaf) {
-      Sid sid(static_cast<size_t>(shape.levels));
+      Sid sid(shape.levels);
       const auto id = static_cast<int64_t>(leaf);
       trie->LeafSids(&id, 1, sid.data());
       EXPECT_EQ(sid, distinct[leaf]);
@@ -81,7 +81,7 @@ TEST(Trie, HoldsExactlyTheDistinctIdsInOrder) {
         EXPECT_EQ(node, rank++);
       }
       for (int i = 0; i < 50; ++i) {
-        Sid prefix(static_cast<size_t>(depth));
+        Sid prefix(depth);
         for (int32_t& c : prefix) c = code(draw);
         int64_t node = -2;
         trie->Lookup(prefix.data(), 1, depth, depth, &node, 1);
@@ -106,7 +106,7 @@ TEST(Trie, BitmaskIsTheSetOfChildren) {
       for (const Sid& sid : distinct) {
         int64_t at = 0;
         trie->Lookup(sid.data(), 1, 3, depth, &at, 1);
-        if (at == node) legal.insert(sid[static_cast<size_t>(depth)]);
+        if (at == node) legal.insert(sid[depth]);
       }
       for (int code = 0; code < 64; ++code) {
         EXPECT_EQ((words[code / 32] >> (code % 32)) & 1, legal.count(code));

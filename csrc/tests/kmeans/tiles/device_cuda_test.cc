@@ -24,9 +24,9 @@ namespace {
 struct Data {
   static constexpr int64_t kItems = 190;
   int64_t centre_count, wide;
-  std::vector<float> x = std::vector<float>(static_cast<size_t>(kItems * wide));
-  std::vector<float> centers = std::vector<float>(static_cast<size_t>(centre_count * wide));
-  std::vector<double> prices = std::vector<double>(static_cast<size_t>(centre_count));
+  std::vector<float> x = std::vector<float>(kItems * wide);
+  std::vector<float> centers = std::vector<float>(centre_count * wide);
+  std::vector<double> prices = std::vector<double>(centre_count);
 
   Data(int64_t centre_count_, int64_t wide_) : centre_count(centre_count_), wide(wide_) {
     std::mt19937 draw(0);
@@ -37,7 +37,7 @@ struct Data {
     // Two centres that no precision tells apart, at item 5.
     for (const int64_t k : {17, 90}) {
       std::copy_n(x.begin() + 5 * wide, wide, centers.begin() + k * wide);
-      prices[static_cast<size_t>(k)] = 0;
+      prices[k] = 0;
     }
   }
 
@@ -48,9 +48,9 @@ struct Data {
     std::vector<double> values = prices;
     for (int64_t k = 0; k < centre_count; ++k) {
       for (int64_t j = 0; j < wide; ++j) {
-        const double own = static_cast<double>(x[static_cast<size_t>(item * wide + j)]);
-        const double centre = static_cast<double>(centers[static_cast<size_t>(k * wide + j)]);
-        values[static_cast<size_t>(k)] += centre * (centre - 2 * own);
+        const double own = static_cast<double>(x[item * wide + j]);
+        const double centre = static_cast<double>(centers[k * wide + j]);
+        values[k] += centre * (centre - 2 * own);
       }
     }
     return values;
@@ -77,7 +77,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, KMeansPasses,
 
 TEST_P(KMeansPasses, ArgminIsRightOrLeftOpen) {
   const Data data(std::get<0>(GetParam()), std::get<1>(GetParam()));
-  KMeansDevice device(data.Rows(), std::vector<double>(static_cast<size_t>(data.wide), 0.25), 0);
+  KMeansDevice device(data.Rows(), std::vector<double>(data.wide, 0.25), 0);
   device.SetCenters(data.centers.data(), data.centre_count, {});
   device.SetPrices(data.prices.data());
   std::vector<int32_t> labels(Data::kItems, -7);
@@ -85,7 +85,7 @@ TEST_P(KMeansPasses, ArgminIsRightOrLeftOpen) {
   for (int64_t i = 0; i < Data::kItems; ++i) {
     const std::vector<double> values = data.Values(i);
     const auto best = std::min_element(values.begin(), values.end());
-    const int32_t label = labels[static_cast<size_t>(i)];
+    const int32_t label = labels[i];
     if (label != -1) {
       EXPECT_EQ(label, best - values.begin()) << i;
     }
@@ -98,7 +98,7 @@ TEST_P(KMeansPasses, ArgminIsRightOrLeftOpen) {
 TEST_P(KMeansPasses, CandidatesAreAllThatAreNear) {
   const Data data(std::get<0>(GetParam()), std::get<1>(GetParam()));
   const std::vector<int32_t> groups = {0, 1, 30, 31, 75, static_cast<int32_t>(data.centre_count)};
-  const std::vector<double> mean(static_cast<size_t>(data.wide), 0.25);
+  const std::vector<double> mean(data.wide, 0.25);
   KMeansDevice device(data.Rows(), mean, 0);
   device.SetCenters(data.centers.data(), data.centre_count, groups);
   device.SetPrices(data.prices.data());
@@ -115,7 +115,7 @@ TEST_P(KMeansPasses, CandidatesAreAllThatAreNear) {
       // Values are less |x - mean|^2, here less |x|^2.
       double shift = 0;
       for (int64_t j = 0; j < data.wide; ++j) {
-        const auto own = static_cast<double>(data.x[static_cast<size_t>(item * data.wide + j)]);
+        const auto own = static_cast<double>(data.x[item * data.wide + j]);
         shift += own * own - (own - 0.25) * (own - 0.25);
       }
       const double low = *std::min_element(values.begin(), values.end());
@@ -124,12 +124,12 @@ TEST_P(KMeansPasses, CandidatesAreAllThatAreNear) {
       std::vector<double> best(groups.size() - 1, infinity);
       std::vector<size_t> group(values.size());
       for (size_t g = 0; g + 1 < groups.size(); ++g) {
-        for (auto k = static_cast<size_t>(groups[g]); k < static_cast<size_t>(groups[g + 1]); ++k) {
+        for (int32_t k = groups[g]; k < groups[g + 1]; ++k) {
           best[g] = std::min(best[g], values[k]);
           group[k] = g;
         }
       }
-      const int32_t size = lists.count[static_cast<size_t>(r)];
+      const int32_t size = lists.count[r];
       const auto near = [&](double by) {
         return std::count_if(values.begin(), values.end(), [&](double v) { return v <= low + by; });
       };
@@ -142,12 +142,12 @@ TEST_P(KMeansPasses, CandidatesAreAllThatAreNear) {
       std::vector<uint8_t> listed(values.size());
       int32_t before = -1;
       for (int32_t t = 0; t < size; ++t) {
-        const auto at = static_cast<size_t>(lists.start[static_cast<size_t>(r)]) + t;
+        const auto at = lists.start[r] + t;
         const int32_t k = lists.code[at];
         ASSERT_GT(k, before) << item;
         ASSERT_LT(k, data.centre_count);
         before = k;
-        const auto node = static_cast<size_t>(k);
+        const size_t node = k;
         listed[node] = 1;
         EXPECT_NEAR(static_cast<double>(lists.value[at]), values[node] + shift, error);
         if (values[node] <= low + threshold + 4 * error) continue;
@@ -165,7 +165,7 @@ TEST_P(KMeansPasses, CandidatesAreAllThatAreNear) {
         if (best[g] > low + reach) continue;
         int32_t of_group = 0;
         for (int32_t k = groups[g]; k < groups[g + 1]; ++k) {
-          of_group += listed[static_cast<size_t>(k)];
+          of_group += listed[k];
         }
         EXPECT_GT(of_group, 0) << item << " " << g;
       }
@@ -200,10 +200,10 @@ enum class Kind { kRandom, kClustered, kDuplicated };
 std::vector<float> Items(Kind kind, int64_t items, int64_t wide) {
   std::mt19937 draw(2);
   std::normal_distribution<float> normal;
-  std::vector<float> x(static_cast<size_t>(items * wide));
+  std::vector<float> x(items * wide);
   for (int64_t i = 0; i < items; ++i) {
     for (int64_t j = 0; j < wide; ++j) {
-      float& value = x[static_cast<size_t>(i * wide + j)];
+      float& value = x[i * wide + j];
       value = normal(draw);
       if (kind == Kind::kClustered) value = 0.1f * value + 3 * static_cast<float>(i * i % 7);
       if (kind == Kind::kDuplicated) value = std::round(value);
@@ -229,7 +229,7 @@ TEST_P(KMeansOnDevice, APassListsWhatTheHostsDoes) {
   KMeansDevice device(rows, mean, 0);
   CandidatePass host_pass(rows, nodes, options, kernels, centers, nullptr);
   CandidatePass device_pass(rows, nodes, options, kernels, centers, &device, 192);
-  std::vector<double> prices(static_cast<size_t>(nodes.count));
+  std::vector<double> prices(nodes.count);
   for (size_t k = 0; k < prices.size(); ++k) prices[k] = 0.1 * std::sin(static_cast<double>(k));
   std::vector<int64_t> subset;
   for (int64_t i = 1; i < kItems; i += 3) subset.push_back(i);
@@ -241,12 +241,12 @@ TEST_P(KMeansOnDevice, APassListsWhatTheHostsDoes) {
     for (const bool all : {true, false}) {
       const auto count = all ? kItems : static_cast<int64_t>(subset.size());
       const auto run = [&](CandidatePass& pass) {
-        std::vector<Candidates> found(static_cast<size_t>(count));
-        std::vector<int64_t> chunk(static_cast<size_t>(count), -1);
+        std::vector<Candidates> found(count);
+        std::vector<int64_t> chunk(count, -1);
         pass.Run(prices.data(), threshold, reach, all ? nullptr : subset.data(), count,
                  [&](int64_t c, int64_t i, Candidates& row) {
-                   found[static_cast<size_t>(i)] = row;
-                   chunk[static_cast<size_t>(i)] = c;
+                   found[i] = row;
+                   chunk[i] = c;
                  });
         return std::make_pair(found, chunk);
       };
@@ -268,7 +268,7 @@ TEST_P(KMeansOnDevice, APassListsWhatTheHostsDoes) {
           const Candidates& of =
               std::binary_search(host.code.begin(), host.code.end(), k) ? host : own;
           const auto at = std::lower_bound(of.code.begin(), of.code.end(), k) - of.code.begin();
-          const double above = static_cast<double>(of.value[static_cast<size_t>(at)] - of.low);
+          const double above = static_cast<double>(of.value[at] - of.low);
           const bool edge = std::abs(above - threshold) <= 2 * static_cast<double>(error) ||
                             std::abs(above - reach) <= 2 * static_cast<double>(error);
           // Of two equal leaders either is one.

@@ -92,12 +92,12 @@ def ancestry_attention(
     """
     for name, tensor in (("qkv", qkv), ("keys", keys), ("values", values)):
         if not tensor.is_contiguous() or tensor.dtype != qkv.dtype:
-            raise ValueError(f"{name} must be contiguous {qkv.dtype}, got {tensor.dtype}")
+            raise ValueError(f"{name}: wanted contiguous {qkv.dtype}, got {tensor.dtype}")
     batch, beams, new, _, heads, width = qkv.shape
     stride = slots.stride(1)
     if slots.dtype != torch.int64 or slots.stride() != (beams * stride, stride, 1):
         raise ValueError(
-            f"slots must be int64 rows one after another, got {slots.dtype} of strides "
+            f"slots: wanted int64 rows one after another, got {slots.dtype} of strides "
             f"{slots.stride()}"
         )
     out = qkv.new_empty(batch, beams, new, heads * width)

@@ -148,10 +148,10 @@ def cross_attention(q: Tensor, keys: Tensor, values: Tensor, lengths: Tensor) ->
             bfloat16.
     """
     if q.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise ValueError(f"q must be float32, float16 or bfloat16, got {q.dtype}")
+        raise ValueError(f"q: wanted float32, float16 or bfloat16, got {q.dtype}")
     for name, tensor in (("q", q), ("keys", keys), ("values", values)):
         if not tensor.is_contiguous() or tensor.dtype != q.dtype:
-            raise ValueError(f"{name} must be contiguous {q.dtype}, got {tensor.dtype}")
+            raise ValueError(f"{name}: wanted contiguous {q.dtype}, got {tensor.dtype}")
     batch, queries, heads, width = q.shape
     size = keys.shape[2]
     splits, chunk = cut(size)

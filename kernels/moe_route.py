@@ -139,11 +139,11 @@ def moe_route(
     """
     if logits.dtype != torch.float32 or logits.dim() != 2 or not logits.is_contiguous():
         raise ValueError(
-            f"logits must be contiguous float32 [T, E], got {logits.dtype} {list(logits.shape)}"
+            f"logits: wanted contiguous float32 [T, E], got {logits.dtype} {list(logits.shape)}"
         )
     tokens, n_experts = logits.shape
     if n_experts > 1024:
-        raise ValueError(f"logits must have at most 1024 experts, got {n_experts}")
+        raise ValueError(f"logits: wanted at most 1024 experts, got {n_experts}")
     sizes = block_sizes(n_experts, top_k)
     blocks = triton.cdiv(tokens, sizes["BLOCK_T"])
     device = logits.device

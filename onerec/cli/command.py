@@ -175,7 +175,7 @@ def _settings(parser: Parser, merged: dict[str, Any]) -> Settings:
         try:
             instance = section_class(section)(**values[section])
         except (ValueError, TypeError) as error:
-            parser.error(f"{section}: {error}")
+            parser.error(f"{section}.{error}")
         if section != "model":
             made[section] = instance
     plain = {name: values[name] for name in ("data", "kind", "engine", "preset")}

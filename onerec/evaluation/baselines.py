@@ -56,7 +56,7 @@ class Popularity:
     def __init__(self, counts: npt.ArrayLike, *, seed: int = 0) -> None:
         self.counts = np.asarray(counts, dtype=np.int64)
         if self.counts.ndim != 1:
-            raise ValueError(f"counts must be [N], got shape {self.counts.shape}")
+            raise ValueError(f"counts: wanted [N], got shape {self.counts.shape}")
         shuffled = np.random.default_rng(seed).permutation(len(self.counts))
         self._order = shuffled[np.argsort(-self.counts[shuffled], kind="stable")]
         self._place = np.empty_like(self._order)

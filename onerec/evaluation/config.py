@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onerec.checks import at_least, at_least_or_none, fraction, wanted
+
 
 @dataclass(frozen=True)
 class EvaluationConfig:
@@ -43,26 +45,13 @@ class EvaluationConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        positive = {
-            "beam_width": self.beam_width,
-            "batch_size": self.batch_size,
-            "resamples": self.resamples,
-            "max_users": 1 if self.max_users is None else self.max_users,
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
-        for name, value in (
-            ("latency_requests", self.latency_requests),
-            ("sample_sessions", self.sample_sessions),
-        ):
-            if value < 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
+        at_least(self, 1, "beam_width", "batch_size", "resamples")
+        at_least_or_none(self, 1, "max_users")
+        at_least(self, 0, "latency_requests", "sample_sessions")
         if not self.ks or min(self.ks) < 1:
-            raise ValueError(f"ks must be positive and not empty, got {self.ks}")
+            raise wanted("ks", "numbers of at least 1, not empty", self.ks)
         if not self.splits:
-            raise ValueError("splits must name at least one split")
-        if not 0.0 < self.popular_top <= 1.0:
-            raise ValueError(f"popular_top must be in (0, 1], got {self.popular_top}")
+            raise wanted("splits", "at least one split", self.splits)
+        fraction(self, "popular_top", ends="(]")
         if list(self.buckets) != sorted(set(self.buckets)) or min(self.buckets, default=0) < 0:
-            raise ValueError(f"buckets must be >= 0 and increasing, got {self.buckets}")
+            raise wanted("buckets", "increasing numbers of at least 0", self.buckets)

@@ -99,7 +99,7 @@ def target_ranks(
     listed, wanted = np.asarray(ranked, dtype=np.int64), np.asarray(targets, dtype=np.int64)
     if listed.ndim != 2 or wanted.ndim != 2 or len(listed) != len(wanted):
         raise ValueError(
-            f"ranked and targets must be [B, K] and [B, T], got {listed.shape} and {wanted.shape}"
+            f"ranked and targets: wanted [B, K] and [B, T], got {listed.shape} and {wanted.shape}"
         )
     valid = wanted >= 0
     if groups is None:
@@ -117,7 +117,7 @@ def target_ranks(
     if exclude is not None:
         hidden = _distinct(np.asarray(exclude, dtype=np.int64))
         if len(hidden) != len(wanted):
-            raise ValueError(f"exclude must have {len(wanted)} rows, got {len(hidden)}")
+            raise ValueError(f"exclude: wanted {len(wanted)} rows, got {len(hidden)}")
         found &= ~(hidden[:, None, :] == wanted[:, :, None]).any(axis=2)
         if groups is not None:
             hidden_groups = np.where(hidden >= 0, of_item[hidden], -1)
@@ -141,8 +141,8 @@ def _check_adjacent(listed_groups: IntArray) -> None:
     if bad.any():
         row = int(np.flatnonzero(bad.any(axis=1))[0])
         raise ValueError(
-            f"ranked must list the items of one group next to one another; row {row} has group "
-            f"{int(again[row, 1:][bad[row]][0])} in two places"
+            f"ranked: wanted the items of one group next to one another, got group "
+            f"{int(again[row, 1:][bad[row]][0])} in two places of row {row}"
         )
 
 
@@ -348,23 +348,24 @@ def bootstrap(
     x = np.asarray(values, dtype=np.float64)
     x = x[:, None] if x.ndim == 1 else x
     if x.ndim != 2 or not len(x):
-        raise ValueError(f"values must be [n, C] with n >= 1, got shape {x.shape}")
+        raise ValueError(f"values: wanted [n, C] with n >= 1, got shape {x.shape}")
     if resamples < 1 or not 0.0 < confidence < 1.0:
         raise ValueError(
-            f"resamples must be >= 1 and confidence in (0, 1), got {resamples} and {confidence}"
+            f"resamples and confidence: wanted at least 1 and a value in (0, 1), got {resamples} "
+            f"and {confidence}"
         )
     w = np.ones_like(x)
     if weights is not None:
         w = np.asarray(weights, dtype=np.float64)
         w = w[:, None] if w.ndim == 1 else w
         if w.shape != x.shape:
-            raise ValueError(f"weights must have the shape of values {x.shape}, got {w.shape}")
+            raise ValueError(f"weights: wanted the shape of values {x.shape}, got {w.shape}")
     w = np.where(np.isnan(x), 0.0, w)
     sums = np.where(np.isnan(x), 0.0, x) * w
     if clusters is not None:
         ids = np.asarray(clusters)
         if ids.shape != (len(x),):
-            raise ValueError(f"clusters must have shape ({len(x)},), got {ids.shape}")
+            raise ValueError(f"clusters: wanted shape ({len(x)},), got {ids.shape}")
         order = np.argsort(ids, kind="stable")
         starts = np.flatnonzero(np.r_[True, ids[order][1:] != ids[order][:-1]])
         sums, w = np.add.reduceat(sums[order], starts), np.add.reduceat(w[order], starts)
@@ -400,7 +401,7 @@ def paired_bootstrap(first: npt.ArrayLike, second: npt.ArrayLike, **options: Any
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape:
-        raise ValueError(f"first and second must have one shape, got {a.shape} and {b.shape}")
+        raise ValueError(f"first and second: wanted one shape, got {a.shape} and {b.shape}")
     return bootstrap(a - b, **options)
 
 

@@ -108,7 +108,7 @@ def compare(
     """
     names = list(dict.fromkeys(run.row for run in runs))
     if reference is not None and reference not in names:
-        raise ValueError(f"reference must be one of {', '.join(names)}, got {reference!r}")
+        raise ValueError(f"reference: wanted one of {', '.join(names)}, got {reference!r}")
     means = {
         (name, case): np.mean([run.scores[case] for run in runs if run.row == name], axis=0)
         for name in names

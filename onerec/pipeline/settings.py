@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
+from onerec.checks import at_least, at_least_or_none, wanted
 from onerec.errors import Interrupted
 from onerec.files import atomic_write
 
@@ -38,10 +39,8 @@ class TokenizeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.levels < 1:
-            raise ValueError(f"levels must be >= 1, got {self.levels}")
-        if self.codebook_size is not None and self.codebook_size < 2:
-            raise ValueError(f"codebook_size must be >= 2, got {self.codebook_size}")
+        at_least(self, 1, "levels")
+        at_least_or_none(self, 2, "codebook_size")
 
     def size_for(self, n_items: int) -> int:
         """The codebook size for a catalogue of `n_items`."""
@@ -75,16 +74,12 @@ class RecommendConfig:
     examples: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("users", "num_sessions", "beam_width", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
+        at_least(self, 1, "num_sessions", "beam_width", "batch_size")
+        at_least_or_none(self, 1, "users")
         if self.num_sessions > self.beam_width:
-            raise ValueError(
-                f"num_sessions must be <= beam_width = {self.beam_width}, got {self.num_sessions}"
-            )
-        if self.examples < 0:
-            raise ValueError(f"examples must be >= 0, got {self.examples}")
+            what = f"at most beam_width = {self.beam_width}"
+            raise wanted("num_sessions", what, self.num_sessions)
+        at_least(self, 0, "examples")
 
 
 # Section -> (module, class, fields that the data decide).

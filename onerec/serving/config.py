@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onerec.checks import at_least, at_least_or_none, between, wanted
+
 
 @dataclass(frozen=True)
 class ServeConfig:
@@ -42,26 +44,11 @@ class ServeConfig:
     keep_versions: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("max_queue", 1),
-            ("max_rows", 1),
-            ("deadline_ms", 1),
-            ("max_deadline_ms", 1),
-            ("beam_width", 1),
-            ("max_beam_width", 1),
-            ("max_body_bytes", 1),
-            ("max_history", 1),
-            ("drain_seconds", 0),
-            ("keep_versions", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if not 0 <= self.port <= 65535:
-            raise ValueError(f"port must lie in 0..65535, got {self.port}")
-        if self.num_threads is not None and self.num_threads < 1:
-            raise ValueError(f"num_threads must be at least 1, got {self.num_threads}")
+        at_least(self, 1, "max_queue", "max_rows", "deadline_ms", "max_deadline_ms", "beam_width")
+        at_least(self, 1, "max_beam_width", "max_body_bytes", "max_history")
+        at_least(self, 0, "drain_seconds", "keep_versions")
+        between(self, 0, 65535, "port")
+        at_least_or_none(self, 1, "num_threads")
         if self.beam_width > self.max_beam_width:
-            raise ValueError(
-                f"beam_width must be at most max_beam_width = {self.max_beam_width}, "
-                f"got {self.beam_width}"
-            )
+            what = f"at most max_beam_width = {self.max_beam_width}"
+            raise wanted("beam_width", what, self.beam_width)

@@ -78,8 +78,8 @@ class SessionBatches:
     ) -> None:
         if batch_size % (micro_batches * world_size):
             raise ValueError(
-                f"batch_size must be a multiple of grad_accumulation x processes = {micro_batches}"
-                f" x {world_size}; got {batch_size}"
+                f"batch_size: wanted a multiple of grad_accumulation x processes = {micro_batches}"
+                f" x {world_size}, got {batch_size}"
             )
         self._gather = self._gatherer(
             samples, sids, history_length, session_length, item_column=item_column
@@ -214,17 +214,17 @@ class _Gather:
         sids = np.asarray(sids)
         if sids.ndim != 2 or not np.issubdtype(sids.dtype, np.integer):
             raise ValueError(
-                f"sids must be integers of shape [N, L]; got {sids.dtype} {list(sids.shape)}"
+                f"sids: wanted integers of shape [N, L], got {sids.dtype} {list(sids.shape)}"
             )
         if sids.size == 0 or sids.min() < 0:
-            raise ValueError("sids must hold at least one item and no negative code")
+            raise ValueError("sids: wanted at least one item and no negative code")
         if len(samples) == 0:
-            raise ValueError("samples must hold at least one sample; got none")
+            raise ValueError("samples: wanted at least one sample, got none")
         for name in ("sequence_values", "target_values"):
             values = getattr(samples, name)
             if len(values) and not 0 <= values.min() <= values.max() < len(sids):
                 raise ValueError(
-                    f"samples.{name} must lie in 0..{len(sids) - 1}, the rows of sids; got "
+                    f"samples.{name}: wanted values in 0..{len(sids) - 1}, the rows of sids, got "
                     f"{values.min()}..{values.max()}"
                 )
         offsets = np.asarray(samples.target_offsets, np.int64)
@@ -283,7 +283,7 @@ class _GatherPrefixes(_Gather):
             samples.sequence_values[follows], self._target_values
         ):
             raise ValueError(
-                "samples must have targets that follow their histories in the user's sequence "
+                "samples: wanted targets that follow their histories in the user's sequence "
                 "(sessions of the rule 'next'), for every prefix is to be supervised"
             )
         users, row = np.unique(samples.user_row, return_inverse=True)

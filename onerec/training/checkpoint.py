@@ -153,7 +153,7 @@ def verify(path: Path) -> dict[str, Any]:
         if not file.is_file():
             raise DataError(f"{file} is missing")
         if file.stat().st_size != size:
-            raise DataError(f"{file}: wanted {size} bytes; got {file.stat().st_size}")
+            raise DataError(f"{file}: wanted {size} bytes, got {file.stat().st_size}")
         if _checksum(file) != checksum:
             raise DataError(f"{file}: contents do not match the checksum in {MANIFEST}")
     return dict(manifest["state"])
@@ -180,7 +180,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise DataError(f"{file}: {problem}") from problem
     manifest: dict[str, Any] = json.loads(body)
     if manifest["format"] != FORMAT:
-        raise DataError(f"{file}: wanted format {FORMAT}; got {manifest['format']}")
+        raise DataError(f"{file}: wanted format {FORMAT}, got {manifest['format']}")
     return manifest
 
 

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from onerec.checks import at_least, at_least_or_none, fraction, one_of, positive
+
 
 @dataclass
 class TrainConfig:
@@ -71,31 +73,16 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        def check(name: str, right: bool, wanted: str) -> None:
-            if not right:
-                raise ValueError(f"{name} must be {wanted}; got {getattr(self, name)!r}")
-
-        positive = ["batch_size", "grad_accumulation", "bucket_batches", "log_every", "keep"]
-        optional = ("steps", "max_steps", "num_threads")
-        positive += [name for name in optional if getattr(self, name) is not None]
-        for name in positive:
-            check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("eval_every", "checkpoint_every", "seed"):
-            check(name, getattr(self, name) >= 0, "at least 0")
-        for name in ("lr", "epochs"):
-            check(name, 0 < getattr(self, name) < math.inf, "positive and finite")
-        for name in ("weight_decay", "grad_clip"):
-            check(name, 0 <= getattr(self, name) < math.inf, "at least 0 and finite")
-        for name in ("warmup", "min_lr"):
-            check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        for name in ("beta1", "beta2"):
-            check(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name, allowed in (
-            ("mixed_precision", ("auto", "no", "bf16")),
-            ("device", ("auto", "cpu", "cuda")),
-            ("select", ("best", "last")),
-        ):
-            check(name, getattr(self, name) in allowed, f"one of {allowed}")
+        at_least(self, 1, "batch_size", "grad_accumulation", "bucket_batches", "log_every", "keep")
+        at_least_or_none(self, 1, "steps", "max_steps", "num_threads")
+        at_least(self, 0, "eval_every", "checkpoint_every", "seed")
+        positive(self, "lr", "epochs")
+        at_least(self, 0, "weight_decay", "grad_clip", finite=True)
+        fraction(self, "warmup", "min_lr")
+        fraction(self, "beta1", "beta2", ends="[)")
+        one_of(self, "mixed_precision", ("auto", "no", "bf16"))
+        one_of(self, "device", ("auto", "cpu", "cuda"))
+        one_of(self, "select", ("best", "last"))
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """Optimiser steps of the whole run, for a training set of so many batches."""

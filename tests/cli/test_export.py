@@ -127,4 +127,4 @@ def test_a_folder_without_a_run_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(SystemExit) as ended:
         main(["serve", str(tmp_path), "--max_queue", "0"])
     assert ended.value.code == 2
-    assert "max_queue must be at least 1, got 0" in capsys.readouterr().err
+    assert "max_queue: wanted at least 1, got 0" in capsys.readouterr().err

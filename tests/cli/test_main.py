@@ -80,7 +80,10 @@ def test_every_verb_has_readable_help(verb: str, capsys: pytest.CaptureFixture[s
             "columns: wanted --columns.NAME VALUE, got user_id=uid",
         ),
         (["tokenize", "--out", "x", "--tokenize.levels", "three"], "tokenize.levels"),
-        (["tokenize", "--out", "x", "--tokenize.levels", "0"], "levels must be >= 1"),
+        (
+            ["tokenize", "--out", "x", "--tokenize.levels", "0"],
+            "tokenize.levels: wanted at least 1, got 0",
+        ),
         (["tokenize", "--out", "x", "--tokenize.level", "3"], "did you mean --tokenize.levels?"),
         (
             ["run", "--out", "x", "--preset", "huge"],

@@ -85,17 +85,17 @@ def test_ancestry(start: int, new: int, beams: int, width: int, dtype: torch.dty
 def test_mistakes() -> None:
     q, keys = torch.randn(1, 2, 2, 16), torch.randn(1, 2, 3, 16)
     lengths = torch.ones(1, dtype=torch.int32)
-    with pytest.raises(ValueError, match="q must be float32, float16 or bfloat16"):
+    with pytest.raises(ValueError, match="q: wanted float32, float16 or bfloat16"):
         kernel_cross(q.double(), keys.double(), keys.double(), lengths)
-    with pytest.raises(ValueError, match="values must be contiguous"):
+    with pytest.raises(ValueError, match="values: wanted contiguous"):
         kernel_cross(q, keys, keys.transpose(2, 3).contiguous().transpose(2, 3), lengths)
-    with pytest.raises(ValueError, match="keys and values must be"):
+    with pytest.raises(ValueError, match="keys and values: wanted"):
         cross_attention(q, keys[:, :1], keys, lengths)
-    with pytest.raises(ValueError, match="backend must be"):
+    with pytest.raises(ValueError, match="backend: wanted"):
         cross_attention(q, keys, keys, lengths, backend="cuda")
     qkv, cache = torch.randn(1, 2, 1, 3, 2, 16), torch.randn(1, 4, 2, 2, 16)
     slots = torch.zeros(1, 2, 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match="slots must be int64"):
+    with pytest.raises(ValueError, match="slots: wanted int64"):
         kernel_ancestry(qkv, cache, cache, slots.int(), 0)
     with pytest.raises(ValueError, match="T >= 5"):
         ancestry_attention(qkv, cache, cache, slots, 4)

@@ -453,7 +453,7 @@ CALLS: list[tuple[str, Callable[[], object]]] = [
     ("w13", lambda: PackedExperts(*weights(3)[2:], activation="relu")),
     ("activation", lambda: PackedExperts(*weights(3)[2:], activation="tanh")),
     ("dtype", lambda: PackedExperts(*weights(3)[2:], dtype=torch.float16)),
-    ("x must", lambda: PackedExperts(*weights(3)[2:])(torch.zeros(2, 3), IDS, IDS.float())),
+    ("x: wanted", lambda: PackedExperts(*weights(3)[2:])(torch.zeros(2, 3), IDS, IDS.float())),
     ("float32", lambda: PackedExperts(*weights(3)[2:])(torch.zeros(2, 16), IDS, IDS.double())),
     ("ids", lambda: moe_experts(torch.zeros(2, 16), IDS, torch.ones(2, 2), *weights(1)[2:])),
 ]

@@ -207,11 +207,11 @@ def with_(samples: Samples, **changes: Any) -> Samples:
 @pytest.mark.parametrize(
     ("samples", "sids", "options", "message"),
     [
-        (make_samples(9), make_sids()[:40], {}, r"sequence_values must lie in 0\.\.39"),
-        (make_samples(9), make_sids() * 1.0, {}, "sids must be integers .* got float64"),
-        (make_samples(9), make_sids()[:, 0], {}, r"shape \[N, L\]; got int32 \[50\]"),
+        (make_samples(9), make_sids()[:40], {}, r"sequence_values: wanted values in 0\.\.39"),
+        (make_samples(9), make_sids() * 1.0, {}, "sids: wanted integers .* got float64"),
+        (make_samples(9), make_sids()[:, 0], {}, r"shape \[N, L\], got int32 \[50\]"),
         (make_samples(9), make_sids() - 1, {}, "no negative code"),
-        (make_samples(9), make_sids(), {"micro_batches": 5}, "multiple of .* 5 x 1; got 12"),
+        (make_samples(9), make_sids(), {"micro_batches": 5}, "multiple of .* 5 x 1, got 12"),
         (make_samples(9).take([]), make_sids(), {}, "at least one sample"),
         (
             with_(make_samples(2), target_offsets=np.array([0, 0, 1])),

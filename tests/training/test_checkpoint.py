@@ -80,7 +80,7 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("onerec.training.checkpoint.FORMAT", 99)
     store.save(1, {}, write)
     monkeypatch.undo()
-    with pytest.raises(DataError, match="wanted format 1; got 99"):
+    with pytest.raises(DataError, match="wanted format 1, got 99"):
         store.newest()
 
 

@@ -31,7 +31,7 @@ from onerec.training import TrainConfig
     ],
 )
 def test_a_wrong_value_is_named(name: str, value: Any):
-    with pytest.raises(ValueError, match=f"^{name} must be .*; got {value!r}"):
+    with pytest.raises(ValueError, match=f"^{name}: wanted .*, got {value!r}"):
         TrainConfig(**{name: value})
 
 

@@ -434,7 +434,7 @@ def test_cuda_that_is_not_there(tmp_path: Path):
 
 
 def test_a_batch_that_cannot_be_shared_out(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"batch_size must be a multiple of .* 3 x 1; got 16"):
+    with pytest.raises(ValueError, match=r"batch_size: wanted a multiple of .* 3 x 1, got 16"):
         job.run(tmp_path, grad_accumulation=3)
 
 

@@ -31,7 +31,7 @@ def cross_attention(
     wanted = (batch, heads, keys.shape[2], width)
     if keys.shape != wanted or values.shape != wanted or lengths.shape != (batch,):
         raise ValueError(
-            f"keys and values must be [{batch}, {heads}, S, {width}] and lengths [{batch}], got "
+            f"keys and values: wanted [{batch}, {heads}, S, {width}] and lengths [{batch}], got "
             f"{list(keys.shape)}, {list(values.shape)}, {list(lengths.shape)}"
         )
     if _choose(backend, q) == "torch":
@@ -75,7 +75,7 @@ def ancestry_attention(
         or slots.shape != (batch, beams, start + new)
     ):
         raise ValueError(
-            f"keys and values must be [{batch}, T >= {start + new}, M' >= {beams}, {heads}, "
+            f"keys and values: wanted [{batch}, T >= {start + new}, M' >= {beams}, {heads}, "
             f"{width}] and slots [{batch}, {beams}, {start + new}], got {list(keys.shape)}, "
             f"{list(values.shape)}, {list(slots.shape)}"
         )
@@ -90,7 +90,7 @@ def ancestry_attention(
 
 def _choose(backend: str, x: Tensor) -> str:
     if backend not in ("auto", "torch", "triton"):
-        raise ValueError(f"backend must be 'auto', 'torch' or 'triton', got {backend!r}")
+        raise ValueError(f"backend: wanted 'auto', 'torch' or 'triton', got {backend!r}")
     if backend == "auto":
         return "triton" if x.is_cuda else "torch"
     return backend

@@ -155,20 +155,20 @@ def moe_route(
     """
     if x.dim() != 2 or router.dim() != 2 or x.shape[1] != router.shape[1]:
         raise ValueError(
-            f"x and router must be [T, d] and [E, d], got {list(x.shape)} and {list(router.shape)}"
+            f"x and router: wanted [T, d] and [E, d], got {list(x.shape)} and {list(router.shape)}"
         )
     n_experts = router.shape[0]
     if not 1 <= top_k <= n_experts:
-        raise ValueError(f"top_k must lie in 1..{n_experts} (the number of experts), got {top_k}")
+        raise ValueError(f"top_k: wanted 1..{n_experts} (the number of experts), got {top_k}")
     if selection_bias is not None and selection_bias.shape != (n_experts,):
-        raise ValueError(f"selection_bias must be [{n_experts}], got {list(selection_bias.shape)}")
+        raise ValueError(f"selection_bias: wanted [{n_experts}], got {list(selection_bias.shape)}")
     if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:1]):
-        raise ValueError(f"mask must be bool [{x.shape[0]}], got {mask.dtype} {list(mask.shape)}")
+        raise ValueError(f"mask: wanted bool [{x.shape[0]}], got {mask.dtype} {list(mask.shape)}")
     if capacity is not None and capacity < 0:
-        raise ValueError(f"capacity must be at least 0, got {capacity}")
+        raise ValueError(f"capacity: wanted at least 0, got {capacity}")
     if backend not in ("auto", "reference", "torch", "triton"):
         raise ValueError(
-            f"backend must be 'auto', 'reference', 'torch' or 'triton', got {backend!r}"
+            f"backend: wanted 'auto', 'reference', 'torch' or 'triton', got {backend!r}"
         )
     if backend == "triton":
         _need_triton(x)
@@ -293,7 +293,7 @@ def moe_experts(
     _check_weights(x, w13, w2, activation)
     if ids.shape != gates.shape or ids.dim() != 2 or ids.shape[0] != x.shape[0]:
         raise ValueError(
-            f"ids and gates must both be [{x.shape[0]}, k], "
+            f"ids and gates: wanted both [{x.shape[0]}, k], "
             f"got {list(ids.shape)} and {list(gates.shape)}"
         )
     if torch.is_autocast_enabled(x.device.type):
@@ -340,7 +340,7 @@ def moe_experts_sorted(
     """
     _check_weights(x, w13, w2, activation)
     if ends.dtype != torch.int32 or ends.shape != w2.shape[:1]:
-        raise ValueError(f"ends must be int32 [{len(w2)}], got {ends.dtype} {list(ends.shape)}")
+        raise ValueError(f"ends: wanted int32 [{len(w2)}], got {ends.dtype} {list(ends.shape)}")
     if torch.is_autocast_enabled(x.device.type):
         x, w13, w2 = x.to(_type(x)), w13.to(_type(x)), w2.to(_type(x))
     backend = _fit(_choose(backend, x), x, w13, w2)
@@ -370,7 +370,7 @@ def _choose(backend: str, x: Tensor) -> str:
     """The backend that "auto" means for `x`."""
     if backend not in ("auto", "reference", "torch", "grouped", "triton"):
         raise ValueError(
-            f"backend must be 'auto', 'reference', 'torch', 'grouped' or 'triton', got {backend!r}"
+            f"backend: wanted 'auto', 'reference', 'torch', 'grouped' or 'triton', got {backend!r}"
         )
     if backend != "auto":
         return backend
@@ -386,25 +386,25 @@ def _need_triton(x: Tensor) -> None:
 
 def _check_weights(x: Tensor, w13: Tensor, w2: Tensor, activation: str) -> None:
     if activation not in (*GATED, *PLAIN):
-        raise ValueError(f"activation must be one of {(*GATED, *PLAIN)}, got {activation!r}")
+        raise ValueError(f"activation: wanted one of {(*GATED, *PLAIN)}, got {activation!r}")
     if w2.dim() != 3 or w13.dim() != 3 or x.dim() != 2:
         raise ValueError(
-            "x, w13, w2 must be [T, d], [E, 2F, d], [E, d, F], "
+            "x, w13, w2: wanted [T, d], [E, 2F, d], [E, d, F], "
             f"got {list(x.shape)}, {list(w13.shape)}, {list(w2.shape)}"
         )
     n_experts, width, hidden = w2.shape
     rows = 2 * hidden if activation in GATED else hidden
     if x.shape[1] != width or w13.shape != (n_experts, rows, width):
         raise ValueError(
-            f"with w2 {list(w2.shape)} and {activation}, x must be [T, {width}] and w13 "
-            f"[{n_experts}, {rows}, {width}], got {list(x.shape)} and {list(w13.shape)}"
+            f"x and w13: wanted [T, {width}] and [{n_experts}, {rows}, {width}] for w2 "
+            f"{list(w2.shape)} and {activation}, got {list(x.shape)} and {list(w13.shape)}"
         )
 
 
 def _fit(backend: str, x: Tensor, w13: Tensor, w2: Tensor) -> str:
     """`backend`, if it can run these tensors."""
     if not x.dtype == w13.dtype == w2.dtype:
-        raise ValueError(f"x, w13, w2 must share a type, got {x.dtype}, {w13.dtype}, {w2.dtype}")
+        raise ValueError(f"x, w13, w2: wanted one type, got {x.dtype}, {w13.dtype}, {w2.dtype}")
     if backend == "triton":
         _need_triton(x)
     if backend == "grouped" and (why := grouped_mm_fits(x, w2)):

@@ -45,16 +45,16 @@ class PackedExperts:
             ValueError: Shapes that do not fit, an unknown activation or type, weights elsewhere.
         """
         if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+            raise ValueError(f"activation: wanted one of {ACTIVATIONS}, got {activation!r}")
         if dtype not in TYPES:
-            raise ValueError(f"dtype must be one of {list(TYPES)}, got {dtype}")
+            raise ValueError(f"dtype: wanted one of {list(TYPES)}, got {dtype}")
         if w13.device.type != "cpu" or w2.device.type != "cpu":
-            raise ValueError(f"w13 and w2 must be on the CPU, got {w13.device} and {w2.device}")
+            raise ValueError(f"w13 and w2: wanted on the CPU, got {w13.device} and {w2.device}")
         parts = 2 if activation in GATED else 1
         if w2.dim() != 3 or w13.shape != (w2.shape[0], parts * w2.shape[2], w2.shape[1]):
             raise ValueError(
-                f"with w2 {list(w2.shape)} and {activation}, w13 must be "
-                f"[E, {parts}F, d], got {list(w13.shape)}"
+                f"w13: wanted [E, {parts}F, d] for w2 {list(w2.shape)} and {activation}, "
+                f"got {list(w13.shape)}"
             )
         self.experts, self.width, self.hidden = w2.shape
         self.activation, self.dtype = activation, dtype
@@ -112,16 +112,16 @@ class PackedExperts:
             ValueError: A wrong shape, type or device.
         """
         if x.dim() != 2 or x.shape[1] != self.width or x.dtype != torch.float32:
-            raise ValueError(f"x must be float32 [T, {self.width}], got {x.dtype} {list(x.shape)}")
+            raise ValueError(f"x: wanted float32 [T, {self.width}], got {x.dtype} {list(x.shape)}")
         wanted = (len(x), ids.shape[-1])
         if ids.shape != wanted or gates.shape != wanted or ids.dtype != torch.int64:
             raise ValueError(
-                f"ids must be int64 and gates float32 [{len(x)}, k], got {ids.dtype} "
+                f"ids and gates: wanted int64 and float32 [{len(x)}, k], got {ids.dtype} "
                 f"{list(ids.shape)} and {gates.dtype} {list(gates.shape)}"
             )
         if gates.dtype != torch.float32 or not x.device == ids.device == gates.device == _CPU:
             raise ValueError(
-                f"x, ids and float32 gates must be on the CPU, got {x.device}, {ids.device} and "
+                f"x, ids and float32 gates: wanted on the CPU, got {x.device}, {ids.device} and "
                 f"{gates.dtype} on {gates.device}"
             )
         if x.stride(1) != 1:

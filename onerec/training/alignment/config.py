@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from onerec.checks import at_least, at_least_or_none, between, fraction, one_of
 from onerec.training.config import TrainConfig
 
 Method = Literal[
@@ -142,39 +142,18 @@ class AlignmentConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        def check(name: str, right: bool, wanted: str) -> None:
-            if not right:
-                raise ValueError(f"{name} must be {wanted}; got {getattr(self, name)!r}")
-
-        check("method", self.method in METHODS, f"one of {METHODS}")
-        check("loser", self.loser in ("worst", "low_quarter"), "'worst' or 'low_quarter'")
-        check("normalize", self.normalize in ("legal", "full"), "'legal' or 'full'")
-        check("iterations", self.iterations >= 0, "at least 0")
-        for name in ("losers", "monitor", "monitor_beam", "log_every", "keep"):
-            check(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("candidates", "group"):
-            check(name, getattr(self, name) >= 2, "at least 2")
-        for name in ("steps", "max_steps", "num_threads"):
-            value = getattr(self, name)
-            check(name, value is None or value >= 1, "at least 1 or null")
-        for name in ("rate", "elite"):
-            check(name, 0 < getattr(self, name) <= 1, "in (0, 1]")
-        check("label_smoothing", 0 <= self.label_smoothing < 0.5, "in [0, 0.5)")
-        for name in ("weight", "beta", "gamma"):
-            value = getattr(self, name)
-            check(name, value is None or 0 <= value < math.inf, "null, or at least 0 and finite")
-        for name in (
-            "min_gap",
-            "gradient_share",
-            "winner_nll",
-            "epsilon",
-            "delta",
-            "format_samples",
-            "max_legality_drop",
-            "max_winner_drop",
-            "max_drift",
-        ):
-            check(name, getattr(self, name) >= 0, "at least 0")
+        one_of(self, "method", METHODS)
+        one_of(self, "loser", ("worst", "low_quarter"))
+        one_of(self, "normalize", ("legal", "full"))
+        at_least(self, 1, "losers", "monitor", "monitor_beam", "log_every", "keep")
+        at_least(self, 2, "candidates", "group")
+        at_least_or_none(self, 1, "steps", "max_steps", "num_threads")
+        fraction(self, "rate", "elite", ends="(]")
+        between(self, 0, 0.5, "label_smoothing", ends="[)")
+        at_least_or_none(self, 0, "weight", "beta", "gamma", finite=True)
+        at_least(self, 0, "iterations", "min_gap", "gradient_share", "winner_nll", "epsilon")
+        at_least(self, 0, "delta", "format_samples")
+        at_least(self, 0, "max_legality_drop", "max_winner_drop", "max_drift")
         self.train_config(1)  # checks the rest
 
     def train_config(self, steps: int) -> TrainConfig:

@@ -127,18 +127,19 @@ def align(
     """
     if reward.config.n_items != len(catalog):
         raise ValueError(
-            f"reward must know the {len(catalog)} items of the catalogue, got "
+            f"reward: wanted a model of the {len(catalog)} items of the catalogue, got "
             f"{reward.config.n_items}"
         )
     length = model.config.session_length
     if reward.config.session_length < length:
         raise ValueError(
-            f"reward must score sessions of {length} items, got {reward.config.session_length}"
+            f"reward: wanted a model of sessions of {length} items, got "
+            f"{reward.config.session_length}"
         )
     if config.iterations < 1:
-        raise ValueError(f"iterations must be at least 1, got {config.iterations}")
+        raise ValueError(f"iterations: wanted at least 1, got {config.iterations}")
     if not len(held_out):
-        raise ValueError("held_out must hold at least one sample; got none")
+        raise ValueError("held_out: wanted at least one sample, got none")
     threads = torch.get_num_threads()
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
@@ -169,7 +170,7 @@ class _Alignment(Run):
     ) -> None:
         if model.prefixes or model.item_column:
             raise ValueError(
-                "model must have a bidirectional encoder and no items of its own (n_items = 0)"
+                "model: wanted a bidirectional encoder and no items of its own (n_items = 0)"
             )
         whole = -(-len(train) // config.batch_size)
         steps = min(config.steps or whole, config.max_steps or whole)

@@ -102,7 +102,7 @@ def robust_dpo(
 
 def _flip_rate(value: float) -> float:
     if not 0 <= value < 0.5:
-        raise ValueError(f"label_smoothing must lie in [0, 0.5), got {value}")
+        raise ValueError(f"label_smoothing: wanted a value in [0, 0.5), got {value}")
     return value
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
+
+from onerec.checks import at_least, one_of, positive, wanted
 
 # Targets that are computed; every other name is a 0/1 column of the log.
 SOFT_TARGETS = ("swt", "vtr")
@@ -70,29 +71,11 @@ class RewardConfig:
         object.__setattr__(self, "targets", tuple(self.targets))
         object.__setattr__(self, "weights", tuple(self.weights))
         if not self.targets or len(set(self.targets)) != len(self.targets):
-            raise ValueError(f"targets must be distinct, at least one, got {self.targets}")
+            raise wanted("targets", "distinct names, at least one", self.targets)
         if len(self.weights) != len(self.targets):
-            raise ValueError(
-                f"weights must have a value for each of {len(self.targets)} targets, "
-                f"got {len(self.weights)}"
-            )
-        for name in (
-            "min_positives",
-            "history_length",
-            "d_model",
-            "n_heads",
-            "max_steps",
-            "batch_size",
-            "evaluations",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_positive_weight < 1:
-            raise ValueError(
-                f"max_positive_weight must be at least 1, got {self.max_positive_weight}"
-            )
-        for name in ("epochs", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
-        if self.labels not in ("item", "session"):
-            raise ValueError(f"labels must be 'item' or 'session', got {self.labels!r}")
+            what = f"a value for each of {len(self.targets)} targets"
+            raise wanted("weights", what, self.weights)
+        at_least(self, 1, "min_positives", "history_length", "d_model", "n_heads", "max_steps")
+        at_least(self, 1, "batch_size", "evaluations", "max_positive_weight")
+        positive(self, "epochs", "lr")
+        one_of(self, "labels", ("item", "session"))

@@ -439,11 +439,11 @@ def test_two_processes_end_without_preferences_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        ({"method": "cdpo"}, "method must be one of"),
-        ({"rate": 0.0}, "rate must be in"),
-        ({"candidates": 1}, "candidates must be at least 2"),
-        ({"weight": -1.0}, "weight must be null"),
-        ({"lr": 0.0}, "lr must be positive"),
+        ({"method": "cdpo"}, "method: wanted one of"),
+        ({"rate": 0.0}, r"rate: wanted a value in \(0, 1\]"),
+        ({"candidates": 1}, "candidates: wanted at least 2"),
+        ({"weight": -1.0}, "weight: wanted at least 0 and finite"),
+        ({"lr": 0.0}, "lr: wanted more than 0"),
         ({"label_smoothing": 0.5}, "label_smoothing"),
     ],
 )

@@ -230,7 +230,7 @@ def test_family_relations() -> None:
 @pytest.mark.parametrize("rate", [-0.1, 0.5, 1.0])
 def test_flip_rate_is_checked(rate: float) -> None:
     for loss in (losses.conservative_dpo, losses.robust_dpo):
-        with pytest.raises(ValueError, match="label_smoothing must lie in"):
+        with pytest.raises(ValueError, match="label_smoothing: wanted a value in"):
             loss(*pairs(), label_smoothing=rate)
 
 

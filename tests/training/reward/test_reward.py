@@ -134,10 +134,10 @@ def test_a_log_without_trainable_targets(sessions: SessionSet) -> None:
     ("wrong", "words"),
     [
         ({"targets": ("like", "like"), "weights": (1.0, 1.0)}, "distinct"),
-        ({"targets": ("like",)}, "weights must have a value for each of 1"),
+        ({"targets": ("like",)}, "weights: wanted a value for each of 1"),
         ({"max_positive_weight": 0.5}, "max_positive_weight"),
         ({"labels": "both"}, "labels"),
-        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": 0.0}, "lr: wanted more than 0"),
     ],
 )
 def test_wrong_settings(wrong: dict[str, object], words: str) -> None:

@@ -14,7 +14,7 @@ from onerec._version import __version__
 if TYPE_CHECKING:
     from onerec.inference import Recommendation, Recommender
     from onerec.model import OneRec, OneRecConfig
-    from onerec.ops.session_beam.search import constrained_beam_search
+    from onerec.ops.session_beam import constrained_beam_search
     from onerec.trie import LiveTrie, SidTrie
 
 # Public name -> module that defines it. A new public name has a line here, one in `__all__` and an
@@ -26,7 +26,7 @@ _HOMES = {
     "Recommendation": "onerec.inference",
     "Recommender": "onerec.inference",
     "SidTrie": "onerec.trie",
-    "constrained_beam_search": "onerec.ops.session_beam.search",
+    "constrained_beam_search": "onerec.ops.session_beam",
 }
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from onerec.ops.session_beam import LegalCodes
+from onerec.ops.session_beam.beam import LegalCodes
 
 
 def legal_logits_reference(

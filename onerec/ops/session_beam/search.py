@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from onerec.ops.session_beam import BeamResult, BeamSearch
+from onerec.ops.session_beam.beam import BeamResult, BeamSearch
 from onerec.trie import ArrayLike, SidTrie
 
 

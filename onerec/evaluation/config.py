@@ -19,6 +19,8 @@ class EvaluationConfig:
             max(ks) leaves places empty, which count as misses.
         max_users: Measure a seeded sample of this many users; all when null.
         unmasked: Also rank with the user's history left in (the protocol of several papers).
+        sasrec: Train SASRec on the run's own sequences as one more baseline (`onerec evaluate` and
+            `onerec run`; minutes to hours on a CPU).
         popular_top: Share of the catalogue, by train count, that counts as popular.
         buckets: Upper ends of the rare-item buckets, by the target's train count; the last
             bucket is open.
@@ -35,6 +37,7 @@ class EvaluationConfig:
     beam_width: int = 20
     max_users: int | None = None
     unmasked: bool = True
+    sasrec: bool = False
     popular_top: float = 0.1
     buckets: tuple[int, ...] = (0, 5, 20)
     batch_size: int = 64

@@ -107,7 +107,7 @@ def fit_counts(
         for last, decay in HISTORIES:
             together[exponent, last, decay] = CountPart(part.lists, decay ** np.arange(last))
     parts = [*together.values(), follow, popularity(counts)]
-    valid = _some_users(data.samples("valid"), users, seed)
+    valid = some_users(data.samples("valid"), users, seed)
     found = {}
     for history in histories:
         masked = history == "masked"
@@ -177,7 +177,7 @@ def _gains(ranker: CountRanker, samples: Samples, weights: FloatArray, masked: b
     return gains / len(samples)
 
 
-def _some_users(samples: Samples, most: int, seed: int) -> Samples:
+def some_users(samples: Samples, most: int, seed: int) -> Samples:
     """The sessions of at most `most` users."""
     found = np.unique(samples.user_row)
     if len(found) <= most:

@@ -71,9 +71,12 @@ def evaluate(
         The measures; `save` writes evaluation.json.
 
     Raises:
-        ValueError: No split has sessions, or the catalogue lacks items of the session set.
+        ValueError: No split has sessions, the catalogue lacks items of the session set, or
+            `config.sasrec` is set and `others` has no "SASRec".
     """
     config = config or EvaluationConfig()
+    if config.sasrec and "SASRec" not in (others or {}):
+        raise ValueError("sasrec: wanted the trained ranker as others['SASRec'], got none")
     items = _Items.of(session_set)
     ranker = RecommenderRanker(recommender, items.ids, beam_width=config.beam_width)
     rng = np.random.default_rng(config.seed)

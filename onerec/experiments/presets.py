@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from onerec.model.config import preset_fields
+from onerec.pipeline.sasrec import ADAM, RECIPE
 
 REFERENCE = "SASRec, cross entropy"
 
@@ -35,7 +36,6 @@ class System:
     seeds: int = 1
 
 
-_PLAIN_ADAM = {"warmup": 0.0, "min_lr": 1.0, "weight_decay": 0.0, "grad_clip": 0.0, "lr": 1e-3}
 _ONEREC = {
     "history_tokens": "items",
     "encoder": "causal",
@@ -72,7 +72,7 @@ PRESETS: dict[str, tuple[System, ...]] = {
             REFERENCE,
             "sasrec",
             {},
-            {**_PLAIN_ADAM, "epochs": 24, "batch_size": 256, "grad_accumulation": 4},
+            RECIPE,
             eval_epochs=3,
             seeds=3,
         ),
@@ -81,7 +81,7 @@ PRESETS: dict[str, tuple[System, ...]] = {
             "SASRec, binary loss",
             "sasrec",
             {"loss": "bce", "negatives": 1},
-            {**_PLAIN_ADAM, "epochs": 60, "batch_size": 256, "grad_accumulation": 4},
+            {**ADAM, "epochs": 60, "batch_size": 256, "grad_accumulation": 4},
             eval_epochs=6,
         ),
         System(
@@ -122,7 +122,7 @@ PRESETS: dict[str, tuple[System, ...]] = {
             REFERENCE,
             "sasrec",
             {},
-            {**_PLAIN_ADAM, "epochs": 30, "batch_size": 256},
+            {**ADAM, "epochs": 30, "batch_size": 256},
             eval_epochs=2,
             seeds=5,
         ),

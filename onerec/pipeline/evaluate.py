@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.sasrec import sasrec_ranker
 from onerec.pipeline.settings import Settings
 from onerec.pipeline.stage import StageResult, run_stage
 from onerec.progress import Listener
@@ -22,6 +23,7 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         names.append("world")
     if aligned:
         names += ["reward", "align"]
+    trained = ["training", "pipeline/sasrec.py"] if settings.evaluate.sasrec else []
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.data import World
@@ -36,6 +38,17 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         }
         world = World.load(directory / "world") if settings.data is None else None
         judge = directory / "reward" / "judge"
+        others = {}
+        if settings.evaluate.sasrec:
+            with listener.progress("SASRec") as report:
+                others["SASRec"] = sasrec_ranker(
+                    data,
+                    folder / "sasrec",
+                    seed=settings.evaluate.seed,
+                    device=settings.train.device,
+                    num_threads=settings.train.num_threads,
+                    progress=report,
+                )
         with listener.progress("evaluate") as report:
             result = evaluate(
                 models[served.stage],
@@ -44,6 +57,7 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
                 world=world,
                 pretrained=models["pretrain"] if aligned else None,
                 judge=RewardModel.from_pretrained(judge) if aligned and judge.is_dir() else None,
+                others=others,
                 progress=report,
             )
         result.save(folder / "evaluation.json")
@@ -54,9 +68,10 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         "evaluate",
         config=asdict(settings.evaluate),
         inputs=inputs.fingerprints(*names),
-        code=["evaluation", "inference", "model", "ops", "pipeline/evaluate.py"],
+        code=["evaluation", "inference", "model", "ops", "pipeline/evaluate.py", *trained],
         build=build,
         say=listener.say,
+        resumable=settings.evaluate.sasrec,
     )
 
 

@@ -79,10 +79,14 @@ void Call::ItemLogProbs(const int64_t* items, float* scores) {
     }
     TakeBeams(nullptr);
     Forward(level, 1);
-    const PackedMatrix& head = m_.heads[level];
-    const LegalCodes legal = scoring_ == Scoring::kLegalSoftmax ? Children(level) : LegalCodes();
-    const bool few = legal.codes != nullptr && Few(legal);
-    few ? LegalHead(head, legal) : Head(head);
+    LegalCodes legal;
+    if (scoring_ == Scoring::kLegalSoftmax) {
+      const Trie& trie = c_.node_outputs ? *m_.own : *trie_;
+      trie.Lookup(w_.sids.data(), all, levels, level, w_.nodes.data(), workers_);
+      legal = Children(trie.View(), level);
+    }
+    const bool few = legal.codes != nullptr && Few(level, legal);
+    few ? LegalHead(level, legal) : AllLogits(level);
     Parallel(batch_ * live, [&](int64_t worker, int64_t row) {
       const int64_t first = row / live * count + row % live;
       const int64_t beams = level == 0 ? count : 1;
@@ -145,6 +149,9 @@ void Call::PrepareDecoder(int64_t pending) {
   }
   Grow(w_.last, beams * d_);
   Grow(w_.logits, beams * c_.codebook_size);
+  Grow(w_.nodes, beams);
+  Grow(w_.next_nodes, beams);
+  Grow(w_.states, batch_ * d_);
   Grow(w_.beams, beams);
   Grow(w_.last_row, beams);
   // A piece needs attention scores (of one head), gate and up of the dense layers, router logits.

@@ -40,17 +40,28 @@ struct Context {
   int64_t tokens;
 };
 
+struct AtNode {
+  int64_t node, beam;
+};
+
+// Beams of `at_nodes` that are at one node, and the panels that have its children.
+struct NodeGroup {
+  int64_t begin, end, first_panel, panels;
+  int64_t found;  // where its products begin in Workspace::found, a row a beam
+};
+
 // Buffers of one call; kept for the next.
 struct Workspace {
   LineVector<float> x, normed, qkv, gates, last, logits;
+  LineVector<float> states;          // [batch, d], of the encoder at the latest item
   std::vector<char> experts;         // of MoeForward
   LineVector<char> context[2];       // encoder self-attention, this layer's and the next one's
   LineVector<char> cross;            // [decoder layers]
   LineVector<float> keys, values;    // [decoder layers, batch, times, width, d]
   LineVector<float> scratch;         // [workers, scratch_size]
   std::vector<int64_t> offsets;      // [workers, times]
-  LineVector<float> found;           // [pairs of a beam and a panel, 16], of LegalHead
-  std::vector<int32_t> panel_rows;   // [pairs], rows of `last`
+  LineVector<float> found;           // [pairs of a beam and a panel, 16], of legal codes' panels
+  std::vector<int32_t> panel_rows;   // [pairs], rows of `last`; with node_outputs [beams]
   std::vector<int32_t> beams;        // [batch, width], the beams that a pass runs come first
   std::vector<int32_t> last_row;     // [batch, width], a beam's row of `last`
   std::vector<int64_t> panel_begin;  // [panels + 2], pairs before each panel
@@ -62,7 +73,10 @@ struct Workspace {
   std::vector<int64_t> deny, deny_offsets;
   std::vector<uint64_t> allow;
   std::vector<int32_t> sids, legal_codes;  // of items to be scored, and the codes beside theirs
-  std::vector<int64_t> nodes, legal_offsets;
+  std::vector<int64_t> legal_offsets;
+  std::vector<int64_t> nodes, next_nodes;  // [batch, width], where each beam's unfinished item is
+  std::vector<AtNode> at_nodes;            // beams that want logits, in the order of their nodes
+  std::vector<NodeGroup> groups;           // of beams at one node
   std::vector<Piece> pieces;
   std::unique_ptr<BeamSearch> search;
   BeamSearchOptions search_options;
@@ -186,9 +200,14 @@ class Call {
   }
 
   // Whether the legal codes are so few that their panels are less work than all of them.
-  bool Few(const LegalCodes& legal) const;
+  // With node_outputs they always are, but for the root's.
+  bool Few(int level, const LegalCodes& legal) const;
 
-  // Logits of all codes of a level, for all live beams.
+  // Logits of all codes of a level, for all live beams; with node_outputs -inf for those that are
+  // no children of the beam's node.
+  void AllLogits(int level);
+
+  // Logits of all rows of a head, for all live beams.
   void Head(const PackedMatrix& head);
 
   // States of a request's beams.
@@ -196,11 +215,16 @@ class Call {
 
   // Logits of the legal codes alone, in their order: each panel that has one is multiplied with the
   // beams that want it. A forced code's is 0.
-  void LegalHead(const PackedMatrix& head, const LegalCodes& legal);
+  void LegalHead(int level, const LegalCodes& legal);
 
-  // The codes that may follow the first `level` ones of each item to be scored; at the root of each
-  // request's first one.
-  LegalCodes Children(int level);
+  // The same of children of the beams' nodes: their vectors lie together.
+  void NodeHead(int level, const LegalCodes& legal);
+
+  // The node behind a code of a node, both being the network's.
+  int64_t Child(int level, int64_t node, int64_t code) const;
+
+  // The codes that follow the nodes of all live beams in a trie.
+  LegalCodes Children(const TrieView& view, int level);
 
   // Adds the log-probabilities of the codes that `beams` items from `first` on have at a level,
   // given the logits of `first`. scratch: 2 codebook_size floats.

@@ -14,6 +14,7 @@ void Call::Decode() {
   const int64_t width = o_.beam_width;
   int64_t start = 0, waiting = 1;  // tokens in the caches, and tokens of each beam not yet there
   std::fill_n(w_.pending.begin(), batch_ * width * kMostPending, 0);
+  std::fill_n(w_.nodes.begin(), batch_ * width, 0);
   while (true) {
     const auto level = static_cast<int>(search.Steps() % c_.levels);
     // Where the scoring reads the legal codes alone, only they get logits; not at the root, which
@@ -27,11 +28,11 @@ void Call::Decode() {
       start += waiting;
       waiting = 0;
     }
-    if (legal != nullptr && (apart || Few(*legal))) {
-      LegalHead(m_.heads[level], *legal);
+    if (legal != nullptr && (apart || Few(level, *legal))) {
+      LegalHead(level, *legal);
       search.StepLegal(w_.logits.data(), legal->offsets[batch_ * width]);
     } else {
-      Head(m_.heads[level]);
+      AllLogits(level);
       search.Step(
           {w_.logits.data(), LogitType::kFloat32, width * c_.codebook_size, c_.codebook_size},
           width);
@@ -67,6 +68,7 @@ bool Call::MayWait(const LegalCodes& legal, int64_t waiting) {
 
 void Call::Choose(int64_t start, int64_t waiting) {
   const int64_t width = o_.beam_width;
+  const auto level = static_cast<int>((w_.search->Steps() - 1) % c_.levels);
   for (int64_t b = 0; b < batch_; ++b) {
     const int64_t live = w_.search->Valid()[b];
     w_.live[b] = live;
@@ -77,11 +79,16 @@ void Call::Choose(int64_t start, int64_t waiting) {
       int32_t* const to = w_.next_pending.data() + beam * kMostPending;
       std::copy_n(w_.pending.data() + parent * kMostPending, waiting, to);
       to[waiting] = static_cast<int32_t>(w_.search->Tokens()[beam]);
+      if (c_.node_outputs) {
+        w_.next_nodes[beam] =
+            level + 1 == c_.levels ? 0 : Child(level, w_.nodes[parent], to[waiting]);
+      }
       if (waiting + 1 < kMostPending) to[waiting + 1] = 0;
     }
   }
   std::swap(w_.slots, w_.next_slots);
   std::swap(w_.pending, w_.next_pending);
+  std::swap(w_.nodes, w_.next_nodes);
 }
 
 void Call::Forward(int64_t start, int64_t q) {
@@ -190,6 +197,7 @@ void Call::EmbedSession(int64_t request, int64_t row, int64_t start, int64_t q, 
   w_.slots[beam * times_ + time] = static_cast<int32_t>(own);
   if (level < 0) {
     std::memcpy(x, m_.bos, sizeof(float) * d_);
+    if (c_.decoder_start != 0) f_.add_row(x, w_.states.data() + request * d_, false, d_);
   } else {
     std::memset(x, 0, sizeof(float) * d_);
     AddCode(x, m_.decoder_codes, level, w_.pending[beam * kMostPending + row % q]);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstring>
 
 #include "engine/call.h"
@@ -61,6 +62,9 @@ void Call::Encode() {
         return;
       }
       Norm(x, m_.encoder_norm, rows, normed);
+      if (c_.decoder_start != 0 && p.end == w_.tokens_of[p.request]) {
+        std::copy_n(normed + (rows - 1) * d_, d_, w_.states.data() + p.request * d_);
+      }
       for (int64_t l = 0; l < c_.decoder_layers; ++l) {
         Multiply(normed, d_, rows, m_.decoder[l].cross_kv, qkv, 2 * d_, false);
         const Context to = ContextOf(w_.cross.data() + l * context_size_, p.request);

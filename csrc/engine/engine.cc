@@ -1,5 +1,7 @@
 #include "onerec/engine.h"
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -22,6 +24,30 @@ struct Engine::Impl {
   std::vector<std::unique_ptr<Workspace>> idle;
 };
 
+namespace {
+
+// Refuses live leaves of a trie that are none of the network's items, which have no output vectors.
+void CheckKnown(const Trie& own, const Trie& trie) {
+  if (own.Bytes() == trie.Bytes() && std::memcmp(own.Data(), trie.Data(), own.Bytes()) == 0) return;
+  const TrieView& view = trie.View();
+  const int levels = view.levels;
+  const std::vector<int64_t>& dead = trie.Dead(levels - 1);
+  std::vector<int32_t> sid(levels);
+  for (int64_t leaf = 0; leaf < view.Leaves(); ++leaf) {
+    int64_t node = 0;
+    trie.LeafSids(&leaf, 1, sid.data());
+    own.Lookup(sid.data(), 1, levels, levels, &node, 1);
+    if (node >= 0 || std::binary_search(dead.begin(), dead.end(), leaf)) continue;
+    std::string codes;
+    for (int32_t code : sid) codes += (codes.empty() ? "" : ", ") + std::to_string(code);
+    throw std::invalid_argument(
+        "trie: wanted semantic ids of the network's items, which alone have output vectors, got [" +
+        codes + "]");
+  }
+}
+
+}  // namespace
+
 Engine::Engine(std::shared_ptr<const EngineModel> model, std::shared_ptr<const Trie> trie)
     : impl_(new Impl) {
   const EngineConfig& c = model->Config();
@@ -32,6 +58,7 @@ Engine::Engine(std::shared_ptr<const EngineModel> model, std::shared_ptr<const T
                                 std::to_string(t.levels) + " of " +
                                 std::to_string(t.codebook_size));
   }
+  if (c.node_outputs) CheckKnown(*model->impl().own, *trie);
   impl_->model = std::move(model);
   impl_->trie = std::move(trie);
 }

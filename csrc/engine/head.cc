@@ -7,7 +7,8 @@
 
 namespace onerec::engine {
 
-bool Call::Few(const LegalCodes& legal) const {
+bool Call::Few(int level, const LegalCodes& legal) const {
+  if (c_.node_outputs) return level > 0;
   int64_t panels = 0, all = 0;
   for (int64_t b = 0; b < batch_; ++b) {
     const int64_t first = b * o_.beam_width, live = w_.live[b];
@@ -20,10 +21,44 @@ bool Call::Few(const LegalCodes& legal) const {
   return panels * 2 < all;
 }
 
+void Call::AllLogits(int level) {
+  const int64_t size = c_.codebook_size;
+  // Moves the logits of n codes, which lie at `from` or before it, to their places in a row.
+  const auto spread = [&](const float* from, const int32_t* codes, int64_t n, float* row) {
+    int64_t end = size;
+    for (int64_t i = n - 1; i >= 0; --i) {
+      const float value = from[i];
+      std::fill(row + codes[i] + 1, row + end, -std::numeric_limits<float>::infinity());
+      row[codes[i]] = value;
+      end = codes[i];
+    }
+    std::fill(row, row + end, -std::numeric_limits<float>::infinity());
+  };
+  float* const logits = w_.logits.data();
+  if (c_.node_outputs && level > 0) {
+    const LegalCodes codes = Children(m_.own->View(), level);
+    NodeHead(level, codes);
+    for (int64_t beam = batch_ * o_.beam_width - 1; beam >= 0; --beam) {
+      const int64_t begin = codes.offsets[beam], n = codes.offsets[beam + 1] - begin;
+      if (n > 0) spread(logits + begin, codes.codes + begin, n, logits + beam * size);
+    }
+    return;
+  }
+  const PackedMatrix& head = m_.heads[level];
+  Head(head);
+  if (head.n == size) return;
+  Parallel(batch_, [&](int64_t, int64_t b) {
+    for (int64_t i = 0; i < w_.live[b]; ++i) {
+      float* const row = logits + (b * o_.beam_width + i) * size;
+      spread(row, m_.first_codes.data(), head.n, row);
+    }
+  });
+}
+
 void Call::Head(const PackedMatrix& head) {
   const int64_t width = o_.beam_width, size = c_.codebook_size;
   constexpr int64_t kGroup = 16;
-  Parallel(DivideUp(head_panels_, kGroup), [&](int64_t, int64_t group) {
+  Parallel(DivideUp(head.n, kGroup * kPanelWidth), [&](int64_t, int64_t group) {
     GemmTile tile = TileOf(head, group * kGroup, kGroup);
     tile.x_stride = d_;
     tile.y_stride = size;
@@ -36,7 +71,9 @@ void Call::Head(const PackedMatrix& head) {
   });
 }
 
-void Call::LegalHead(const PackedMatrix& head, const LegalCodes& legal) {
+void Call::LegalHead(int level, const LegalCodes& legal) {
+  if (c_.node_outputs) return NodeHead(level, legal);
+  const PackedMatrix& head = m_.heads[level];
   const int64_t beams = batch_ * o_.beam_width;
   const auto each = [&](auto&& take) {  // every pair of a beam and a panel, in order
     for (int64_t beam = 0; beam < beams; ++beam) {
@@ -90,16 +127,77 @@ void Call::LegalHead(const PackedMatrix& head, const LegalCodes& legal) {
   }
 }
 
-LegalCodes Call::Children(int level) {
-  const TrieView& view = trie_->View();
-  const int64_t count = o_.beam_width, all = batch_ * count;
-  Grow(w_.nodes, all);
-  trie_->Lookup(w_.sids.data(), all, c_.levels, level, w_.nodes.data(), workers_);
+void Call::NodeHead(int level, const LegalCodes& legal) {
+  const TrieView& own = m_.own->View();
+  const PackedMatrix& head = m_.heads[level];
+  w_.at_nodes.clear();
+  for (int64_t beam = 0; beam < batch_ * o_.beam_width; ++beam) {
+    const int64_t begin = legal.offsets[beam], end = legal.offsets[beam + 1];
+    if (Forced(legal, beam)) {
+      std::fill(w_.logits.begin() + begin, w_.logits.begin() + end, 0.0f);
+    } else if (begin < end) {
+      w_.at_nodes.push_back({w_.nodes[beam], beam});
+    }
+  }
+  std::sort(w_.at_nodes.begin(), w_.at_nodes.end(), [](const AtNode& a, const AtNode& b) {
+    return a.node != b.node ? a.node < b.node : a.beam < b.beam;
+  });
+  const auto wanted = static_cast<int64_t>(w_.at_nodes.size());
+  Grow(w_.panel_rows, wanted);
+  w_.groups.clear();
+  int64_t found = 0;
+  for (int64_t i = 0; i < wanted; ++i) {
+    const AtNode& at = w_.at_nodes[i];
+    w_.panel_rows[i] = w_.last_row[at.beam];
+    if (i == 0 || at.node != w_.at_nodes[i - 1].node) {
+      const int64_t first = own.FirstEdge(level, at.node) / kPanelWidth;
+      const int64_t end = DivideUp(own.FirstEdge(level, at.node + 1), kPanelWidth);
+      w_.groups.push_back({i, i, first, end - first, found});
+    }
+    NodeGroup& group = w_.groups.back();
+    group.end = i + 1;
+    found += group.panels * kPanelWidth;
+  }
+  Grow(w_.found, found);
+  Parallel(static_cast<int64_t>(w_.groups.size()), [&](int64_t, int64_t i) {
+    const NodeGroup& group = w_.groups[i];
+    GemmTile tile = TileOf(head, group.first_panel, group.panels);
+    tile.x = w_.last.data();
+    tile.x_stride = d_;
+    tile.rows = w_.panel_rows.data() + group.begin;
+    tile.m = group.end - group.begin;
+    tile.y = w_.found.data() + group.found;
+    tile.y_stride = group.panels * kPanelWidth;
+    gemm_(tile);
+    for (int64_t r = 0; r < tile.m; ++r) {
+      const AtNode& at = w_.at_nodes[group.begin + r];
+      const float* const row = tile.y + r * tile.y_stride;
+      int64_t edge = own.FirstEdge(level, at.node);
+      for (int64_t j = legal.offsets[at.beam]; j < legal.offsets[at.beam + 1]; ++j, ++edge) {
+        while (own.Token(level, edge) != legal.codes[j]) ++edge;
+        w_.logits[j] = row[edge - group.first_panel * kPanelWidth];
+      }
+    }
+  });
+}
+
+int64_t Call::Child(int level, int64_t node, int64_t code) const {
+  const TrieView& own = m_.own->View();
+  int64_t low = own.FirstEdge(level, node), high = own.FirstEdge(level, node + 1);
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (own.Token(level, middle) <= code ? low : high) = middle;
+  }
+  return low;
+}
+
+LegalCodes Call::Children(const TrieView& view, int level) {
   w_.legal_codes.clear();
   w_.legal_offsets.assign(1, 0);
-  for (int64_t i = 0; i < all; ++i) {
-    const int64_t node = w_.nodes[i];
-    if (node >= 0 && (level > 0 || i % count == 0)) {
+  for (int64_t beam = 0; beam < batch_ * o_.beam_width; ++beam) {
+    const int64_t node = w_.nodes[beam];
+    const int64_t live = w_.live[beam / o_.beam_width];
+    if (node >= 0 && beam % o_.beam_width < live) {
       const int64_t end = view.FirstEdge(level, node + 1);
       for (int64_t edge = view.FirstEdge(level, node); edge < end; ++edge) {
         w_.legal_codes.push_back(view.Token(level, edge));

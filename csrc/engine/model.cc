@@ -14,7 +14,7 @@ namespace onerec {
 namespace {
 
 constexpr char kMagic[8] = {'O', 'N', 'E', 'R', 'E', 'N', 'G', 'N'};
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 constexpr uint32_t kByteOrder = 0x01020304;
 
 struct Header {
@@ -23,7 +23,8 @@ struct Header {
   uint32_t byte_order;
   uint64_t file_bytes;
   EngineConfig config;
-  char reserved[240 - 24 - sizeof(EngineConfig)];
+  int64_t nodes[kMaxTrieLevels];
+  char reserved[240 - 24 - sizeof(EngineConfig) - 8 * kMaxTrieLevels];
   uint64_t content_hash;
   uint64_t header_hash;
 };
@@ -50,6 +51,8 @@ void CheckConfig(const EngineConfig& c) {
   at_least("n_items", c.n_items, 0, c.history_is_items ? std::numeric_limits<int32_t>::max() : 0);
   at_least("dense_head", c.dense_head, 0, c.n_items > 0);
   at_least("legal_softmax", c.legal_softmax, 0, 1);
+  at_least("node_outputs", c.node_outputs, 0, c.legal_softmax && c.n_items > 0);
+  at_least("decoder_start", c.decoder_start, 0, c.history_is_items);
   at_least("d_model", c.d_model, 1, kLarge);
   at_least("n_heads", c.n_heads, 1, c.d_model);
   at_least("encoder_layers", c.encoder_layers, 1, 4096);
@@ -70,12 +73,28 @@ void CheckConfig(const EngineConfig& c) {
   }
 }
 
+void SetTrie(EngineModel::Impl& m, const int32_t* sids) {
+  const EngineConfig& c = m.config;
+  m.own = Trie::Build(sids, c.n_items, c.levels, c.levels, c.codebook_size);
+  const TrieView& view = m.own->View();
+  m.first_codes.clear();
+  for (int64_t edge = 0; edge < view.nodes[1]; ++edge) {
+    m.first_codes.push_back(view.Token(0, edge));
+  }
+}
+
 // Walks the tensors of a model in file order. Sizes them; where `base` is given, sets the views;
-// where `source` is given, writes them too.
+// where `source` is given, writes them too. nodes[l]: those behind level l, with node_outputs.
 class Walk {
  public:
-  Walk(EngineModel::Impl& model, char* base, const EngineModel::Source* source, int num_threads)
-      : m_(model), c_(model.config), base_(base), source_(source), threads_(num_threads) {}
+  Walk(EngineModel::Impl& model, const int64_t* nodes, char* base,
+       const EngineModel::Source* source, int num_threads)
+      : m_(model),
+        c_(model.config),
+        nodes_(nodes),
+        base_(base),
+        source_(source),
+        threads_(num_threads) {}
 
   uint64_t Run() {
     const int64_t d = c_.d_model, rows = int64_t{c_.levels} * c_.codebook_size;
@@ -85,7 +104,12 @@ class Walk {
     m_.decoder_codes = c_.share_codes ? m_.codes : Table("decoder_codes.weight", rows);
     m_.heads.resize(c_.levels);
     for (int l = 0; l < c_.levels; ++l) {
-      Matrix(m_.heads[l], "heads", rows, int64_t{l} * c_.codebook_size, c_.codebook_size, d, type);
+      PackedMatrix& head = m_.heads[l];
+      if (c_.node_outputs) {
+        Matrix(head, "nodes." + std::to_string(l), nodes_[l], 0, nodes_[l], d, type);
+      } else {
+        Matrix(head, "heads", rows, int64_t{l} * c_.codebook_size, c_.codebook_size, d, type);
+      }
     }
     if (c_.n_items > 0) {
       Matrix(m_.items, "item_table", c_.n_items, 0, c_.n_items, d, type);
@@ -206,6 +230,7 @@ class Walk {
 
   EngineModel::Impl& m_;
   const EngineConfig& c_;
+  const int64_t* const nodes_;
   char* const base_;
   const EngineModel::Source* const source_;
   const int threads_;
@@ -234,10 +259,18 @@ std::shared_ptr<const EngineModel> EngineModel::Build(const EngineConfig& config
   header.version = kVersion;
   header.byte_order = kByteOrder;
   header.config = config;
-  header.file_bytes = Walk(m, nullptr, nullptr, num_threads).Run();
+  if (config.node_outputs) {
+    const int64_t codes = int64_t{config.n_items} * config.levels;
+    const float* const from = source("item_sids", codes);
+    std::vector<int32_t> sids(codes);
+    for (size_t i = 0; i < sids.size(); ++i) sids[i] = static_cast<int32_t>(from[i]);
+    SetTrie(m, sids.data());
+    std::copy_n(m.own->View().nodes + 1, config.levels, header.nodes);
+  }
+  header.file_bytes = Walk(m, header.nodes, nullptr, nullptr, num_threads).Run();
   m.block = FileBlock::Allocate(header.file_bytes);
   std::memset(m.block.data(), 0, m.block.size());
-  Walk(m, m.block.data(), &source, num_threads).Run();
+  Walk(m, header.nodes, m.block.data(), &source, num_threads).Run();
   header.content_hash = Xxh64(m.block.data() + sizeof(Header), m.block.size() - sizeof(Header));
   header.header_hash = Xxh64(&header, offsetof(Header, header_hash));
   std::memcpy(m.block.data(), &header, sizeof header);
@@ -270,11 +303,23 @@ std::shared_ptr<const EngineModel> EngineModel::Load(const std::string& path) {
     Refuse(error.what());
   }
   m.config = h.config;
-  if (Walk(m, m.block.data(), nullptr, 1).Run() != h.file_bytes) {
+  for (int l = 0; l < (h.config.node_outputs ? h.config.levels : 0); ++l) {
+    if (h.nodes[l] < 1 || h.nodes[l] > h.config.n_items) {
+      Refuse("nodes behind level " + std::to_string(l) + ": wanted 1.." +
+             std::to_string(h.config.n_items) + ", got " + std::to_string(h.nodes[l]));
+    }
+  }
+  if (Walk(m, h.nodes, m.block.data(), nullptr, 1).Run() != h.file_bytes) {
     Refuse("its tensors do not fill the file");
   }
   if (h.content_hash != Xxh64(m.block.data() + sizeof(Header), m.block.size() - sizeof(Header))) {
     Refuse("the content hash does not match");
+  }
+  if (h.config.node_outputs) {
+    SetTrie(m, m.item_sids);
+    if (!std::equal(h.nodes, h.nodes + h.config.levels, m.own->View().nodes + 1)) {
+      Refuse("its nodes are not those of its items");
+    }
   }
   return model;
 }

@@ -8,6 +8,7 @@
 #include "onerec/engine.h"
 #include "onerec/moe.h"
 #include "onerec/packed_gemm.h"
+#include "onerec/trie.h"
 #include "support/file_block.h"
 
 namespace onerec {
@@ -48,7 +49,11 @@ struct EngineModel::Impl {
   const float* bos = nullptr;          // [d]
   const float* age = nullptr;          // [history_length, d]
   const float* time = nullptr;         // [session_length * (levels + 1), d]
+  // A level's output vectors, [codebook_size, d], or with node_outputs those of the nodes behind
+  // it, [nodes, d]: row e is edge e of `own`.
   std::vector<PackedMatrix> heads;
+  std::shared_ptr<const Trie> own;   // of the items, with node_outputs
+  std::vector<int32_t> first_codes;  // of its first level
   std::vector<EncoderWeights> encoder;
   const float* encoder_norm = nullptr;
   std::vector<DecoderWeights> decoder;

@@ -27,6 +27,8 @@ void EachField(Config& c, Visit&& visit) {
   visit("n_items", c.n_items);
   visit("dense_head", c.dense_head);
   visit("legal_softmax", c.legal_softmax);
+  visit("node_outputs", c.node_outputs);
+  visit("decoder_start", c.decoder_start);
   visit("d_model", c.d_model);
   visit("n_heads", c.n_heads);
   visit("encoder_layers", c.encoder_layers);

@@ -343,7 +343,7 @@ class Experiment:
 def fast_recommender(network: OneRec, catalog: Catalog) -> Recommender:
     """Searches where the network lies: on a CPU the native engine, whose rankings are the same."""
     device = network.start.device
-    if device.type == "cpu" and not network.config.node_outputs:
+    if device.type == "cpu":
         return Recommender(network, catalog, backend="native")
     return Recommender(network, catalog, device=device, batching=True)
 

@@ -110,9 +110,14 @@ class TorchDecoder:
         model: In evaluation mode, on `device`.
         trie: The allowed semantic ids.
         device: Where the network lies; the beams are kept on the CPU.
+
+    Raises:
+        ValueError: With `node_outputs`, a semantic id that is none of the network's items'.
     """
 
     def __init__(self, model: OneRec, trie: SidTrie, device: torch.device) -> None:
+        if model.config.node_outputs:
+            _check_known(model.item_sids.cpu().numpy(), trie)
         self.model, self.trie, self.device = model, trie, device
 
     def search(
@@ -181,3 +186,14 @@ class TorchDecoder:
         for row, known in enumerate(codes):
             history[row, : len(known)] = known
         return torch.from_numpy(history).to(self.device)
+
+
+def _check_known(sids: npt.NDArray[np.int64], trie: SidTrie) -> None:
+    """Refuses live leaves that are none of the network's items, which have no output vectors."""
+    live = trie.leaf_sids(np.setdiff1d(np.arange(trie.n_leaves), trie.removed))
+    unknown = live[SidTrie.build(sids, trie.codebook_size).lookup(live) < 0]
+    if len(unknown):
+        raise ValueError(
+            "trie: wanted semantic ids of the network's items, which alone have output vectors, "
+            f"got {unknown[0].tolist()}"
+        )

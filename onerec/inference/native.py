@@ -15,7 +15,9 @@ import torch
 from onerec._native import core
 from onerec.errors import DataError
 from onerec.model.config import OneRecConfig
+from onerec.model.node_outputs import node_tables
 from onerec.model.onerec import OneRec
+from onerec.model.trie_mask import TrieMask
 from onerec.ops import BeamResult
 from onerec.ops.beam_step import SCORINGS, allow_masks, check_scoring
 from onerec.trie import SidTrie
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from onerec import _C
 
 _ACTIVATIONS = ("swiglu", "geglu", "gelu", "relu")
+_STARTS = ("learned", "state")
 # Fields that the engine decodes by under the same name, and those that decoding does not read:
 # training's, and the ones that only say where a weight lies.
 _SAME = (
@@ -48,6 +51,8 @@ _TRANSLATED = (
     "vector_dim",
     "item_loss",
     "legal_softmax",
+    "node_outputs",
+    "decoder_start",
     "normalize_gates",
     "activation",
     "share_codes",
@@ -130,6 +135,9 @@ class NativeModel:
         state.setdefault("heads", state.get("decoder_codes.weight", state["codes.weight"]))
         if config.n_items:
             state["item_table"] = model.item_table().detach()
+        if config.node_outputs:
+            for level, table in enumerate(_node_tables(model)):
+                state[f"nodes.{level}"] = table
         if not config.loss_free_balancing:
             for name in state:
                 if name.endswith("selection_bias"):
@@ -203,11 +211,20 @@ def _engine_config(config: OneRecConfig, dtype: torch.dtype) -> dict[str, int | 
     fields["causal"] = int(config.encoder == "causal")
     fields["dense_head"] = int(config.item_loss > 0)
     fields["legal_softmax"] = int(config.legal_softmax)
+    fields["node_outputs"] = int(config.node_outputs)
+    fields["decoder_start"] = _STARTS.index(config.decoder_start)
     fields["normalize_gates"] = int(config.normalize_gates)
     fields["activation"] = _ACTIVATIONS.index(config.activation)
     fields["share_codes"] = int(config.share_codes)
     fields["bfloat16"] = int(dtype == torch.bfloat16)
     return fields
+
+
+@torch.no_grad()
+def _node_tables(model: OneRec) -> list[torch.Tensor]:
+    """The float32 output vectors [nodes, d] of each level's nodes."""
+    trie = TrieMask(model.item_sids, model.config.codebook_size)
+    return node_tables(trie, lambda level: model.head(level).float(), model.item_table().float())
 
 
 class NativeDecoder:
@@ -222,7 +239,8 @@ class NativeDecoder:
         num_threads: Threads of a call; None asks torch at each call.
 
     Raises:
-        ValueError: A trie of other levels or codebook size.
+        ValueError: A trie of other levels or codebook size, or, for a network with `node_outputs`,
+            with a semantic id that is none of its items'.
     """
 
     def __init__(self, model: NativeModel, trie: SidTrie, num_threads: int | None = None) -> None:

@@ -13,9 +13,11 @@ import torch
 
 from onerec import OneRec, OneRecConfig, Recommendation, Recommender
 from onerec.errors import DataError
+from onerec.inference.decoding import TorchDecoder
 from onerec.inference.exported import export
-from onerec.inference.native import NativeModel, refuse_unsupported
+from onerec.inference.native import NativeDecoder, NativeModel, refuse_unsupported
 from onerec.tokenizer import Catalog
+from onerec.trie import LiveTrie, SidTrie
 
 K = 40  # codes of a level: two panels and a half
 N = 300
@@ -101,14 +103,16 @@ def test_legal_heads_and_forced_codes_change_nothing(scoring: str, items: int) -
     same(native, Recommender(model, catalog).recommend(histories, **options))
 
 
+@pytest.mark.parametrize("nodes", [False, True], ids=["codes", "nodes"])
 @pytest.mark.parametrize("scoring", ["full_softmax", "legal_softmax"])
 def test_a_result_is_the_same_alone_in_a_batch_and_with_more_threads(
-    catalog: Catalog, scoring: str
+    catalog: Catalog, scoring: str, nodes: bool
 ) -> None:
-    native = Recommender(build(), catalog, backend="native", num_threads=1)
+    model = knowing(catalog, node_outputs=True, decoder_start="state") if nodes else build()
+    native = Recommender(model, catalog, backend="native", num_threads=1)
     options: dict[str, Any] = {"beam_width": 40, "num_sessions": 40, "scoring": scoring}
     together = native.recommend(HISTORIES * 3, **options)
-    threaded = Recommender(build(), catalog, backend="native", num_threads=3)
+    threaded = Recommender(model, catalog, backend="native", num_threads=3)
     for other in (
         [native.recommend([history], **options)[0] for history in HISTORIES] * 3,
         threaded.recommend(HISTORIES * 3, **options),
@@ -255,8 +259,11 @@ def knowing(catalog: Catalog, **overrides: Any) -> OneRec:
         {},
         {"n_experts": 0, "vector_dim": 0, "legal_softmax": False},
         {"encoder": "bidirectional", "share_codes": False},
+        {"decoder_start": "state", "legal_softmax": False},
+        {"node_outputs": True},
+        {"node_outputs": True, "decoder_start": "state", "n_experts": 0, "tie_heads": False},
     ],
-    ids=["recipe", "full-softmax", "bidirectional"],
+    ids=["recipe", "full-softmax", "bidirectional", "state-start", "nodes", "nodes-state"],
 )
 def test_networks_that_know_their_items(
     catalog: Catalog, overrides: dict[str, Any], isa: str, tmp_path: Path
@@ -282,6 +289,62 @@ def test_networks_that_know_their_items(
         assert np.array_equal(alone.items, found.items)
         assert np.array_equal(alone.generator, found.generator)
         assert np.array_equal(alone.dense, found.dense)
+
+
+@pytest.mark.parametrize("scoring", ["full_softmax", "legal_softmax", "raw"])
+@pytest.mark.parametrize("shape", ["wide", "narrow", "forced"])
+def test_node_outputs_give_the_items_of_torch(shape: str, scoring: str) -> None:
+    sids = np.random.default_rng(4).integers(0, K, (N, 3))
+    if shape == "narrow":
+        sids[:, 0] = 3 + sids[:, 0] // 8 * 7  # a first level of five codes, panels of siblings
+        sids[:, 1] //= 2
+    if shape == "forced":
+        sids = sids[:30]
+        sids[:, 0] = np.arange(30) // 2
+    catalog = Catalog.build(list(range(len(sids))), sids, K)
+    model = knowing(catalog, node_outputs=True, decoder_start="state")
+    catalog = catalog.with_tags(np.random.default_rng(3).integers(0, 4, len(sids)))
+    histories = [[], [1, 2], [3]]
+    options: dict[str, Any] = {
+        "beam_width": 10,
+        "num_sessions": 10,
+        "scoring": scoring,
+        "temperature": 0.7,
+        "exclude": [[0, 4, 9]] * 3,
+        "allow_tags": [None, [0], [1]],
+    }
+    torch_, native = (Recommender(model, catalog, backend=b) for b in ("torch", "native"))
+    same(native.recommend(histories, **options), torch_.recommend(histories, **options))
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_a_trie_under_node_outputs_holds_items_of_the_network(
+    catalog: Catalog, backend: str
+) -> None:
+    model = knowing(catalog, node_outputs=True, decoder_start="state")
+
+    def decoder(trie: SidTrie) -> TorchDecoder | NativeDecoder:
+        if backend == "torch":
+            return TorchDecoder(model, trie, torch.device("cpu"))
+        return NativeDecoder(NativeModel.pack(model), trie)
+
+    history = [np.column_stack([catalog.sids[:3], np.arange(3)]).astype(np.int64)]
+    options: dict[str, Any] = {"beam_width": 40, "session_length": 2, "scoring": "legal_softmax"}
+    some = catalog.sids[20:120]
+    found = decoder(SidTrie.build(some, K)).search(history, [np.empty(0, np.int64)], **options)
+    others = np.setdiff1d(np.arange(catalog.trie.n_leaves), catalog.trie.lookup(some))
+    wanted = decoder(catalog.trie).search(history, [others], **options)
+    assert torch.equal(found.sids, wanted.sids)
+    torch.testing.assert_close(found.scores, wanted.scores)
+    unknown = [[1, 2, 3]]
+    assert catalog.trie.lookup(unknown)[0] < 0
+    live = LiveTrie(SidTrie.build(np.concatenate([some, unknown]), K))
+    with pytest.raises(ValueError, match=r"trie: wanted .* network's items, .* got \[1, 2, 3\]"):
+        decoder(live.pin().trie)
+    live.remove(unknown)
+    again = decoder(live.pin().trie).search(history, [np.empty(0, np.int64)], **options)
+    assert torch.equal(again.sids, found.sids)
+    torch.testing.assert_close(again.scores, found.scores)
 
 
 def test_a_network_that_knows_its_items_takes_no_other_ones(

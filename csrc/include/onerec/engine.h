@@ -4,10 +4,11 @@
 // share the pages of a mapped file. A result depends on its own request alone, bit for bit: not on
 // the other requests of a call, nor on the number of threads.
 //
-// File format, version 2, little endian: char[8] "ONERENGN", u32 version, u32 0x01020304, u64 size
-// of the file, EngineConfig, zeros up to byte 240, u64 XXH64 (seed 0) of bytes 256 .. end, u64
-// XXH64 of bytes 0 .. 248; then the tensors in the order and the packed form that the config
-// implies (csrc/engine/model.cc), each at the next multiple of 64.
+// File format, version 3, little endian: char[8] "ONERENGN", u32 version, u32 0x01020304, u64 size
+// of the file, EngineConfig, i64[8] nodes behind each level of the items' trie (zeros without
+// node_outputs), zeros up to byte 240, u64 XXH64 (seed 0) of bytes 256 .. end, u64 XXH64 of bytes
+// 0 .. 248; then the tensors in the order and the packed form that the config and the nodes imply
+// (csrc/engine/model.cc), each at the next multiple of 64.
 #pragma once
 
 #include <cstddef>
@@ -41,6 +42,10 @@ struct EngineConfig {
   int32_t n_items = 0;  // above 0 the network knows its items: a history is their indices
   int32_t dense_head = 0;     // 1: it has scores for each of them too
   int32_t legal_softmax = 0;  // 1: trained with the softmax over legal codes, Scoring's default
+  // 1: the output vectors are those of the nodes of the items' trie in place of the codes'; needs
+  // n_items and legal_softmax.
+  int32_t node_outputs = 0;
+  int32_t decoder_start = 0;  // what a BOS reads: 0 its vector, 1 the encoder's last state too
   int32_t d_model = 0;
   int32_t n_heads = 1;
   int32_t encoder_layers = 1;
@@ -67,7 +72,9 @@ class ONEREC_API EngineModel {
   // Packs a network. Throws std::invalid_argument for a config out of range, and what `source`
   // throws.
   // With n_items, "item_table" [n_items, d_model] holds the vectors of the dense head, which are
-  // also what the encoder reads, and "item_sids" [n_items, levels] the items' codes.
+  // also what the encoder reads, and "item_sids" [n_items, levels] the items' codes. With
+  // node_outputs "nodes.0" [nodes, d_model] and so on hold the output vectors of the nodes behind
+  // each level, in lexicographic order of their codes.
   static std::shared_ptr<const EngineModel> Build(const EngineConfig& config, const Source& source,
                                                   int num_threads);
   // Maps a file and checks header, sizes and hashes. Throws EngineFormatError for a bad file,
@@ -122,7 +129,8 @@ struct EngineResult {
 // nothing under full softmax; with the other scorings the list of legal codes may grow.
 class ONEREC_API Engine {
  public:
-  // Throws std::invalid_argument if levels or codebook sizes differ.
+  // Throws std::invalid_argument if levels or codebook sizes differ, or, for a network with
+  // node_outputs, if the trie has a live leaf that is none of the network's items.
   Engine(std::shared_ptr<const EngineModel> model, std::shared_ptr<const Trie> trie);
   ~Engine();
   Engine(const Engine&) = delete;

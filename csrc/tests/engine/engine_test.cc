@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -64,6 +65,15 @@ std::shared_ptr<const EngineModel> Model(const EngineConfig& config,
       2);
 }
 
+// A network of the items `sids`, with output vectors of their trie's nodes.
+EngineConfig NodeConfig(bool bfloat16) {
+  EngineConfig c = Config(bfloat16);
+  c.history_is_items = c.causal = c.dense_head = c.legal_softmax = 1;
+  c.node_outputs = c.decoder_start = 1;
+  c.n_items = 60;
+  return c;
+}
+
 struct Found {
   explicit Found(int64_t batch, int64_t length)
       : items(batch * kWidth * length), scores(batch * kWidth), valid(batch) {}
@@ -100,8 +110,9 @@ EngineOptions Options(Scoring scoring, int threads) {
 TEST(Engine, AResultIsTheSameAloneInABatchAndOnMoreThreads) {
   const auto trie = BuildTrie(RandomSids(60, 3, kCodes, 1), 3, kCodes);
   const Requests requests;
-  for (bool bfloat16 : {false, true}) {
-    const Engine engine(Model(Config(bfloat16)), trie);
+  const EngineConfig configs[] = {Config(false), Config(true), NodeConfig(false), NodeConfig(true)};
+  for (const EngineConfig& config : configs) {
+    const Engine engine(Model(config, RandomSids(60, 3, kCodes, 1)), trie);
     for (Scoring scoring : {Scoring::kFullSoftmax, Scoring::kLegalSoftmax}) {
       Found together(4, 3);
       engine.Run(requests.list.data(), 4, Options(scoring, 3), together.Result());
@@ -164,10 +175,7 @@ TEST(Engine, ItemsOfTheNetworkHaveAllTheProbability) {
   const auto sids = RandomSids(kItems, 3, kCodes, 1);
   const auto trie = BuildTrie(sids, 3, kCodes);
   ASSERT_EQ(trie->View().Leaves(), kItems);
-  EngineConfig config = Config(false);
-  config.history_is_items = config.causal = config.dense_head = config.legal_softmax = 1;
-  config.n_items = kItems;
-  const Engine engine(Model(config, sids), trie);
+  const Engine engine(Model(NodeConfig(false), sids), trie);
   const std::vector<int32_t> history = {3, 59, 0};
   const EngineRequest requests[] = {{history.data(), 3}, {history.data(), 0}};
   std::vector<int64_t> items(2 * kItems);
@@ -194,6 +202,58 @@ TEST(Engine, ItemsOfTheNetworkHaveAllTheProbability) {
   EXPECT_THROW(other.ItemLogProbs(requests, 1, items.data(), 1, 1, alone.data()),
                std::invalid_argument);
   EXPECT_THROW(other.ItemScores(requests, 1, 1, alone.data()), std::invalid_argument);
+}
+
+TEST(Engine, NodesThatHaveTheirCodesVectorsChangeNothing) {
+  // Four first codes, and siblings of one, of some and of more than a panel.
+  std::vector<int32_t> sids;
+  for (int32_t i = 0; i < 60; ++i) {
+    const int32_t first = i % 3 == 0 ? 1 + i % 2 : 7 + i % 5 / 4;
+    for (int32_t code : {3 * first / 2, i / 3, i % 7}) sids.push_back(code);
+  }
+  const auto trie = BuildTrie(sids, 3, kCodes);
+  EngineConfig nodes = NodeConfig(false), codes = nodes;
+  codes.node_outputs = 0;
+  const TrieView& view = trie->View();
+  const int64_t d = nodes.d_model;
+  std::mt19937 draw(7);
+  std::normal_distribution<float> normal(0.0f, 0.3f);
+  std::map<std::string, std::vector<float>> tensors;
+  const auto source = [&](const std::string& name, int64_t elements) -> const float* {
+    std::vector<float>& values = tensors[name];
+    if (name == "item_sids") {
+      values.assign(sids.begin(), sids.end());
+    } else if (name.rfind("nodes.", 0) == 0) {
+      const int level = std::stoi(name.substr(6));
+      EXPECT_EQ(elements, view.nodes[level + 1] * d);
+      values.clear();
+      for (int64_t edge = 0; edge < view.nodes[level + 1]; ++edge) {
+        const auto row = tensors["heads"].begin() + (level * kCodes + view.Token(level, edge)) * d;
+        values.insert(values.end(), row, row + d);
+      }
+    }
+    while (static_cast<int64_t>(values.size()) < elements) values.push_back(normal(draw));
+    return values.data();
+  };
+  const Engine one(EngineModel::Build(codes, source, 1), trie);
+  const Engine other(EngineModel::Build(nodes, source, 1), trie);
+  const Requests requests;
+  for (Scoring scoring : {Scoring::kLegalSoftmax, Scoring::kRaw}) {
+    Found wanted(4, 3), got(4, 3);
+    one.Run(requests.list.data(), 4, Options(scoring, 2), wanted.Result());
+    other.Run(requests.list.data(), 4, Options(scoring, 2), got.Result());
+    ASSERT_EQ(got.valid, wanted.valid);
+    ASSERT_EQ(got.items, wanted.items);
+    ASSERT_EQ(got.scores, wanted.scores);
+  }
+  std::vector<int64_t> items(4 * 60);
+  for (size_t i = 0; i < items.size(); ++i) items[i] = static_cast<int64_t>(i) * 7 % 60;
+  std::vector<float> wanted(items.size()), got(items.size());
+  one.ItemLogProbs(requests.list.data(), 4, items.data(), 60, 2, wanted.data());
+  other.ItemLogProbs(requests.list.data(), 4, items.data(), 60, 2, got.data());
+  EXPECT_EQ(got, wanted);
+
+  EXPECT_THROW(Engine(Model(nodes, RandomSids(60, 3, kCodes, 1)), trie), std::invalid_argument);
 }
 
 TEST(Engine, RefusesWrongArguments) {
@@ -225,13 +285,13 @@ TEST(Engine, RefusesWrongArguments) {
 
 // A folder as `onerec export` writes it.
 struct Folder {
-  Folder() {
+  explicit Folder(const EngineConfig& config = Config(false)) {
     path = ::testing::TempDir() + "onerec_engine_test_" + std::to_string(::getpid());
     EXPECT_EQ(std::system(("mkdir -p '" + path + "'").c_str()), 0);
     const auto sids = RandomSids(60, 3, kCodes, 1);
     const auto trie = BuildTrie(sids, 3, kCodes);
     trie->Save(path + "/trie.bin");
-    Model(Config(false))->Save(path + "/engine.bin");
+    Model(config, sids)->Save(path + "/engine.bin");
     std::vector<int64_t> leaves(60), ids(60);
     std::vector<uint64_t> tags(60);
     trie->Lookup(sids.data(), 60, 3, 3, leaves.data(), 1);
@@ -335,7 +395,7 @@ TEST(Recommender, ServesAFolderAndTheCInterfaceGivesTheSame) {
 }
 
 TEST(Recommender, DamagedFilesAreRefused) {
-  const Folder folder;
+  const Folder folder(NodeConfig(false));
   for (const char* name : {"/engine.bin", "/catalog.bin"}) {
     const std::string path = folder.path + name;
     std::ifstream in(path, std::ios::binary);

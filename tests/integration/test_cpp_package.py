@@ -115,18 +115,20 @@ def examples(cmake: str, prefix: Path, tmp_path_factory: pytest.TempPathFactory)
     return build
 
 
-@pytest.mark.parametrize("text", [True, False], ids=["text", "integers"])
-def test_examples_recommend_the_items_of_python(examples: Path, text: bool, tmp_path: Path) -> None:
+KNOWS: dict[str, Any] = {"encoder": "causal", "n_items": 200, "item_loss": 1.0}
+NODES: dict[str, Any] = {"legal_softmax": True, "node_outputs": True, "decoder_start": "state"}
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [(True, {}), (False, {**KNOWS, "legal_softmax": True}), (False, {**KNOWS, **NODES})],
+    ids=["text", "integers", "nodes"],
+)
+def test_examples_recommend_the_items_of_python(
+    examples: Path, text: bool, fields: dict[str, Any], tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    knows: dict[str, Any] = {"encoder": "causal", "n_items": 200, "item_loss": 1.0}
-    config = OneRecConfig.preset(
-        "tiny",
-        codebook_size=24,
-        session_length=3,
-        init_std=0.3,
-        # One of the two is the recipe of docs/quality.md.
-        **({} if text else {**knows, "legal_softmax": True}),
-    )
+    config = OneRecConfig.preset("tiny", codebook_size=24, session_length=3, init_std=0.3, **fields)
     sids = np.random.default_rng(0).integers(0, 24, (200, 3))
     sids[51:54] = sids[50]  # items that share a semantic id
     ids = [f"vidéo {i}" for i in range(200)] if text else [7 * i - 500 for i in range(200)]
@@ -136,7 +138,7 @@ def test_examples_recommend_the_items_of_python(examples: Path, text: bool, tmp_
     if not text:
         model.set_catalog(sids)
     export(model, catalog, folder)
-    recommender = Recommender(model, catalog)
+    recommender = Recommender(model, catalog, backend="torch")
     for places in ([], [3], [50, 52, 1, 199, 0]):
         history = [ids[i] for i in places]
         (wanted,) = recommender.recommend([history], beam_width=32, num_sessions=3)
@@ -205,16 +207,16 @@ int main(int argc, char** argv) {  /* as above */
 """
 
 
+@pytest.mark.parametrize("nodes", [{}, NODES], ids=["codes", "nodes"])
 @pytest.mark.parametrize(("suffix", "code"), [("cc", RANK), ("c", RANK_C)], ids=["c++", "c"])
 def test_rankings_of_both_heads_are_those_of_python(
-    prefix: Path, tmp_path: Path, suffix: str, code: str
+    prefix: Path, tmp_path: Path, suffix: str, code: str, nodes: dict[str, Any]
 ) -> None:
     compiler = shutil.which("c++" if suffix == "cc" else "cc")
     if compiler is None:
         pytest.skip("no compiler")
     torch.manual_seed(0)
-    fields: dict[str, Any] = {"encoder": "causal", "n_items": 200, "item_loss": 1.0}
-    config = OneRecConfig.preset("tiny", codebook_size=24, init_std=0.3, **fields)
+    config = OneRecConfig.preset("tiny", codebook_size=24, init_std=0.3, **KNOWS, **nodes)
     sids = np.random.default_rng(0).integers(0, 24, (200, 3))
     sids[51:54] = sids[50]  # items that share a semantic id
     ids = np.arange(200) * 7 - 500
@@ -229,7 +231,7 @@ def test_rankings_of_both_heads_are_those_of_python(
     standard = "-std=c++17" if suffix == "cc" else "-std=c99"
     program = tmp_path / "main"
     run(compiler, standard, main, *flags, f"-Wl,-rpath,{library.parent}", "-o", program)
-    recommender = Recommender(model, catalog)
+    recommender = Recommender(model, catalog, backend="torch")
     history, exclude = [ids[[51, 1, 199, 0]].tolist()], [[int(ids[9])]]
     for k, width, weight, tags in (
         (20, 16, 0.0, None),

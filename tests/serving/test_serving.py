@@ -262,9 +262,14 @@ def test_a_body_of_another_type_is_refused(server: Server) -> None:
     assert server.send("POST", "/v1/recommend", {"history": []}, **kind)[0] == 200
 
 
-def test_tags_and_the_softmax_of_training_reach_the_engine(folders: list[Path]) -> None:
+@pytest.mark.parametrize(
+    "nodes", [{}, {"node_outputs": True, "decoder_start": "state"}], ids=["codes", "nodes"]
+)
+def test_tags_and_the_softmax_of_training_reach_the_engine(
+    folders: list[Path], nodes: dict[str, Any]
+) -> None:
     torch.manual_seed(0)
-    fields: dict[str, Any] = {"encoder": "causal", "n_items": 60, "legal_softmax": True}
+    fields: dict[str, Any] = {"encoder": "causal", "n_items": 60, "legal_softmax": True, **nodes}
     fields["item_loss"] = 1.0
     config = OneRecConfig.preset("tiny", codebook_size=K, session_length=3, **fields)
     words = ["de", "nl", "fr"]
@@ -282,7 +287,8 @@ def test_tags_and_the_softmax_of_training_reach_the_engine(folders: list[Path]) 
         _, ranked, _ = running.send("POST", "/v1/rank", body)
     finally:
         running.stop()
-    (wanted,) = Recommender(model, catalog).recommend(
+    plain = Recommender(model, catalog, backend="torch")
+    (wanted,) = plain.recommend(
         [[3]], beam_width=8, num_sessions=4, allow_tags=[["fr", "de"]], scoring="legal_softmax"
     )
     assert [s["items"] for s in got["sessions"]] == wanted.item_ids
@@ -290,9 +296,7 @@ def test_tags_and_the_softmax_of_training_reach_the_engine(folders: list[Path]) 
     assert refused[0] == 422
     assert refused[1]["error"] == "allow_tags: the catalogue has no tag 'be'; it has de, nl, fr"
     assert all(item % 3 != 1 for s in wanted.item_ids for item in s)
-    assert [ranked["items"]] == Recommender(model, catalog).rank(
-        [[3]], 5, beam_width=8, dense_weight=0.4, exclude=[[7]]
-    )
+    assert [ranked["items"]] == plain.rank([[3]], 5, beam_width=8, dense_weight=0.4, exclude=[[7]])
 
 
 def test_slow_and_vanishing_clients_hold_nobody_up(server: Server) -> None:

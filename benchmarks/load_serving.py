@@ -104,7 +104,7 @@ def start(folder: Path, arguments: list[str]) -> tuple[subprocess.Popen[bytes], 
     port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "onerec", "serve", str(folder), "--port", str(port), *arguments],
-        env={**os.environ, "ONEREC_TOKEN": TOKEN},
+        env={**os.environ, "ONEREC_ADMIN_TOKEN": TOKEN},
         stderr=subprocess.DEVNULL,
     )
     wait_for(process, port, "/readyz")
@@ -183,7 +183,8 @@ def closed(port: int, options: argparse.Namespace, clients: int, seconds: float)
 BARE = """
 import sys, uvicorn
 try:
-    from onerec.serving.protocol import OneWrite as http
+    from onerec.serving.protocol import http_protocol
+    http = http_protocol()
 except ImportError:
     http = "auto"
 

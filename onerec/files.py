@@ -5,10 +5,20 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def is_regular(path: str | Path) -> bool:
+    """Whether a path is a regular file. Nothing is opened: a FIFO or a device would block.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    return stat.S_ISREG(os.stat(path).st_mode)
 
 
 @contextmanager

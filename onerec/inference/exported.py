@@ -1,11 +1,12 @@
 """Folders for serving: the packed network and the catalogue, for Python and for C++ programs.
 
-config.json (the network's), engine.bin, catalog.parquet and trie.bin, and catalog.bin, the
-catalogue for programs without Parquet.
+config.json (the network's, and the folder's lineage), engine.bin, catalog.parquet and trie.bin, and
+catalog.bin, the catalogue for programs without Parquet.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 from onerec._native import core
 from onerec.errors import DataError
-from onerec.files import atomic_directory, atomic_write, check_replaceable
+from onerec.files import atomic_directory, atomic_write, check_replaceable, is_regular
 from onerec.inference.native import NativeModel
 from onerec.model.config import OneRecConfig
 from onerec.model.onerec import OneRec
@@ -48,19 +49,41 @@ def export(
     Raises:
         ValueError: A network that the engine cannot run, or a catalogue of other levels, codebook
             size or, for a network that knows its items, other items.
+        DataError: Weights that are not finite, or a catalogue without items.
         OSError: It cannot be written, or holds other files.
     """
     check_replaceable(folder, ENGINE)
     check_catalog(model, catalog)
+    if not len(catalog):
+        raise DataError("catalog: wanted items, got none")
+    if isinstance(model, OneRec):
+        check_finite(model)
     packed = NativeModel.pack(model, dtype=dtype) if isinstance(model, OneRec) else model
     with atomic_directory(folder) as temporary:
-        fields = {"model_type": OneRec.model_type, **model.config.to_dict()}
-        with atomic_write(temporary / CONFIG) as file:
-            file.write_text(json.dumps(fields, indent=2) + "\n")
         packed.save(temporary / ENGINE)
         catalog.save(temporary)
         save_catalog(catalog, temporary / CATALOG)
+        fields = {
+            "model_type": OneRec.model_type,
+            **model.config.to_dict(),
+            LINEAGE: _lineage(temporary, catalog),
+        }
+        with atomic_write(temporary / CONFIG) as file:
+            file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     return packed
+
+
+def check_finite(model: OneRec) -> None:
+    """Refuses a network with a weight that is NaN or infinite: nothing sound comes out of it.
+
+    Raises:
+        DataError: The message names the first such weight.
+    """
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            row = torch.nonzero(~torch.isfinite(tensor))[0].tolist()
+            got = float(tensor[tuple(row)])
+            raise DataError(f"model: {name}{row}: wanted finite weights, got {got}")
 
 
 def check_catalog(model: OneRec | NativeModel, catalog: Catalog) -> None:
@@ -112,8 +135,8 @@ def save_catalog(catalog: Catalog, path: str | Path) -> None:
         raise OSError(str(error)) from None
 
 
-def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog]:
-    """The network and the catalogue of a folder that `export` wrote.
+def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog, str]:
+    """The network and the catalogue of a folder that `export` wrote, and its fingerprint.
 
     Raises:
         DataError: A file is missing or broken, or does not fit the others.
@@ -132,5 +155,74 @@ def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog]:
                 else "make one from a run with `onerec export RUN`, which writes RUN/export"
             )
         )
+    for name in wanted:
+        if not is_regular(folder / name):
+            raise DataError(f"{folder / name}: wanted a regular file, got another kind")
+    if (size := (folder / CONFIG).stat().st_size) > _LARGEST_CONFIG:
+        raise DataError(f"{folder / CONFIG}: wanted at most {_LARGEST_CONFIG} bytes, got {size}")
     config: OneRecConfig = OneRec.read_config(folder / CONFIG)
-    return NativeModel.load(folder / ENGINE, config), Catalog.load(folder)
+    lineage = _read_lineage(folder)
+    _check_size(config, folder / ENGINE)
+    model, catalog = NativeModel.load(folder / ENGINE, config), Catalog.load(folder)
+    _check_lineage(folder, lineage, catalog)
+    return model, catalog, lineage["export"]
+
+
+LINEAGE = "lineage"  # of an export, in its config.json
+_LARGEST_CONFIG = 1 << 20  # bytes
+_PARTS = (ENGINE, "trie.bin", "catalog.parquet", CATALOG)
+
+
+def _lineage(folder: Path, catalog: Catalog) -> dict[str, str]:
+    """What ties the parts of an export to each other: a digest of each, and one of all."""
+    digests = {name: _digest(folder / name) for name in _PARTS}
+    whole = hashlib.blake2b("".join(digests.values()).encode(), digest_size=16).hexdigest()
+    return {"export": whole, "quantizer": catalog.quantizer, **digests}
+
+
+def _digest(path: Path) -> str:
+    """Of a file's content, in hexadecimal digits.
+
+    The first 256 bytes of a .bin file hold a hash of the rest, which its loader checks.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if path.suffix == ".bin":
+            digest.update(file.read(256))
+        else:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_lineage(folder: Path) -> dict[str, str]:
+    given = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get(LINEAGE)
+    wanted = ("export", "quantizer", *_PARTS)
+    if not isinstance(given, dict) or not all(isinstance(given.get(k), str) for k in wanted):
+        raise DataError(
+            f"{folder / CONFIG}: wanted {LINEAGE} with {', '.join(wanted)}, got "
+            f"{'none' if given is None else 'another'}; make the folder anew with `onerec export`"
+        )
+    return given
+
+
+def _check_lineage(folder: Path, lineage: dict[str, str], catalog: Catalog) -> None:
+    for name in _PARTS:
+        if (folder / name).exists() and _digest(folder / name) != lineage[name]:
+            raise DataError(
+                f"{folder / name}: wanted the file that was exported with {CONFIG}, got another"
+            )
+    if catalog.quantizer != lineage["quantizer"]:
+        raise DataError(
+            f"{folder}: quantizer: wanted {lineage['quantizer'] or 'none'} as in {CONFIG}, got "
+            f"{catalog.quantizer or 'none'} in catalog.parquet"
+        )
+
+
+def _check_size(config: OneRecConfig, engine: Path) -> None:
+    """Refuses a config whose network is larger than the file before anything goes through it."""
+    least, size = 2 * config.least_parameters(), engine.stat().st_size
+    if least > size:
+        raise DataError(
+            f"{engine}: wanted the network of {CONFIG}, at least {least:,} bytes, got {size:,}"
+        )

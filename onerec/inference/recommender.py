@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -11,19 +12,23 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from onerec.errors import DataError
 from onerec.inference.backends import Model, decoder_of, prepared
 from onerec.inference.decoding import FreeBeams
-from onerec.inference.exported import check_catalog, load_exported
+from onerec.inference.exported import check_catalog, check_finite, load_exported
 from onerec.inference.graph import GraphDecoder, GraphModel
+from onerec.inference.lineage import Lineage
 from onerec.inference.mixture import Mixture
 from onerec.inference.native import NativeDecoder
 from onerec.inference.results import Candidates, NextItems, Recommendation
 from onerec.inference.rules import ItemId, Request, Rules, Tags
 from onerec.model.counting import CountRanker
 from onerec.model.onerec import OneRec
+from onerec.ops.beam_step import check_scoring
 from onerec.tokenizer import Catalog
 
 _Ints = npt.NDArray[np.int64]
+_MOST_BEAMS = 1 << 20
 
 
 class _Found(NamedTuple):
@@ -76,10 +81,15 @@ class Recommender:
         max_rows: Most beams (requests times width) decoded at once, which bounds memory; a single
             request may exceed it.
         num_threads: Threads of a "native" call; None asks torch. "torch" has its own setting.
+        export: Fingerprint of the export that the network came from, for `lineage`.
+
+    Attributes:
+        lineage: Fingerprints of what it was made from.
 
     Raises:
         ValueError: A catalogue of other levels or codebook size, an unknown backend, or one that
             cannot run this network or device.
+        DataError: Weights that are not finite.
     """
 
     def __init__(
@@ -93,10 +103,15 @@ class Recommender:
         batching: bool | None = None,
         max_rows: int = 4096,
         num_threads: int | None = None,
+        export: str = "",
     ) -> None:
-        if max_rows < 1:
-            raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-        check_catalog(model.network if isinstance(model, GraphModel) else model, catalog)
+        _check_integer("max_rows", max_rows, 1)
+        if num_threads is not None:
+            _check_integer("num_threads", num_threads, 1, 4096)
+        network = model.network if isinstance(model, GraphModel) else model
+        check_catalog(network, catalog)
+        if isinstance(network, OneRec):
+            check_finite(network)
         self.config, self.catalog, self.backend = model.config, catalog, backend
         self.device = torch.device(device)
         if self.device.type == "cpu":
@@ -110,6 +125,7 @@ class Recommender:
             model, backend, device=self.device, dtype=dtype, num_threads=num_threads
         )
         self._decoder = decoder_of(self._model, catalog.trie, self.device, num_threads)
+        self.lineage = Lineage(export, catalog.quantizer, catalog.fingerprint)
 
     @classmethod
     def from_pretrained(
@@ -139,8 +155,35 @@ class Recommender:
         Raises:
             DataError: A file is missing or broken, or does not fit the others.
         """
-        model, catalog = load_exported(folder)
-        return cls(model, catalog, backend="native", num_threads=num_threads, max_rows=max_rows)
+        model, catalog, export = load_exported(folder)
+        made = cls(
+            model,
+            catalog,
+            backend="native",
+            num_threads=num_threads,
+            max_rows=max_rows,
+            export=export,
+        )
+        made._folder = Path(folder).resolve()
+        return made
+
+    # The folder of `from_exported`, by which a copy is made in another process.
+    _folder: Path | None = None
+
+    def __reduce__(self) -> Any:
+        """Pickles as its folder; a packed network itself cannot travel."""
+        if self.backend != "native":
+            return super().__reduce__()
+        if self._folder is None:
+            raise TypeError(
+                "a Recommender with backend 'native' is pickled by the folder that it was loaded "
+                "from: wanted one of Recommender.from_exported, got one made in memory; write it "
+                "with onerec.inference.exported.export"
+            )
+        return _reopened, (type(self), self._folder, self.num_threads, self.max_rows, self._own)
+
+    # A catalogue that took the place of the folder's.
+    _own: Catalog | None = None
 
     def with_catalog(self, catalog: Catalog) -> Self:
         """The same network, shared and not copied, with another catalogue.
@@ -148,7 +191,7 @@ class Recommender:
         Raises:
             ValueError: A catalogue of other levels or codebook size.
         """
-        return type(self)(
+        made = type(self)(
             self._model,
             catalog,
             device=self.device,
@@ -156,7 +199,10 @@ class Recommender:
             batching=self.batching,
             max_rows=self.max_rows,
             num_threads=self.num_threads,
+            export=self.lineage.export,
         )
+        made._folder, made._own = self._folder, catalog
+        return made
 
     def recommend(
         self,
@@ -192,11 +238,13 @@ class Recommender:
             TypeError: Item ids of another kind than the catalogue's.
         """
         length = self.config.session_length if session_length is None else session_length
-        self._check_search(length, beam_width)
-        if not 1 <= num_sessions <= beam_width:
+        self._check_search(length, beam_width, scoring, temperature)
+        _check_integer("num_sessions", num_sessions, 1)
+        if num_sessions > beam_width:
             raise ValueError(
                 f"num_sessions must lie in 1..beam_width = {beam_width}, got {num_sessions}"
             )
+        histories = _each("histories", histories)
         nothing = Recommendation([], [], np.empty((0, 0, self.catalog.levels), dtype=np.int32))
         results = [nothing for _ in histories]
         requests = self._rules.requests(histories, exclude, exclude_history, length, allow_tags)
@@ -247,12 +295,12 @@ class Recommender:
             ValueError: An argument out of range.
             TypeError: Item ids of another kind than the catalogue's.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        _check_integer("k", k, 1)
         if not 0 <= dense_weight <= 1:
             raise ValueError(f"dense_weight must lie in [0, 1], got {dense_weight}")
         width = max(min(k, self.catalog.trie.n_leaves), 128) if beam_width is None else beam_width
-        self._check_search(1, width)
+        self._check_search(1, width, scoring, temperature)
+        histories = _each("histories", histories)
         if dense_weight or mixture is not None:
             fused = self.next_items(
                 histories,
@@ -302,6 +350,7 @@ class Recommender:
         """
         length = self.config.session_length
         self._check_search(length, beam_width)
+        histories = _each("histories", histories)
         nothing = Candidates(np.empty((0, length), np.int64), np.empty(0, np.float32))
         results = [nothing for _ in histories]
         requests = self._rules.requests(histories, None, exclude_history, length)
@@ -346,9 +395,9 @@ class Recommender:
         """
         if not self.config.item_loss:
             raise ValueError("model must have a dense head (item_loss above 0) for fused ranking")
-        if dense_top < 0:
-            raise ValueError(f"dense_top must be at least 0, got {dense_top}")
-        self._check_search(1, beam_width)
+        _check_integer("dense_top", dense_top, 0)
+        self._check_search(1, beam_width, scoring, temperature)
+        histories = _each("histories", histories)
         parts = 0 if counts is None else len(counts.parts)
         none = np.empty(0, np.float32)
         empty = NextItems(
@@ -433,6 +482,7 @@ class Recommender:
             raise ValueError("backend 'native' decodes under the trie only; use backend 'torch'")
         length = self.config.session_length if session_length is None else session_length
         self._check_search(length, beam_width)
+        histories = _each("histories", histories)
         sids = np.zeros((len(histories), length, self.catalog.levels), dtype=np.int32)
         requests = self._rules.requests(histories, None, False, length)
         for chunk in self._chunks(requests, beam_width):
@@ -470,9 +520,19 @@ class Recommender:
 
         Backend "graph" also captures the graphs of a lone request with any history; those of other
         beam widths, session lengths and batches are captured when they are first met.
+
+        Raises:
+            DataError: It finds no session, or one whose score is not finite: the catalogue is
+                empty, or the network is broken.
         """
+        if not len(self.catalog):
+            raise DataError("catalog: wanted items, got none")
         full = np.resize(self.catalog.item_ids, self.config.history_length).tolist()
-        self.recommend([[], full], beam_width=beam_width, exclude_history=False)
+        found = self.recommend([[], full], beam_width=beam_width, exclude_history=False)
+        for name, one in zip(("an empty history", "a full history"), found, strict=True):
+            if not one.item_ids or not np.isfinite(one.scores).all():
+                got = "none" if not one.item_ids else f"the score {one.scores[0]}"
+                raise DataError(f"model: wanted a session for {name}, got {got}")
         if isinstance(self._decoder, GraphDecoder):
             for size in self._decoder.graphs.history_sizes():
                 self.recommend([full[:size]], beam_width=beam_width, exclude_history=False)
@@ -522,11 +582,45 @@ class Recommender:
                 )
                 yield _Found(request, leaves, sids, scores)
 
-    def _check_search(self, session_length: int, beam_width: int) -> None:
-        longest = self.config.session_length
-        if not 1 <= session_length <= longest:
+    def _check_search(
+        self,
+        session_length: int,
+        beam_width: int,
+        scoring: str | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        _check_integer("session_length", session_length, 1)
+        if session_length > self.config.session_length:
             raise ValueError(
-                f"session_length must lie in 1..{longest} (the model's), got {session_length}"
+                f"session_length must lie in 1..{self.config.session_length} (the model's), "
+                f"got {session_length}"
             )
-        if beam_width < 1:
-            raise ValueError(f"beam_width must be at least 1, got {beam_width}")
+        _check_integer("beam_width", beam_width, 1, _MOST_BEAMS)
+        check_scoring("full_softmax" if scoring is None else scoring, temperature)
+
+
+def _check_integer(name: str, value: object, least: int, most: int | None = None) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < least or (most is not None and value > most):  # type: ignore[operator]
+        wanted = f"be at least {least}" if most is None else f"lie in {least}..{most}"
+        raise ValueError(f"{name} must {wanted}, got {value}")
+
+
+def _each(name: str, rows: Iterable[Any]) -> list[Any]:
+    """A list of lists, each iterator read once."""
+    if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
+        raise TypeError(f"{name} must be a list of lists of item ids, got {rows!r}")
+    return [list(row) if isinstance(row, Iterator) else row for row in rows]
+
+
+def _reopened(
+    kind: type[Recommender],
+    folder: Path,
+    num_threads: int | None,
+    max_rows: int,
+    catalog: Catalog | None,
+) -> Recommender:
+    """What `Recommender.__reduce__` pickles."""
+    made = kind.from_exported(folder, num_threads=num_threads, max_rows=max_rows)
+    return made if catalog is None else made.with_catalog(catalog)

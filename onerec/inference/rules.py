@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,10 @@ class Rules:
             ValueError: Another number of exclusions or tags than of histories, or unknown tags.
             TypeError: Item ids of another kind than the catalogue's.
         """
+        if exclude is not None:
+            exclude = [list(one) if isinstance(one, Iterator) else one for one in exclude]
+        if allow_tags is not None:
+            allow_tags = list(allow_tags)
         if exclude is not None and len(exclude) != len(histories):
             raise ValueError(
                 f"exclude must have a list for each of {len(histories)} histories, "

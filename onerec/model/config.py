@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 _PRESETS: dict[str, dict[str, Any]] = {
@@ -167,6 +169,7 @@ class OneRecConfig:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
+        _check_types(self)
         for name in (
             "codebook_size",
             "levels",
@@ -180,6 +183,9 @@ class OneRecConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, got {getattr(self, name)}")
         if self.history_tokens not in ("codes", "items"):
             raise ValueError(
                 f"history_tokens must be 'codes' or 'items', got {self.history_tokens!r}"
@@ -252,6 +258,54 @@ class OneRecConfig:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON can hold them."""
         return dataclasses.asdict(self)
+
+    def least_parameters(self) -> int:
+        """A number of parameters that every network of this shape has at least.
+
+        By it a file that is too small is refused before anything is made in its size.
+        """
+        ffn = 3 if self.activation in ("swiglu", "geglu") else 2
+        experts = self.n_experts * ffn * self.expert_d_ff if self.n_experts else ffn * self.d_ff
+        rows = (
+            self.levels * self.codebook_size
+            + self.n_items
+            + self.encoder_layers * (4 * self.d_model + ffn * self.d_ff)
+            + self.decoder_layers * (8 * self.d_model + experts)
+        )
+        return rows * self.d_model
+
+
+# What the engine can hold, and more than anybody has trained.
+_MOST = {
+    "codebook_size": 1 << 16,
+    "levels": 8,
+    "session_length": 1 << 20,
+    "history_length": 1 << 20,
+    "n_items": 2**31 - 1,
+    "vector_dim": 1 << 20,
+    "item_negatives": 2**31 - 1,
+    "d_model": 1 << 20,
+    "n_heads": 1 << 20,
+    "encoder_layers": 4096,
+    "decoder_layers": 4096,
+    "d_ff": 1 << 20,
+    "n_experts": 1 << 16,
+    "expert_d_ff": 1 << 20,
+}
+
+
+def _check_types(config: object) -> None:
+    """Refuses fields that are no integer, truth value or finite number where one is wanted."""
+    for field in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, field.name)
+        truth = isinstance(value, bool)
+        if field.type == "int" and (truth or not isinstance(value, Integral)):
+            raise TypeError(f"{field.name} must be an integer, got {value!r}")
+        if field.type == "bool" and not truth:
+            raise TypeError(f"{field.name} must be true or false, got {value!r}")
+        number = isinstance(value, Real) and not truth and math.isfinite(value)
+        if field.type == "float" and not number:
+            raise ValueError(f"{field.name} must be a finite number, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,14 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
                 raise DataError(
                     f"{name}: no such folder, and it could not be had from the Hub: {error}"
                 ) from error
-        model = cls(cls.read_config(folder / CONFIG))
+        config = cls.read_config(folder / CONFIG)
+        least = getattr(config, "least_parameters", int)()
+        if (folder / WEIGHTS).is_file() and (size := (folder / WEIGHTS).stat().st_size) < least:
+            raise DataError(
+                f"{folder / WEIGHTS}: not the weights of this {CONFIG}: wanted at least {least:,} "
+                f"bytes, got {size:,}"
+            )
+        model = cls(config)
         model._read_weights(folder / WEIGHTS)
         return model.eval()
 
@@ -105,6 +112,7 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
         found = given.pop("model_type", None) if isinstance(given, dict) else None
         if found != cls.model_type:
             raise DataError(f"{path}: model_type must be {cls.model_type!r}, got {found!r}")
+        given.pop("lineage", None)  # of an export; `load_exported` reads it
         unknown = sorted(
             given.keys() - {field.name for field in dataclasses.fields(cls.config_class)}
         )

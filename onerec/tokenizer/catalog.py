@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onerec.errors import DataError
-from onerec.files import atomic_write
+from onerec.files import atomic_write, is_regular
 from onerec.trie import MAX_TAGS, ArrayLike, SidTrie, as_int_array
 
 _WORDS = b"onerec.tag_words"  # in the metadata of catalog.parquet
+_QUANTIZER = b"onerec.quantizer"
 
 
 class Catalog:
@@ -39,6 +42,8 @@ class Catalog:
         tags: int64 [N], a set of tags of each item as bits 0 to 62, or None; the trie then has
             them too, a leaf those of all its items.
         tag_words: The word of tag t at place t; empty where tags have numbers alone.
+        quantizer: Fingerprint of the quantizer that gave the semantic ids; empty where unknown.
+        fingerprint: Of item ids and semantic ids, hexadecimal digits.
     """
 
     def __init__(
@@ -48,7 +53,9 @@ class Catalog:
         trie: SidTrie,
         tags: npt.NDArray[np.int64] | None = None,
         tag_words: tuple[str, ...] = (),
+        quantizer: str = "",
     ) -> None:
+        self.quantizer = quantizer
         self.item_ids, self.sids, self.tags, self.tag_words = item_ids, sids, tags, tag_words
         self.codebook_size, self.levels = trie.codebook_size, trie.levels
         self.leaf_of_item = trie.lookup(sids)
@@ -66,9 +73,26 @@ class Catalog:
             self._order = np.argsort(item_ids, kind="stable")
             self._sorted = item_ids[self._order]
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        ids: Any = self.item_ids
+        text = json.dumps(ids.tolist()).encode() if ids.dtype == object else ids.tobytes()
+        digest = hashlib.blake2b(text, digest_size=16)
+        digest.update(np.ascontiguousarray(self.sids).tobytes())
+        return digest.hexdigest()
+
     @classmethod
-    def build(cls, item_ids: ArrayLike, sids: ArrayLike, codebook_size: int) -> Catalog:
+    def build(
+        cls, item_ids: ArrayLike, sids: ArrayLike, codebook_size: int, *, quantizer: str = ""
+    ) -> Catalog:
         """Builds from item ids [N] (integers or strings) and semantic ids [N, L].
+
+        Args:
+            item_ids: Each once.
+            sids: Codes in [0, codebook_size).
+            codebook_size: Codes of a level.
+            quantizer: `fingerprint` of the quantizer of `sids`; a network that was trained on the
+                ids of one quantizer serves no catalogue of another.
 
         Raises:
             TypeError: Ids that are neither integers nor strings; codes that are not integers.
@@ -79,7 +103,7 @@ class Catalog:
         if len(ids) != len(codes):
             raise ValueError(f"sids: wanted a row for each of {len(ids)} items, got {len(codes)}")
         _refuse_duplicates(ids)
-        return cls(ids, codes, SidTrie.build(codes, codebook_size))
+        return cls(ids, codes, SidTrie.build(codes, codebook_size), quantizer=quantizer)
 
     def with_tags(
         self,
@@ -98,6 +122,8 @@ class Catalog:
             TypeError: `tags` are neither integers nor words.
             ValueError: Another number of them, bits out of range, over 63 words, or one twice.
         """
+        if isinstance(tags, Iterator):
+            tags = list(tags)
         if len(tags) != len(self):
             raise ValueError(f"tags: wanted one for each of {len(self)} items, got {len(tags)}")
         first = next((one for one in tags if one is not None), "")
@@ -107,7 +133,7 @@ class Catalog:
             most = (1 << (len(named) or MAX_TAGS)) - 1
             for wrong in bits[(bits < 0) | (bits > most)][:1]:
                 raise ValueError(f"tags: wanted bits 0 to {most.bit_length() - 1}, got {wrong}")
-            return type(self)(self.item_ids, self.sids, self.trie, bits, named)
+            return type(self)(self.item_ids, self.sids, self.trie, bits, named, self.quantizer)
         sets = [_tags_of(one) for one in tags]
         if not all(isinstance(word, str) for one in sets for word in one):
             raise TypeError("tags: wanted for each item a word, a list of words, or None")
@@ -117,7 +143,7 @@ class Catalog:
         bit = {word: 1 << t for t, word in enumerate(named)}
         found = [sum({bit.get(word, 0) for word in one}) for one in sets]
         bits = np.array(found, dtype=np.int64)
-        return type(self)(self.item_ids, self.sids, self.trie, bits, named)
+        return type(self)(self.item_ids, self.sids, self.trie, bits, named, self.quantizer)
 
     def tag_bits(self, tags: Sequence[str | int]) -> int:
         """A set of tags, each by its word or its number, as bits.
@@ -139,7 +165,7 @@ class Catalog:
                     has = ", ".join(self.tag_words) or "no words, numbers alone"
                     raise ValueError(f"the catalogue has no tag {tag!r}; it has {has}")
                 tag = self.tag_words.index(tag)
-            elif not isinstance(tag, Integral):
+            elif isinstance(tag, bool) or not isinstance(tag, Integral):
                 raise TypeError(f"wanted words or numbers of tags, got {tag!r}")
             most = len(self.tag_words) or MAX_TAGS
             if not 0 <= tag < most:
@@ -219,7 +245,8 @@ class Catalog:
         """Writes `catalog.parquet` and `trie.bin` into `path`.
 
         The columns are item_id, codes, leaf and, with tags, tags; the words of tags are a JSON list
-        in the file's metadata, `onerec.tag_words`.
+        in the file's metadata, `onerec.tag_words`, and the quantizer is there too,
+        `onerec.quantizer`.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -236,8 +263,10 @@ class Catalog:
                 **({} if self.tags is None else {"tags": pa.array(self.tags)}),
             }
         )
-        if self.tag_words:
-            table = table.replace_schema_metadata({_WORDS: json.dumps(self.tag_words)})
+        metadata = {_WORDS: json.dumps(self.tag_words), _QUANTIZER: self.quantizer}
+        table = table.replace_schema_metadata(
+            {k: v for k, v in metadata.items() if v != "[]" and v}
+        )
         self.trie.save(folder / "trie.bin")
         with atomic_write(folder / "catalog.parquet") as temporary:
             pq.write_table(table, temporary)
@@ -251,8 +280,10 @@ class Catalog:
             DataError: A file is corrupt, has other columns, or does not agree with the other.
         """
         file = Path(path) / "catalog.parquet"
+        for one in (Path(path) / "trie.bin", file):
+            if not is_regular(one):
+                raise DataError(f"{one}: wanted a regular file, got another kind")
         trie = SidTrie.load(Path(path) / "trie.bin")
-        file.stat()
         try:
             table = pq.read_table(file)
         except (pa.ArrowException, OSError) as error:
@@ -304,7 +335,8 @@ class Catalog:
             words = _tag_words(json.loads((table.schema.metadata or {}).get(_WORDS, b"[]")))
         except (TypeError, ValueError) as error:
             raise DataError(f"{file}, metadata {_WORDS.decode()}: {error}") from None
-        catalog = cls(ids, sids, trie, tags, words)
+        quantizer = (table.schema.metadata or {}).get(_QUANTIZER, b"").decode("ascii", "replace")
+        catalog = cls(ids, sids, trie, tags, words, quantizer)
         wrong = np.flatnonzero(catalog.leaf_of_item != table["leaf"].to_numpy())
         if len(wrong):
             raise DataError(

@@ -20,7 +20,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -30,37 +29,23 @@ pytest.importorskip("fastapi", reason='needs the extra "serve"')
 pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 uvicorn = pytest.importorskip("uvicorn", reason='needs the extra "serve"')
 
+from serving_helpers import TOKEN, K, Server, Slow, make_catalog, run_command  # noqa: E402
+
 from onerec import OneRec, OneRecConfig, Recommender  # noqa: E402
-from onerec.cli.serve import http_protocol  # noqa: E402
 from onerec.inference.exported import export  # noqa: E402
 from onerec.serving.answer import Answer  # noqa: E402
-from onerec.serving.app import (  # noqa: E402
-    JsonLines,
-    RankRequest,
-    RecommendRequest,
-    create_app,
-)
+from onerec.serving.app import JsonLines, create_app  # noqa: E402
 from onerec.serving.config import ServeConfig  # noqa: E402
 from onerec.serving.metrics import Metrics  # noqa: E402
-from onerec.serving.worker import (  # noqa: E402
-    Draining,
-    Expired,
-    Options,
-    QueueFull,
-    Worker,
-)
+from onerec.serving.queue import Options, QueueFull  # noqa: E402
+from onerec.serving.schema import RankRequest, RecommendRequest  # noqa: E402
+from onerec.serving.versions import Draining, Versions  # noqa: E402
+from onerec.serving.worker import Expired, Worker  # noqa: E402
 from onerec.tokenizer import Catalog  # noqa: E402
 
-K, TOKEN = 16, "sesame"
 CONFIG = ServeConfig(
     beam_width=8, max_beam_width=64, max_body_bytes=4096, max_history=50, num_threads=1
 )
-
-
-def make_catalog(seed: int, first: int) -> Catalog:
-    """Sixty items, numbered from `first`."""
-    sids = np.random.default_rng(seed).integers(0, K, (60, 3))
-    return Catalog.build(list(range(first, first + 60)), sids, K)
 
 
 @pytest.fixture(scope="module")
@@ -75,43 +60,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     make_catalog(2, 2000).save(root / "2")
     Catalog.build([1], [[1, 2]], K).save(root / "wrong")
     return [root / name for name in ("0", "1", "2", "wrong")]
-
-
-class Server:
-    """The app on a loopback port, in a thread."""
-
-    def __init__(
-        self, recommender: Recommender, config: ServeConfig, token: str | None, root_path: str = ""
-    ) -> None:
-        self.app = create_app(recommender, config, token=token, source="first")
-        settings: dict[str, Any] = {"http": http_protocol(), "root_path": root_path}
-        self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, **settings))
-        self._thread = threading.Thread(target=self._server.run)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-        self.port = self._server.servers[0].sockets[0].getsockname()[1]
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-
-    def send(
-        self, method: str, path: str, body: Any = None, token: str | None = TOKEN, **headers: str
-    ) -> tuple[int, Any, dict[str, str]]:
-        """Status, decoded answer and headers."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
-        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
-        if token is not None:
-            headers["Authorization"] = f"Bearer {token}"
-        headers.setdefault("Content-Type", "application/json")
-        connection.request(method, path, data, headers)
-        response = connection.getresponse()
-        text = response.read()
-        connection.close()
-        kind = response.headers.get("content-type", "")
-        got = json.loads(text) if kind.startswith("application/json") else text.decode()
-        return response.status, got, {k.lower(): v for k, v in response.headers.items()}
 
 
 @pytest.fixture(scope="module")
@@ -414,29 +362,13 @@ def test_swaps_under_load_fail_no_request(server: Server, folders: list[Path]) -
     server.send("POST", "/admin/swap", {"folder": str(folders[0])})
 
 
-class Slow:
-    """A recommender that waits until it is let go."""
-
-    def __init__(self, recommender: Recommender) -> None:
-        self.go, self.entered = threading.Event(), threading.Event()
-        self.batches: list[int] = []
-        self._recommender = recommender
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._recommender, name)
-
-    def recommend(self, histories: Any, **options: Any) -> Any:
-        self.batches.append(len(histories))
-        self.entered.set()
-        self.go.wait()
-        return self._recommender.recommend(histories, **options)
-
-
 def test_the_queue_is_bounded_late_requests_are_dropped_and_the_rest_is_drained(
     folders: list[Path],
 ) -> None:
     slow = Slow(Recommender.from_exported(folders[0]))
-    worker = Worker(slow, Metrics(), max_queue=4, max_rows=20)  # type: ignore[arg-type]
+    config = ServeConfig(max_queue=4, max_rows=20)
+    arms = {"a": Versions(slow, "", config)}  # type: ignore[arg-type]
+    worker = Worker(arms, Metrics(), config)
     loop = asyncio.new_event_loop()
     running = threading.Thread(target=loop.run_forever)
     running.start()
@@ -492,28 +424,6 @@ def test_logs_are_lines_of_json() -> None:
     line = json.loads(JsonLines().format(record))
     assert line["message"] == "request"
     assert line["status"] == 200
-
-
-def run_command(folder: Path) -> tuple[subprocess.Popen[str], Server]:
-    """`onerec serve` in a process that is ready, and a client of it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "onerec", "serve", str(folder), "--port", str(port)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "ONEREC_TOKEN": TOKEN},
-    )
-    client = object.__new__(Server)
-    client.port = port
-    while True:
-        try:
-            assert client.send("GET", "/readyz", token=None)[0] == 200
-            return process, client
-        except ConnectionError:
-            assert process.poll() is None
-            time.sleep(0.05)
 
 
 def test_the_command_serves_drains_on_sigterm_and_comes_back_after_sigkill(

@@ -59,7 +59,12 @@ def main(folder: Path) -> None:
     # Two codes an item, each code used equally often, no two items with the same pair.
     size = 32
     quantizer = ResidualQuantizer(2, size, distinct="distinct").fit(data.embeddings)
-    catalog = Catalog.build(data.items["item_id"].to_pylist(), quantizer.sids_, size)
+    catalog = Catalog.build(
+        data.items["item_id"].to_pylist(),
+        quantizer.sids_,
+        size,
+        quantizer=quantizer.fingerprint,
+    )
 
     model = OneRec(
         OneRecConfig.preset(

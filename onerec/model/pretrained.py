@@ -56,7 +56,7 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
                 raise OSError(f"{folder / WEIGHTS}: could not be written: {error}") from error
         config = {"model_type": self.model_type, **dataclasses.asdict(self.config)}
         with atomic_write(folder / CONFIG) as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n")
+            temporary.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         if push_to_hub:
             kwargs.setdefault("repo_id", folder.name)
             return str(self.push_to_hub(**kwargs))
@@ -89,7 +89,7 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
         least = getattr(config, "least_parameters", int)()
         if (folder / WEIGHTS).is_file() and (size := (folder / WEIGHTS).stat().st_size) < least:
             raise DataError(
-                f"{folder / WEIGHTS}: not the weights of this {CONFIG}: wanted at least {least:,} "
+                f"{folder / WEIGHTS}: not a whole safetensors file of this {CONFIG}: wanted at least {least:,} "
                 f"bytes, got {size:,}"
             )
         model = cls(config)

@@ -47,7 +47,12 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         with listener.progress("tokenize") as report:
             quantizer.fit(items.embeddings, progress=report)
         quantizer.save_pretrained(folder / "quantizer")
-        catalog = Catalog.build(items.items["item_id"].to_pylist(), quantizer.sids_, size)
+        catalog = Catalog.build(
+            items.items["item_id"].to_pylist(),
+            quantizer.sids_,
+            size,
+            quantizer=quantizer.fingerprint,
+        )
         catalog.save(folder)
         write_json(
             folder / "metrics.json",

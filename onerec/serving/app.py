@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from pydantic import BaseModel, ValidationError
@@ -333,8 +333,13 @@ def create_app(
         return page(app.openapi())
 
     if keys.administered:
+        guarded: dict[str, Any] = {
+            "response_model": VersionResponse,
+            "responses": _ADMIN,
+            "dependencies": [Depends(_admin_only)],
+        }
 
-        @app.post("/admin/swap", response_model=VersionResponse, responses=_ADMIN)
+        @app.post("/admin/swap", **guarded)
         async def swap(request: Request, body: SwapRequest) -> dict[str, Any]:
             """Serves another folder from the next batch on; if it is wrong, nothing changes."""
             asked = {"action": "swap", "folder": body.folder, "force": body.force, "arm": body.arm}
@@ -343,7 +348,7 @@ def create_app(
                 asked.update(_told(now))
             return _told(now)
 
-        @app.post("/admin/rollback", response_model=VersionResponse, responses=_ADMIN)
+        @app.post("/admin/rollback", **guarded)
         async def rollback(request: Request, body: RollbackRequest | None = None) -> dict[str, Any]:
             """Serves again what was served before the last swap."""
             arm = "a" if body is None else body.arm
@@ -358,14 +363,21 @@ def create_app(
     return app
 
 
+async def _admin_only(request: Request) -> None:
+    state = request.scope["onerec"]
+    if state["role"] != "admin":
+        fields = {"path": request.url.path, "status": 403}
+        fields.update(request_id=state["request_id"], client=state["client"])
+        log.warning("admin", extra={"fields": fields})
+        raise HTTPException(403, "wanted the admin's token")
+
+
 @asynccontextmanager
 async def _audited(request: Request, asked: dict[str, Any]) -> AsyncIterator[None]:
-    """Lets the admin alone pass, tells errors as answers, and logs who asked for what."""
+    """Tells errors as answers, and logs who asked for what."""
     state = request.scope["onerec"]
     status = 500
     try:
-        if state["role"] != "admin":
-            raise HTTPException(403, "wanted the admin's token")
         yield
         status = 200
     except HTTPException as error:

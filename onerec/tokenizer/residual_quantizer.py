@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import tempfile
@@ -310,6 +311,13 @@ class ResidualQuantizer:
         width = self.levels + (self.distinct == "rank")
         if old.ndim != 2 or old.shape[1] != width or old.dtype.kind not in "iu":
             raise ValueError(f"sids: wanted integers of shape [n, {width}], got {list(old.shape)}")
+        codes = old[:, : self.levels]
+        if wrong := np.argwhere((codes < 0) | (codes >= self.codebook_size)).tolist():
+            row, level = wrong[0]
+            raise ValueError(
+                f"sids: wanted codes in [0, {self.codebook_size}), got {codes[row, level]} in row "
+                f"{row}, level {level}"
+            )
         x = as_rows(X)
         if x.shape[1] != self.codebooks_.shape[2]:
             raise ValueError(f"X: wanted {self.codebooks_.shape[2]} columns, got {x.shape[1]}")
@@ -450,6 +458,12 @@ class ResidualQuantizer:
         if not hasattr(self, "codebooks_"):
             raise RuntimeError(f"{verb}: call fit or from_pretrained first")
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the codebooks and prices, 32 hexadecimal digits: `Catalog.build(quantizer=...)`."""
+        self._fitted("fingerprint")
+        return fingerprint(self.codebooks_, self.prices_)
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes config.json and model.safetensors (codebooks, prices) to `directory`."""
         from safetensors.numpy import save_file
@@ -469,7 +483,7 @@ class ResidualQuantizer:
             "report": self.report_,
         }
         with atomic_write(directory / "config.json") as path:
-            path.write_text(json.dumps(config, indent=2) + "\n")
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> ResidualQuantizer:
@@ -485,8 +499,8 @@ class ResidualQuantizer:
         directory = Path(directory)
         config_path = directory / "config.json"
         try:
-            config = json.loads(config_path.read_text())
-        except json.JSONDecodeError as error:
+            config = json.loads(config_path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{config_path}: wanted JSON, got {error}") from error
         if not isinstance(config, dict) or config.get("format") != _FORMAT:
             raise ValueError(f"{config_path}: wanted a quantiser's config of format {_FORMAT}")
@@ -494,13 +508,22 @@ class ResidualQuantizer:
             tensors = load_file(directory / "model.safetensors")
         except SafetensorError as error:
             raise ValueError(f"{directory / 'model.safetensors'}: {error}") from error
-        quantizer = cls(
-            config["levels"],
-            config["codebook_size"],
-            method=config["method"],
-            distinct=config["distinct"],
-            max_iter=config["max_iter"],
-        )
+        wanted_fields = {"levels": int, "codebook_size": int, "dimension": int, "max_iter": int}
+        for name, kind in {**wanted_fields, "method": str, "distinct": str, "report": dict}.items():
+            if type(config.get(name)) is not kind:
+                raise ValueError(
+                    f"{config_path}: {name}: wanted {kind.__name__}, got {config.get(name)!r}"
+                )
+        try:
+            quantizer = cls(
+                config["levels"],
+                config["codebook_size"],
+                method=config["method"],
+                distinct=config["distinct"],
+                max_iter=config["max_iter"],
+            )
+        except ValueError as error:
+            raise ValueError(f"{config_path}: {error}") from None
         shape = (config["levels"], config["codebook_size"], config["dimension"])
         wanted = {"codebooks": (shape, np.float32), "prices": (shape[:2], np.float64)}
         for name, (size, dtype) in wanted.items():
@@ -511,10 +534,21 @@ class ResidualQuantizer:
                     f"{directory / 'model.safetensors'}: {name}: wanted {np.dtype(dtype).name} "
                     f"{list(size)}, got {came}"
                 )
+            if not np.isfinite(found).all():
+                raise ValueError(f"{directory / 'model.safetensors'}: {name}: wanted finite values")
         quantizer.codebooks_ = tensors["codebooks"]
         quantizer.prices_ = tensors["prices"]
         quantizer.report_ = config["report"]
         return quantizer
+
+
+def fingerprint(*arrays: NDArray[Any]) -> str:
+    """A digest of arrays, their shapes and types: 32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def number_collisions(sids: NDArray[np.int32], codebook_size: int) -> NDArray[np.int32]:

@@ -18,7 +18,7 @@ from onerec.errors import DataError
 from onerec.files import atomic_write
 from onerec.progress import Progress
 from onerec.tokenizer.balanced_kmeans import as_rows, positive, seed_of
-from onerec.tokenizer.residual_quantizer import describe_ids, number_collisions
+from onerec.tokenizer.residual_quantizer import describe_ids, fingerprint, number_collisions
 
 _FORMAT = 1
 
@@ -401,6 +401,12 @@ class RQVAE:
         )
         return {"hidden": list(self.hidden), **{name: getattr(self, name) for name in names}}
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the network, 32 hexadecimal digits: `Catalog.build(quantizer=...)`."""
+        state = self._fitted("fingerprint").state_dict()
+        return fingerprint(*(state[name].cpu().numpy() for name in sorted(state)))
+
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes config.json and model.safetensors to `directory`."""
         from safetensors.torch import save_file
@@ -417,7 +423,7 @@ class RQVAE:
             "report": self.report_,
         }
         with atomic_write(directory / "config.json") as path:
-            path.write_text(json.dumps(config, indent=2) + "\n")
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> RQVAE:
@@ -432,7 +438,7 @@ class RQVAE:
         directory = Path(directory)
         path = directory / "config.json"
         try:
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text(encoding="utf-8"))
             if (config.pop("format"), config.pop("tokenizer")) != (_FORMAT, "rqvae"):
                 raise ValueError(f"wanted an RQ-VAE's config of format {_FORMAT}")
             width, report = config.pop("width"), config.pop("report")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from onerec import OneRec, OneRecConfig, Recommender
+from onerec.inference.exported import export
 from onerec.tokenizer import Catalog
 
 K, LEVELS = 5, 2
@@ -440,3 +442,71 @@ def test_fusion_needs_a_dense_head_and_the_catalogue_of_the_model(catalog: Catal
     other = Catalog.build(list(ITEMS)[::-1], list(ITEMS.values())[::-1], K)
     with pytest.raises(ValueError, match="in order"):
         Recommender(fused_model(), other)
+
+
+@pytest.fixture
+def tiny_pair(catalog: Catalog) -> tuple[OneRec, Catalog]:
+    return build(), catalog
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_iterators_are_read_once_and_not_eaten(tiny_pair, backend: str) -> None:
+    model, catalog = tiny_pair
+    recommender = Recommender(model, catalog, backend=backend)
+    lists = [[10, 11], [], [12]]
+    wanted = recommender.recommend(lists, beam_width=4, exclude=[[13], [], [14]])
+    for histories in ((one for one in lists), map(iter, lists), tuple(lists)):
+        exclude = (iter(one) for one in ([13], [], [14]))
+        got = recommender.recommend(histories, beam_width=4, exclude=exclude)
+        assert [one.item_ids for one in got] == [one.item_ids for one in wanted]
+    assert recommender.rank(iter(lists), 3) == recommender.rank(lists, 3)
+    assert len(recommender.candidates(iter(lists), beam_width=4)) == 3
+    for wrong in ("ab", b"ab", 5, None):
+        with pytest.raises(TypeError, match="histories"):
+            recommender.recommend(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("beam_width", {"beam_width": 2**40}),
+        ("beam_width", {"beam_width": 2**70}),
+        ("beam_width", {"beam_width": 4.5}),
+        ("beam_width", {"beam_width": True}),
+        ("num_sessions", {"num_sessions": 1.5}),
+        ("num_sessions", {"num_sessions": True}),
+        ("session_length", {"session_length": 1.0}),
+        ("temperature", {"temperature": float("nan")}),
+        ("scoring", {"scoring": "best"}),
+        ("allow_tags", {"allow_tags": [[True]]}),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_named_before_any_work(tiny_pair, monkeypatch, name, options) -> None:
+    model, catalog = tiny_pair
+    recommender = Recommender(model, catalog.with_tags([1] * len(catalog)))
+    monkeypatch.setattr(recommender, "_decoder", None)
+    with pytest.raises((ValueError, TypeError), match=name):
+        recommender.recommend([[10]], **options)
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, True])
+def test_threads_are_a_number_of_threads(tiny_pair, threads) -> None:
+    with pytest.raises((ValueError, TypeError), match="num_threads"):
+        Recommender(*tiny_pair, backend="native", num_threads=threads)
+
+
+def test_a_recommender_is_pickled_by_its_folder_or_says_how(tiny_pair, tmp_path) -> None:
+    model, catalog = tiny_pair
+    export(model, catalog, tmp_path / "e")
+    loaded = Recommender.from_exported(tmp_path / "e", num_threads=1, max_rows=77)
+    half = Catalog.build(catalog.item_ids[:6], catalog.sids[:6], catalog.codebook_size)
+    for one in (loaded, loaded.with_catalog(half), Recommender(model, catalog)):
+        copy = pickle.loads(pickle.dumps(one))
+        assert copy.recommend([[10, 11]], beam_width=4)[0].scores == pytest.approx(
+            one.recommend([[10, 11]], beam_width=4)[0].scores
+        )
+        assert (copy.num_threads, copy.max_rows) == (one.num_threads, one.max_rows)
+        assert copy.lineage == one.lineage
+    with pytest.raises(TypeError, match="from_exported"):
+        pickle.dumps(Recommender(model, catalog, backend="native"))

@@ -190,6 +190,28 @@ def test_ids_outside_belong_to_nobody(backend: str) -> None:
     close(y[5:6], alone, torch.float32)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_what_masked_rows_hold_comes_through_nowhere(
+    backend: str, normalize: bool, value: float
+) -> None:
+    mask = torch.arange(30) % 3 != 1
+    given = weights(30, dtype=torch.float32)
+    options: dict[str, Any] = {"top_k": 2, "mask": mask, "normalize": normalize, "backend": backend}
+    results = []
+    for hidden in (0.0, value):
+        tensors = [t.detach().clone().requires_grad_() for t in given]
+        tensors[0].data[~mask] = hidden
+        y, stats = moe(*tensors, **options)
+        assert (y[~mask] == 0).all()
+        (y.square().sum() + stats.z_loss).backward()
+        results.append([y, *stats, *(t.grad for t in tensors)])
+        assert (tensors[0].grad[~mask] == 0).all()
+    for clean, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, clean, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("backend", ["reference", *FAST])
 def test_masked_tokens_are_skipped_and_not_counted(backend: str) -> None:
     x, router, w13, w2 = weights(30, dtype=torch.float32)

@@ -207,3 +207,44 @@ def test_describe_ids_counts_by_hand() -> None:
     assert report["entropy"][0] == pytest.approx(1)
     assert (report["unique_share"], report["collision_rate"]) == (0.5, 0.25)
     assert report["largest_collision"] == 2
+
+
+@pytest.mark.parametrize("code", [-1, 16, 2**40])
+def test_add_refuses_codes_that_the_quantizer_lacks(code: int) -> None:
+    quantizer = fitted(items(200), 3, 16)
+    used = quantizer.sids_.astype(np.int64)
+    used[7, 1] = code
+    with pytest.raises(ValueError, match=rf"sids: wanted codes in \[0, 16\), got {code} in row 7"):
+        quantizer.add(items(5, seed=1), sids=used)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"dimension": None}, {"levels": 3.0}, {"method": []}, {"max_iter": True}, {"report": 1}],
+    ids=str,
+)
+def test_a_broken_config_is_told_with_its_path_and_field(tmp_path: Path, changed) -> None:
+    fitted(items(200), 3, 16).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(ValueError, match=rf"config\.json: {next(iter(changed))}: wanted"):
+        ResidualQuantizer.from_pretrained(tmp_path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"config\.json: wanted JSON"):
+        ResidualQuantizer.from_pretrained(tmp_path)
+
+
+def test_values_that_are_not_finite_are_no_quantizer(tmp_path: Path) -> None:
+    quantizer = fitted(items(200), 3, 16)
+    quantizer.prices_[1, 3] = np.nan
+    quantizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="prices: wanted finite values"):
+        ResidualQuantizer.from_pretrained(tmp_path)
+
+
+def test_the_fingerprint_is_of_the_codebooks(tmp_path: Path) -> None:
+    one, same, other = (fitted(items(200, seed=s), 3, 16) for s in (0, 0, 1))
+    one.save_pretrained(tmp_path)
+    loaded = ResidualQuantizer.from_pretrained(tmp_path).fingerprint
+    assert one.fingerprint == same.fingerprint == loaded
+    assert len({one.fingerprint, other.fingerprint}) == 2

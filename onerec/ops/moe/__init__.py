@@ -109,6 +109,7 @@ def moe(
             or a backend that cannot run these types on this device.
     """
     backend = _choose(backend, x)
+    x = _without_masked(x, mask)
     routing = moe_route(
         x,
         router,
@@ -175,6 +176,7 @@ def moe_route(
     elif backend == "auto":
         able = x.is_cuda and x.dtype != torch.float64 and n_experts <= 1024
         backend = "triton" if able else "torch"
+    x = _without_masked(x, mask)
     dtype = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(device_type=x.device.type, enabled=False):
         if backend == "reference":
@@ -209,6 +211,13 @@ def moe_route(
             dropped = (stats.counts - capacity).clamp(min=0).sum()
             stats = stats._replace(dropped=dropped)
     return Routing(ids, gates, stats)
+
+
+def _without_masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """`x` with zeros in masked rows, whose values may be anything: 0 * NaN would be NaN."""
+    if mask is None or mask.shape != x.shape[:1] or mask.dtype != torch.bool:
+        return x  # `moe_route` refuses a wrong mask
+    return torch.where(mask[:, None], x, 0)
 
 
 def _top_k(scores: Tensor, top_k: int) -> Tensor:

@@ -159,14 +159,18 @@ def softmax_dpo(
 
     Args:
         policy_winner: [B].
-        policy_losers: [B, n]; -inf where a pair has fewer than n losers.
+        policy_losers: [B, n]; -inf where a winner has fewer than n losers. One without any costs
+            nothing.
         reference_winner: [B].
         reference_losers: [B, n]; anything finite where `policy_losers` is -inf.
         beta: Scale of the implicit reward.
     """
     winner = policy_winner - reference_winner
     losers = policy_losers - reference_losers
-    return -F.logsigmoid(-torch.logsumexp(beta * (losers - winner[:, None]), dim=1))
+    lead = beta * (losers - winner[:, None])
+    alone = ~(lead > -torch.inf).any(dim=1)  # the gradient through a sum of nothing is NaN
+    sums = torch.logsumexp(lead.masked_fill(alone[:, None], 0.0), dim=1)
+    return torch.where(alone, 0.0, -F.logsigmoid(-sums))
 
 
 def contrastive_token_scores(

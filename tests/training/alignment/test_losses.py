@@ -245,6 +245,25 @@ def test_extreme_margins_stay_finite() -> None:
     assert torch.isfinite(w.grad).all()
 
 
+def test_winners_without_losers_cost_nothing_and_leave_the_others_alone() -> None:
+    w = torch.tensor([0.5, -2.0], requires_grad=True)
+    v = torch.tensor([[0.1, 0.2], [-torch.inf, -torch.inf]], requires_grad=True)
+    zero, none = torch.zeros(2), torch.zeros(2, 2)
+    loss = losses.softmax_dpo(w, v, zero, none, beta=0.5)
+    loss.sum().backward()
+    alone = losses.softmax_dpo(w[:1], v[:1], zero[:1], none[:1], beta=0.5)
+    torch.testing.assert_close(loss, torch.stack([alone[0], torch.tensor(0.0)]))
+    assert w.grad is not None
+    assert v.grad is not None
+    assert w.grad[0] < 0
+    assert w.grad[1] == 0
+    assert torch.isfinite(v.grad).all()
+    w.grad = None
+    nobody = losses.softmax_dpo(w, v[:, :0], zero, none[:, :0])
+    nobody.sum().backward()
+    assert nobody.tolist() == w.grad.tolist() == [0.0, 0.0]
+
+
 def test_contrastive_scores() -> None:
     positive = torch.tensor([[0.7, 0.2, 0.1]], dtype=torch.float64)
     negative = torch.tensor([[0.2, 0.2, 0.6]], dtype=torch.float64)

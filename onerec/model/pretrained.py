@@ -89,8 +89,8 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
         least = getattr(config, "least_parameters", int)()
         if (folder / WEIGHTS).is_file() and (size := (folder / WEIGHTS).stat().st_size) < least:
             raise DataError(
-                f"{folder / WEIGHTS}: not a whole safetensors file of this {CONFIG}: wanted at least {least:,} "
-                f"bytes, got {size:,}"
+                f"{folder / WEIGHTS}: not a whole safetensors file of this {CONFIG}: wanted at "
+                f"least {least:,} bytes, got {size:,}"
             )
         model = cls(config)
         model._read_weights(folder / WEIGHTS)

@@ -16,6 +16,7 @@ from onerec.pipeline.settings import (
     PRESETS,
     SECTIONS,
     Settings,
+    knows_items,
     preset_values,
     section_class,
 )
@@ -81,10 +82,10 @@ def _add_top(parser: Parser, data: bool, preset: bool) -> None:
     if preset:
         parser.add_argument(
             "--preset",
-            type=Literal["tiny", "0.1b", "1b"],
-            default="tiny",
-            help="size of the model (--model.*); tiny also bounds steps and the users measured and "
-            "served, the others have lower learning rates",
+            type=Literal["items", "tiny", "0.1b", "1b"],
+            default=PRESETS[0],
+            help="network (--model.*) and its settings: items ranks best and takes a CPU minutes; "
+            "tiny, 0.1b and 1b are the paper's own network in three sizes",
         )
 
 
@@ -131,7 +132,7 @@ def parse_command(
     """
     parser = Parser(verb, description, "--out DIR [options]")
     _add_top(parser, data, not PRESET_SECTIONS.isdisjoint(sections))
-    add_sections(parser, sections, _flag(argv, "--preset", PRESETS) or "tiny")
+    add_sections(parser, sections, _flag(argv, "--preset", PRESETS) or PRESETS[0])
     given = parser.given(argv).as_dict()
     for key in ("json", "debug"):
         given.setdefault(key, False)
@@ -142,7 +143,7 @@ def parse_command(
         files.append(Path(named))
     for file in files:
         part = _read_yaml(file)
-        full = _full(parser, part.get("preset", "tiny"))
+        full = _full(parser, part.get("preset", PRESETS[0]))
         full.source = str(file)
         full.parse_object({"out": ".", **part})
         if given.get("preset", part.get("preset")) != part.get("preset"):
@@ -167,13 +168,15 @@ def _flag(argv: list[str], name: str, choices: Sequence[str]) -> str | None:
 
 def _settings(parser: Parser, merged: dict[str, Any]) -> Settings:
     """Checks merged values against every section and makes the dataclasses."""
-    plain = _full(parser, merged.get("preset", "tiny")).parse_object({"out": ".", **merged})
+    plain = _full(parser, merged.get("preset", PRESETS[0])).parse_object({"out": ".", **merged})
     values: dict[str, Any] = plain.as_dict()
     made: dict[str, Any] = {}
     for section in SECTIONS:
         made[section] = values[section]
         try:
-            instance = section_class(section)(**values[section])
+            # The data decide later how many items there are; any number shows what does not fit.
+            decided = {"n_items": 1} if section == "model" and knows_items(values[section]) else {}
+            instance = section_class(section)(**values[section], **decided)
         except (ValueError, TypeError) as error:
             parser.error(f"{section}.{error}")
         if section != "model":

@@ -43,7 +43,7 @@ def lead_table(summary: dict[str, Any]) -> Table:
     metrics = [
         [name for name in measures if name.startswith(kind)][-1] for kind in ("recall@", "ndcg@")
     ]
-    title = f"{summary['split']} sessions, history masked"
+    title = f"{summary['split']} sessions, history {summary['history']}"
     table = Table("system", box=box.SIMPLE, title=title, title_justify="left")
     for metric in metrics:
         table.add_column(metric, justify="right", no_wrap=True)

@@ -47,7 +47,8 @@ class SessionConfig:
             or dropped and counted ("drop").
         embeddings: One of the log's vector files by name, "cooccurrence", several of these
             joined by "+" (side by side, each centred and scaled to equal mean square), or
-            "auto": the first of the log's, else co-occurrence.
+            "auto": the first of the log's, with "next" joined with co-occurrence, or co-occurrence
+            where the log has none.
         embedding_dim: Of co-occurrence vectors.
         cooccurrence_window: Largest distance of a co-occurring pair.
         seed: Of co-occurrence and of filled vectors.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 
 from onerec.evaluation import metrics as m
 from onerec.evaluation.metrics import FloatArray, IntArray
+from onerec.inference.mixture import Mixture
 
 _ORACLE_CELLS = 2_000_000  # user-item pairs valued at once
 
@@ -19,8 +20,8 @@ _ORACLE_CELLS = 2_000_000  # user-item pairs valued at once
 class SessionRecommender(Protocol):
     """What the harness calls on a trained recommender (`onerec.Recommender`).
 
-    One that also has `generate_unconstrained(histories) -> int [B, m, L]` gets its unconstrained
-    legality measured.
+    One whose `unconstrained` is true and that has `generate_unconstrained(histories) -> int [B, m,
+    L]` gets its unconstrained legality measured.
     """
 
     @property
@@ -88,12 +89,20 @@ class RecommenderRanker:
         recommender: Takes and gives item ids.
         item_ids: [N], the id of each item index.
         beam_width: Beams of the next-item search.
+        mixtures: "masked" and "unmasked": the mixture that ranks without and with the items to
+            exclude; None for the generator's own ranking.
     """
 
     def __init__(
-        self, recommender: SessionRecommender, item_ids: Sequence[Any], *, beam_width: int
+        self,
+        recommender: SessionRecommender,
+        item_ids: Sequence[Any],
+        *,
+        beam_width: int,
+        mixtures: Mapping[str, Mixture] | None = None,
     ) -> None:
         self.recommender = recommender
+        self._mixtures = mixtures
         self._beam_width = beam_width
         self._ids = np.empty(len(item_ids), dtype=object)
         self._ids[:] = list(item_ids)
@@ -122,12 +131,16 @@ class RecommenderRanker:
         k: int,
         exclude: Sequence[npt.ArrayLike] | None = None,
     ) -> IntArray:
+        options: dict[str, Any] = {}
+        if self._mixtures is not None:
+            options["mixture"] = self._mixtures["unmasked" if exclude is None else "masked"]
         ranked = self.recommender.rank(
             self.ids(histories),
             k,
             beam_width=self._beam_width,
             exclude=None if exclude is None else self.ids(exclude),
             exclude_history=False,
+            **options,
         )
         return self.indices(ranked, k)
 

@@ -68,11 +68,13 @@ class CountBaselines:
     Attributes:
         rankers: "transition", "co-consumption" (its variant chosen on valid), "personal frequency"
             (only where the history may be recommended) and "count ranker", their mixture.
+        evidence: Every part that was tried, for `onerec.inference.Mixture` to weigh.
         chosen: The options of "co-consumption" and "count ranker", with the NDCG@10 on the users
             of valid that chose them.
     """
 
     rankers: dict[str, CountRanker]
+    evidence: CountRanker
     chosen: dict[str, dict[str, float]]
 
 
@@ -126,7 +128,7 @@ def fit_counts(
         for name, row in best.items():
             rankers[name] = everything.with_weights(weights[row].tolist())
         chosen = {name: names[row] | {"ndcg@10": float(gains[row])} for name, row in best.items()}
-        found[history] = CountBaselines(rankers, chosen)
+        found[history] = CountBaselines(rankers, everything, chosen)
     return found
 
 

@@ -33,6 +33,7 @@ from onerec.evaluation.config import EvaluationConfig
 from onerec.evaluation.counting import CountBaselines, fit_counts
 from onerec.evaluation.metrics import FloatArray, IntArray
 from onerec.evaluation.result import EvalResult, Measure
+from onerec.inference.mixture import Mixture
 from onerec.progress import Progress
 
 _WARM_UP = 3
@@ -47,6 +48,8 @@ def evaluate(
     pretrained: SessionRecommender | None = None,
     judge: SessionJudge | None = None,
     others: Mapping[str, Ranker] | None = None,
+    mixtures: Mapping[str, Mixture] | None = None,
+    exclude_history: bool = True,
     progress: Progress | None = None,
 ) -> EvalResult:
     """Measures a recommender on the held-out sessions.
@@ -65,6 +68,10 @@ def evaluate(
         judge: A reward model that took no part in the alignment; adds the reward that it gives to
             every system's sessions.
         others: More rankers by name, measured beside the model.
+        mixtures: Of "masked" and "unmasked" rankings: the model ranks by them, and its generator
+            is measured beside it as "generator"; None where the generator's ranking is served.
+        exclude_history: Whether recommendations leave the history out: which of the measures are
+            told first.
         progress: Called as `progress(done, total, note)` with sessions measured.
 
     Returns:
@@ -78,7 +85,13 @@ def evaluate(
     if config.sasrec and "SASRec" not in (others or {}):
         raise ValueError("sasrec: wanted the trained ranker as others['SASRec'], got none")
     items = _Items.of(session_set)
-    ranker = RecommenderRanker(recommender, items.ids, beam_width=config.beam_width)
+    alone = RecommenderRanker(recommender, items.ids, beam_width=config.beam_width)
+    ranker = alone
+    if mixtures is not None:
+        ranker = RecommenderRanker(
+            recommender, items.ids, beam_width=config.beam_width, mixtures=mixtures
+        )
+        others = {"generator": alone, **(others or {})}
     rng = np.random.default_rng(config.seed)
     parts = {}
     for name in config.splits:
@@ -101,6 +114,7 @@ def evaluate(
     histories = ("masked", "unmasked") if config.unmasked else ("masked",)
     counts = fit_counts(session_set, histories, seed=config.seed)
     protocol = _protocol(config, items, parts)
+    protocol["served"] = "masked" if exclude_history or not config.unmasked else "unmasked"
     protocol["counting"] = {history: found.chosen for history, found in counts.items()}
     result = EvalResult(protocol=protocol, versions=_versions())
     before = None
@@ -316,7 +330,8 @@ class _SplitRun:
         trie = recommender.catalog.trie
         codes = [np.asarray(r.sids[0]) if len(r.sids) else np.empty((0, 0)) for r in made]
         self._add("masked", system, "legality", _legal(trie, codes), None)
-        if hasattr(recommender, "generate_unconstrained"):
+        free_too = getattr(recommender, "unconstrained", False)
+        if free_too and hasattr(recommender, "generate_unconstrained"):
             free = recommender.generate_unconstrained(ranker.ids(histories))
             legal = _legal(trie, list(np.asarray(free)))
             self._add("masked", system, "unconstrained_legality", legal, None)

@@ -20,6 +20,7 @@ from onerec.data import Samples, SessionSet
 from onerec.evaluation.adapters import RecommenderRanker, ScoreRanker
 from onerec.evaluation.baselines import Popularity, Ranker
 from onerec.evaluation.metrics import FloatArray, pad_rows
+from onerec.evaluation.watched import fast_recommender, some_users
 from onerec.experiments.compare import CASES, DEPTH, METRICS, Run, session_scores
 from onerec.experiments.ids import make_ids
 from onerec.experiments.presets import System
@@ -340,14 +341,6 @@ class Experiment:
         return rows, weight
 
 
-def fast_recommender(network: OneRec, catalog: Catalog) -> Recommender:
-    """Searches where the network lies: on a CPU the native engine, whose rankings are the same."""
-    device = network.start.device
-    if device.type == "cpu":
-        return Recommender(network, catalog, backend="native")
-    return Recommender(network, catalog, device=device, batching=True)
-
-
 def training_flops(
     model: Any, train: Samples, sids: npt.NDArray[np.integer], batch_size: int
 ) -> float:
@@ -397,16 +390,6 @@ def _experts_flop(*shapes: Any, **_: Any) -> int:
 
 def _experts_backward_flop(*shapes: Any, **_: Any) -> int:
     return 2 * _experts_flop(*shapes[1:])
-
-
-def some_users(samples: Samples, users: int | None) -> Samples:
-    """The sessions of a seeded sample of users; the same users whatever the split."""
-    if users is None or users >= len(np.unique(samples.user_row)):
-        return samples
-    last = int(samples.user_row.max()) + 1
-    order = np.random.default_rng(0).permutation(last)
-    present = order[np.isin(order, samples.user_row)][:users]
-    return samples.take(np.flatnonzero(np.isin(samples.user_row, present)))
 
 
 def _histories(samples: Samples, part: range) -> list[npt.NDArray[np.int32]]:

@@ -24,7 +24,8 @@ from onerec.errors import OneRecError
 from onerec.evaluation import metrics as m
 from onerec.evaluation.adapters import WorldRows
 from onerec.evaluation.metrics import FloatArray
-from onerec.experiments.experiment import fast_recommender, training_flops
+from onerec.evaluation.watched import fast_recommender
+from onerec.experiments.experiment import training_flops
 from onerec.model import OneRec, OneRecConfig
 from onerec.pipeline import Inputs, Settings, sessions, world
 from onerec.pipeline.stage import locked, run_stage, write_json

@@ -48,15 +48,18 @@ class Mixture:
         if not np.isfinite(self.weights).all():
             raise ValueError(f"weights: wanted finite values, got {self.weights.tolist()}")
 
-    def best(self, found: NextItems, k: int) -> npt.NDArray[np.int64]:
-        """The k best of the items found for a request, best first; ties by index.
+    def best(
+        self, found: NextItems, k: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """The k best of the items found for a request, best first, and their scores; ties by index.
 
         Args:
             found: From `Recommender.next_items` with the same `counts`.
             k: Most items.
         """
         score = self.weights @ found.features()
-        return found.items[np.argsort(-score, kind="stable")[:k]]
+        order = np.argsort(-score, kind="stable")[:k]
+        return found.items[order], score[order]
 
     @classmethod
     def fit(

@@ -314,7 +314,7 @@ class Recommender:
                 temperature=temperature,
             )
             best = [
-                c.best(k, dense_weight) if mixture is None else mixture.best(c, k) for c in fused
+                c.best(k, dense_weight) if mixture is None else mixture.best(c, k)[0] for c in fused
             ]
             return [self.catalog.item_ids[items].tolist() for items in best]
         results: list[list[ItemId]] = [[] for _ in histories]
@@ -460,6 +460,12 @@ class Recommender:
                 order = order[self._rules.allowed(mine[order], request.excluded, request.allow)]
                 found.append((mine[order], values[:, low:high][:, order].astype(np.float32)))
         return found
+
+    @property
+    def unconstrained(self) -> bool:
+        """Whether `generate_unconstrained` can leave the trie: backend "native" and networks with
+        `node_outputs` know legal codes only."""
+        return not isinstance(self._decoder, NativeDecoder) and not self.config.node_outputs
 
     def generate_unconstrained(
         self,

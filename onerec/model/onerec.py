@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ class OneRec(Pretrained):
             ValueError: A shape that is not the config's, or a code out of range.
         """
         config = self.config
-        codes = torch.as_tensor(sids).to(torch.int64)
+        codes = torch.tensor(np.asarray(sids), dtype=torch.int64)
         if not config.n_items or codes.shape != (config.n_items, config.levels):
             raise ValueError(
                 f"sids must be [n_items = {config.n_items}, {config.levels}], "
@@ -132,7 +133,7 @@ class OneRec(Pretrained):
             raise ValueError(f"vectors must be given exactly with vector_dim = {config.vector_dim}")
         self.item_sids.copy_(codes)
         if vectors is not None:
-            rows = torch.as_tensor(vectors).float()
+            rows = torch.tensor(np.asarray(vectors), dtype=torch.float32)
             if rows.shape != self.item_vectors.shape:
                 raise ValueError(
                     f"vectors must be {list(self.item_vectors.shape)}, got {list(rows.shape)}"

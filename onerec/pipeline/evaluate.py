@@ -24,16 +24,18 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
     if aligned:
         names += ["reward", "align"]
     trained = ["training", "pipeline/sasrec.py"] if settings.evaluate.sasrec else []
+    mixed = inputs.ranks_items(settings)
+    if mixed:
+        names.append("mixture")
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.data import World
         from onerec.evaluation import evaluate
-        from onerec.inference import Recommender
         from onerec.model import RewardModel
 
         data, catalog = inputs.load()
         models = {
-            stage: Recommender.from_pretrained(directory / stage / "model", catalog, batching=True)
+            stage: inputs.recommender(stage, catalog)
             for stage in dict.fromkeys(("pretrain", served.stage))
         }
         world = World.load(directory / "world") if settings.data is None else None
@@ -58,6 +60,8 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
                 pretrained=models["pretrain"] if aligned else None,
                 judge=RewardModel.from_pretrained(judge) if aligned and judge.is_dir() else None,
                 others=others,
+                mixtures=inputs.mixtures() if mixed else None,
+                exclude_history=data.exclude_history,
                 progress=report,
             )
         result.save(folder / "evaluation.json")
@@ -76,16 +80,16 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
 
 
 def headline(result: Any) -> dict[str, Any]:
-    """Every measure of the last split with the history masked, rare-item buckets left out.
+    """Every measure of the last split, the history as it is served, rare-item buckets left out.
 
     Returns:
-        {"split": name, "measures": {metric: {system: [value, low, high]}}}; paired differences
-        are systems such as "model - popularity".
+        {"split": name, "history": "masked" or "unmasked", "measures": {metric: {system: [value,
+        low, high]}}}; paired differences are systems such as "model - popularity".
     """
-    split = result.protocol["splits"][-1]
+    split, history = result.protocol["splits"][-1], result.protocol["served"]
     measures: dict[str, dict[str, list[float | None]]] = {}
     for one in (*result.measures, *result.differences):
-        if one.split == split and one.history == "masked" and "[" not in one.metric:
+        if one.split == split and one.history == history and "[" not in one.metric:
             of_metric = measures.setdefault(one.metric, {})
             of_metric[one.system] = [one.value, one.low, one.high]
-    return {"split": split, "measures": measures}
+    return {"split": split, "history": history, "measures": measures}

@@ -14,6 +14,7 @@ from onerec.pipeline.stage import StageRecord, read_record, require
 
 if TYPE_CHECKING:
     from onerec.data import SessionSet
+    from onerec.inference import Mixture, Recommender
     from onerec.tokenizer import Catalog
 
 
@@ -79,6 +80,28 @@ class Inputs:
         if aligned is None or aligned.summary.get("chosen") == 0:
             return pretrain
         return self.require("align")
+
+    def recommender(self, stage: str, catalog: Catalog) -> Recommender:
+        """The model of `pretrain` or `align`, on the CPU's native engine, or with "torch" where a
+        network can leave the trie."""
+        from onerec.inference import Recommender
+        from onerec.model import OneRec
+
+        model = OneRec.from_pretrained(self.directory / stage / "model")
+        backend = "native" if model.config.node_outputs else "torch"
+        return Recommender(model, catalog, backend=backend, batching=True)
+
+    def ranks_items(self, settings: Settings) -> bool:
+        """Whether the run recommends lists of items, ranked by a mixture, instead of sessions."""
+        sessions = self.require("sessions").summary
+        return bool(sessions["session_length"] == 1 and settings.model["item_loss"] > 0)
+
+    def mixtures(self) -> dict[str, Mixture]:
+        """The mixtures of a run that ranks items, for rankings without and with the history."""
+        from onerec.inference import Mixture
+
+        folder = self.directory / "mixture"
+        return {history: Mixture.load(folder / history) for history in ("masked", "unmasked")}
 
     def load(self) -> tuple[SessionSet, Catalog]:
         """The sessions and the catalogue of the run.

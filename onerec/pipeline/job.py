@@ -56,7 +56,8 @@ def run(
 
     Returns:
         Name of each stage -> how it ended, in order. A log without feedback has no `reward` and no
-        `align`; neither has a run without iterations of alignment.
+        `align`; neither has a run without iterations of alignment. Only a run that ranks items
+        has a `mixture`.
 
     Raises:
         OneRecError: What the log or the settings do not allow, or another process holds `out`.
@@ -69,6 +70,8 @@ def run(
             if name == "world" and settings.data is not None:
                 continue
             if name in ("reward", "align") and not _aligned(settings, inputs):
+                continue
+            if name == "mixture" and not inputs.ranks_items(settings):
                 continue
             result = results[name] = _maker(name)(settings, inputs, listener)
             if not result.skipped:  # the settings that it was made with stay, whatever fails later

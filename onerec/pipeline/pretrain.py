@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onerec.pipeline.inputs import Inputs
-from onerec.pipeline.settings import Settings
+from onerec.pipeline.settings import Settings, knows_items
 from onerec.pipeline.stage import StageResult, join_stage, run_stage
 from onerec.progress import Listener
 
@@ -39,27 +39,49 @@ def _described(settings: Settings, inputs: Inputs, listener: Listener) -> dict[s
     def build(folder: Path) -> dict[str, Any]:
         import torch
 
+        from onerec.evaluation.watched import WATCHED, ranking_score, some_users
         from onerec.model import OneRec, OneRecConfig
         from onerec.training import pretrain
 
         data, catalog = inputs.load()
-        knows_items = settings.model["item_loss"] > 0 or settings.model["legal_softmax"]
+        fields = dict(settings.model)
+        known = knows_items(fields)
+        if fields["encoder"] == "causal" and data.funnel["rule"] != "next":
+            # Sessions that begin where the log says do not follow every prefix of a history.
+            fields["encoder"] = "bidirectional"
+            listener.say("pretrain: sessions of the log: the encoder is bidirectional")
         config = OneRecConfig(
             codebook_size=catalog.codebook_size,
             levels=catalog.levels,
             session_length=data.session_length,
-            n_items=len(catalog) if knows_items else 0,
-            vector_dim=data.embeddings.shape[1] if knows_items else 0,
-            **settings.model,
+            n_items=len(catalog) if known else 0,
+            vector_dim=data.embeddings.shape[1] if known else 0,
+            **fields,
         )
         torch.manual_seed(settings.train.seed)
         model = OneRec(config)
-        if knows_items:
+        if known:
             model.set_catalog(catalog.sids, data.embeddings)
         train, valid = data.samples("train"), data.samples("valid")
+        watched = some_users(valid, WATCHED)
+        score = None
+        if known and len(watched):
+            score = ranking_score(watched, catalog, exclude_history=data.exclude_history)
         with listener.progress("pretrain") as report:
             result = pretrain(
-                model, train, valid, catalog.sids, settings.train, folder, progress=report
+                model,
+                train,
+                watched,
+                catalog.sids,
+                settings.train,
+                folder,
+                score=score,
+                progress=report,
+            )
+        if result.improving:
+            listener.say(
+                f"pretrain: still better at the end of {result.steps} steps: train longer "
+                "(--train.epochs, --train.max_steps)"
             )
         return {
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -67,13 +89,15 @@ def _described(settings: Settings, inputs: Inputs, listener: Listener) -> dict[s
             "steps": result.steps,
             "selected_step": result.selected_step,
             "valid_loss": result.valid_loss,
+            "valid_ndcg@10": result.valid_score,
+            "improving": result.improving,
             "resumed_from": result.resumed_from,
         }
 
     return {
         "config": {"model": settings.model, "train": fixed},
         "inputs": read,
-        "code": ["model", "training", "ops", "pipeline/pretrain.py"],
+        "code": ["model", "training", "ops", "evaluation/watched.py", "pipeline/pretrain.py"],
         "build": build,
     }
 

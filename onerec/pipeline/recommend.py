@@ -1,4 +1,4 @@
-"""The stage `recommend`, sessions of items for the users of the log."""
+"""The stage `recommend`, lists or sessions of items for the users of the log."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onerec.pipeline.inputs import Inputs
-from onerec.pipeline.settings import Settings
+from onerec.pipeline.settings import RecommendConfig, Settings
 from onerec.pipeline.stage import StageResult, run_stage, write_json
 from onerec.progress import Listener
 
 if TYPE_CHECKING:
     from onerec.data import SessionSet
+    from onerec.inference import Mixture, Recommender
 
 FILE = "recommendations.parquet"
 EXAMPLES = "examples.json"
@@ -28,15 +29,15 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
     served = inputs.served_model(settings)
     read = inputs.fingerprints("sessions", "tokenize")
     read[served.stage] = served.fingerprint
+    mixed = inputs.ranks_items(settings)
+    if mixed:
+        read |= inputs.fingerprints("mixture")
 
     def build(folder: Path) -> dict[str, Any]:
-        from onerec.inference import Recommender
-
         data, catalog = inputs.load()
-        recommender = Recommender.from_pretrained(
-            directory / served.stage / "model", catalog, batching=True
-        )
-        return _write(folder, data, recommender, settings, listener)
+        recommender = inputs.recommender(served.stage, catalog)
+        mixtures = inputs.mixtures() if mixed else None
+        return _write(folder, data, recommender, mixtures, settings, listener)
 
     return run_stage(
         directory,
@@ -50,13 +51,19 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
 
 
 def _write(
-    folder: Path, data: SessionSet, recommender: Any, settings: Settings, listener: Listener
+    folder: Path,
+    data: SessionSet,
+    recommender: Recommender,
+    mixtures: dict[str, Mixture] | None,
+    settings: Settings,
+    listener: Listener,
 ) -> dict[str, Any]:
     """Recommends batch by batch, so that memory does not grow with the number of users."""
     config = settings.recommend
     exclude = config.exclude_history
     if exclude is None:
         exclude = data.exclude_history
+    mixture = None if mixtures is None else mixtures["masked" if exclude else "unmasked"]
     item_ids = data.items["item_id"].to_pylist()
     texts = [text or "" for text in data.items["text"].to_pylist()]
     index = {item_id: row for row, item_id in enumerate(item_ids)}
@@ -82,27 +89,11 @@ def _write(
             users = data.sequences.slice(begin, min(config.batch_size, n_users - begin))
             user_ids = users["user_id"].to_pylist()
             histories = [[item_ids[i] for i in row] for row in users["items"].to_pylist()]
-            found = recommender.recommend(
-                histories,
-                beam_width=config.beam_width,
-                num_sessions=config.num_sessions,
-                exclude_history=exclude,
-            )
+            found = _found(recommender, histories, mixture, config, exclude)
             rows: list[dict[str, Any]] = []
             for user_id, history, one in zip(user_ids, histories, found, strict=True):
                 mine = [
-                    {
-                        "user_id": user_id,
-                        "session": session,
-                        "position": position,
-                        "item_id": item_id,
-                        "score": score,
-                        "text": texts[index[item_id]],
-                    }
-                    for session, (items, score) in enumerate(
-                        zip(one.item_ids, one.scores, strict=True)
-                    )
-                    for position, item_id in enumerate(items)
+                    {"user_id": user_id, **row, "text": texts[index[row["item_id"]]]} for row in one
                 ]
                 short += not mine
                 rows += [{**row, "rank": rank} for rank, row in enumerate(mine)]
@@ -132,3 +123,47 @@ def _write(
         "exclude_history": exclude,
         "users_without_items": short,
     }
+
+
+def _found(
+    recommender: Recommender,
+    histories: list[list[Any]],
+    mixture: Mixture | None,
+    config: RecommendConfig,
+    exclude_history: bool,
+) -> list[list[dict[str, Any]]]:
+    """For each history the rows session, position, item_id and score: one list of items ranked by
+    the mixture, or the best sessions, whose items have their session's score."""
+    if mixture is None:
+        sessions = recommender.recommend(
+            histories,
+            beam_width=config.beam_width,
+            num_sessions=config.num_sessions,
+            exclude_history=exclude_history,
+        )
+        return [
+            [
+                {"session": session, "position": position, "item_id": item, "score": score}
+                for session, (items, score) in enumerate(zip(one.item_ids, one.scores, strict=True))
+                for position, item in enumerate(items)
+            ]
+            for one in sessions
+        ]
+    candidates = recommender.next_items(
+        histories,
+        beam_width=max(config.beam_width, config.items),
+        dense_top=max(config.beam_width, config.items),
+        counts=mixture.counts,
+        exclude_history=exclude_history,
+    )
+    lists = []
+    for one in candidates:
+        items, scores = mixture.best(one, config.items)
+        ids = recommender.catalog.item_ids[items].tolist()
+        lists.append(
+            [
+                {"session": 0, "position": position, "item_id": item, "score": score}
+                for position, (item, score) in enumerate(zip(ids, scores.tolist(), strict=True))
+            ]
+        )
+    return lists

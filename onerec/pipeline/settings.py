@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -13,6 +14,10 @@ import yaml
 from onerec.checks import at_least, at_least_or_none, wanted
 from onerec.errors import Interrupted
 from onerec.files import atomic_write
+from onerec.model.config import preset_fields
+
+_TWO_LEVELS = 65_536  # most items whose ids have two levels unless somebody says otherwise
+_SIBLINGS = 32  # most items below a first code then
 
 
 @dataclass(frozen=True)
@@ -20,10 +25,12 @@ class TokenizeConfig:
     """How item vectors become semantic ids.
 
     Attributes:
-        levels: Codes of a semantic id, L.
-        codebook_size: Codes of a level, K. Null: the smallest power of two with K^L at least 8
-            times the number of items, so that distinct ids are close to their vectors; at most that
-            number.
+        levels: Codes of a semantic id, L. Null: 2 for up to 65,536 items, else 3.
+        codebook_size: Codes of a level, K. Null: with two levels the smallest power of two with at
+            most 32 items to a first code, so that a search scores few first codes and few items
+            below each, and K^L at least twice the number of items; with more levels the smallest
+            with K^L at least 8 times that number, so that distinct ids are close to their vectors.
+            At most the number of items.
         method: Balanced k-means: "priced" (the best balanced cost, certified), "fast" (near it) or
             "sequential" (the paper's Algorithm 1).
         distinct: What is done about items with equal ids: "none", "cap", "distinct" or "rank".
@@ -31,7 +38,7 @@ class TokenizeConfig:
         seed: Of the first centres.
     """
 
-    levels: int = 3
+    levels: int | None = None
     codebook_size: int | None = None
     method: Literal["priced", "fast", "sequential"] = "priced"
     distinct: Literal["none", "cap", "distinct", "rank"] = "distinct"
@@ -39,17 +46,21 @@ class TokenizeConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "levels")
+        at_least_or_none(self, 1, "levels")
         at_least_or_none(self, 2, "codebook_size")
 
-    def size_for(self, n_items: int) -> int:
-        """The codebook size for a catalogue of `n_items`."""
+    def shape_for(self, n_items: int) -> tuple[int, int]:
+        """Levels and codebook size for a catalogue of `n_items`."""
+        levels = self.levels
+        if levels is None:
+            levels = 2 if n_items <= _TWO_LEVELS else 3
         if self.codebook_size is not None:
-            return self.codebook_size
-        size = 2
-        while size**self.levels < 8 * n_items:
+            return levels, self.codebook_size
+        size, room = (-(-n_items // _SIBLINGS), 2) if levels == 2 else (2, 8)
+        size = 1 << max(size - 1, 1).bit_length()
+        while size**levels < room * n_items:
             size *= 2
-        return min(size, n_items)
+        return levels, min(size, n_items)
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,8 @@ class RecommendConfig:
 
     Attributes:
         users: The first so many users of the log; all when null. The preset "tiny" takes 2000.
-        num_sessions: Sessions for each user, best first.
+        items: Items for each user, best first, of a run whose sessions have one item.
+        num_sessions: Sessions for each user, best first, of other runs.
         beam_width: Beams of the search.
         exclude_history: Never recommend what the user has already taken. Null: so where fewer than
             5 % of the training targets repeat the history (`repeats` in funnel.json).
@@ -67,6 +79,7 @@ class RecommendConfig:
     """
 
     users: int | None = None
+    items: int = 10
     num_sessions: int = 1
     beam_width: int = 20
     exclude_history: bool | None = None
@@ -74,7 +87,7 @@ class RecommendConfig:
     examples: int = 4
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "num_sessions", "beam_width", "batch_size")
+        at_least(self, 1, "items", "num_sessions", "beam_width", "batch_size")
         at_least_or_none(self, 1, "users")
         if self.num_sessions > self.beam_width:
             what = f"at most beam_width = {self.beam_width}"
@@ -98,13 +111,30 @@ SECTIONS: dict[str, tuple[str, str, frozenset[str]]] = {
     "evaluate": ("onerec.evaluation.config", "EvaluationConfig", frozenset()),
     "recommend": ("onerec.pipeline.settings", "RecommendConfig", frozenset()),
 }
-PRESETS = ("tiny", "0.1b", "1b")
-# What goes with a preset's size: tiny trains, measures and serves what a CPU does in minutes; the
-# others have the learning rate that arXiv 2502.18965 gives for 1B, and a sixth of it in alignment,
-# and as many steps as the epochs have.
-_LARGE = {"train.lr": 2e-4, "train.max_steps": None, "align.lr": 3e-5, "align.max_steps": None}
+PRESETS = ("items", "tiny", "0.1b", "1b")
+# What goes with a preset's network: "items" and "tiny" train, measure and serve what a CPU does in
+# minutes; the others have the learning rate that arXiv 2502.18965 gives for 1B, and a sixth of it
+# in alignment, and as many steps as the epochs have.
+_PAPER = {"tokenize.levels": 3, "train.batch_size": 128}
+_LARGE = {
+    **_PAPER,
+    "train.lr": 2e-4,
+    "train.max_steps": None,
+    "align.lr": 3e-5,
+    "align.max_steps": None,
+}
 _WITH_PRESET: dict[str, dict[str, float | None]] = {
-    "tiny": {"evaluate.max_users": 2000, "recommend.users": 2000},
+    "items": {
+        "train.lr": 2e-3,
+        "train.epochs": 16,
+        "train.min_steps": 800,
+        "train.max_steps": 3000,
+        "train.batch_size": None,
+        "train.grad_accumulation": 4,
+        "evaluate.max_users": 10_000,
+        "recommend.users": 2000,
+    },
+    "tiny": {**_PAPER, "evaluate.max_users": 2000, "recommend.users": 2000},
     "0.1b": _LARGE,
     "1b": _LARGE,
 }
@@ -122,9 +152,17 @@ def section_class(section: str) -> Any:
 
 def preset_values(preset: str) -> dict[str, Any]:
     """ "SECTION.FIELD" -> value of what goes with a preset, the fields of the model among it."""
-    config = section_class("model").preset(preset)
-    free = [one.name for one in fields(config) if one.name not in SECTIONS["model"][2]]
-    return {**_WITH_PRESET[preset], **{f"model.{name}": getattr(config, name) for name in free}}
+    own = preset_fields(preset)
+    free = [one for one in fields(section_class("model")) if one.name not in SECTIONS["model"][2]]
+    return {
+        **_WITH_PRESET[preset],
+        **{f"model.{one.name}": own.get(one.name, one.default) for one in free},
+    }
+
+
+def knows_items(model: Mapping[str, Any]) -> bool:
+    """Whether a network of these fields knows the items of its catalogue."""
+    return bool(model["item_loss"] > 0 or model["legal_softmax"])
 
 
 @dataclass
@@ -164,11 +202,11 @@ class Settings:
     columns: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of_preset(cls, preset: str = "tiny", **chosen: Any) -> Settings:
+    def of_preset(cls, preset: str = "items", **chosen: Any) -> Settings:
         """The defaults of a preset.
 
         Args:
-            preset: "tiny", "0.1b" or "1b".
+            preset: One of PRESETS.
             **chosen: Attributes to have instead.
 
         Raises:

@@ -36,6 +36,7 @@ STAGES = (
     "pretrain",
     "reward",
     "align",
+    "mixture",
     "evaluate",
     "recommend",
     "report",

@@ -24,10 +24,10 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         from onerec.tokenizer import Catalog, ResidualQuantizer
 
         items = SessionSet.load(directory / "sessions")
-        size = config.size_for(items.n_items)
-        if config.distinct in ("cap", "distinct") and size**config.levels < items.n_items:
+        levels, size = config.shape_for(items.n_items)
+        if config.distinct in ("cap", "distinct") and size**levels < items.n_items:
             raise OneRecError(
-                f"{size} codes at {config.levels} levels are {size**config.levels:,} semantic ids, "
+                f"{size} codes at {levels} levels are {size**levels:,} semantic ids, "
                 f"too few for {items.n_items:,} distinct ones: raise --tokenize.codebook_size or "
                 "--tokenize.levels"
             )
@@ -37,7 +37,7 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
                 "no cluster of a level is empty"
             )
         quantizer = ResidualQuantizer(
-            config.levels,
+            levels,
             size,
             method=config.method,
             distinct=config.distinct,

@@ -96,15 +96,16 @@ def _find(measures: list[Measure], metric: str, system: str, split: str, history
 def summary(run: Path) -> dict[str, Any]:
     result = _evaluation(run)
     split = result.protocol["splits"][-1]
+    served = result.protocol["served"]
     metric = f"recall@{max(result.protocol['ks'])}"
-    model = _find(result.measures, metric, "model", split, "masked")
+    model = _find(result.measures, metric, "model", split, served)
     rivals = [
         found
         for system in result.baselines()
-        if (found := _find(result.measures, metric, system, split, "masked"))
+        if (found := _find(result.measures, metric, system, split, served))
     ]
     rival = max(rivals, key=lambda measure: float(measure.value))
-    gap = _find(result.differences, metric, f"model - {rival.system}", split, "masked")
+    gap = _find(result.differences, metric, f"model - {rival.system}", split, served)
     if gap.low > 0:
         verdict = f"the model is better than {rival.system} beyond the interval"
     elif gap.high < 0:

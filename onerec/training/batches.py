@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,9 @@ from onerec.ragged import padded
 
 if TYPE_CHECKING:
     from onerec.data.session_set import Samples
+
+
+_STEP_ITEMS = 1536  # target items of a step where nobody says how many samples it has
 
 
 class Batch(NamedTuple):
@@ -46,7 +50,8 @@ class SessionBatches:
         sids: int [N, L], semantic id of every item index, all >= 0.
         history_length: Last items of a history that are kept.
         session_length: First items of a target that are kept (m).
-        batch_size: Samples per optimiser step, over all processes and micro-batches.
+        batch_size: Samples per optimiser step, over all processes and micro-batches; None: the
+            power of two with which a step has about 1,536 target items, 16 to 1,024.
         micro_batches: Parts a step is computed in.
         rank: This process, 0 <= rank < world_size.
         world_size: Number of processes.
@@ -68,7 +73,7 @@ class SessionBatches:
         *,
         history_length: int,
         session_length: int,
-        batch_size: int,
+        batch_size: int | None,
         micro_batches: int = 1,
         rank: int = 0,
         world_size: int = 1,
@@ -76,15 +81,20 @@ class SessionBatches:
         bucket_batches: int = 32,
         item_column: bool = False,
     ) -> None:
-        if batch_size % (micro_batches * world_size):
+        self._gather = self._gatherer(
+            samples, sids, history_length, session_length, item_column=item_column
+        )
+        shares = micro_batches * world_size
+        if batch_size is None:
+            few = 2 ** round(math.log2(_STEP_ITEMS / self._gather.target_lengths.mean()))
+            batch_size = -(-min(max(few, 16), 1024) // shares) * shares
+        if batch_size % shares:
             raise ValueError(
                 f"batch_size: wanted a multiple of grad_accumulation x processes = {micro_batches}"
                 f" x {world_size}, got {batch_size}"
             )
-        self._gather = self._gatherer(
-            samples, sids, history_length, session_length, item_column=item_column
-        )
         self.batch_size = batch_size
+        self.item_column = item_column
         self.micro_batches = micro_batches
         self.rank = rank
         self.world_size = world_size

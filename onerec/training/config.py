@@ -20,9 +20,11 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the training samples; may be a fraction. Ignored when `steps` is given.
         steps: Optimiser steps of the whole run. None: follows from `epochs`.
+        min_steps: At least so many steps follow from `epochs`, for logs of few samples.
         max_steps: At most so many steps follow from `epochs`; None for no bound.
         batch_size: Samples per optimiser step, over all processes and micro-batches together, so
-            that the loss curve does not depend on how many processes run.
+            that the loss curve does not depend on how many processes run. None: the power of two
+            with which a step has about 1,536 target items, 16 to 1,024.
         lr: Learning rate after the warm-up.
         warmup: Share of all steps over which the learning rate rises linearly from 0, in [0, 1].
         min_lr: Where the cosine ends, as a share of `lr`, in [0, 1].
@@ -50,8 +52,9 @@ class TrainConfig:
 
     epochs: float = 6.0
     steps: int | None = None
+    min_steps: int = 0
     max_steps: int | None = 1500
-    batch_size: int = 128
+    batch_size: int | None = 128
     lr: float = 3e-3
     warmup: float = 0.05
     min_lr: float = 0.0
@@ -73,9 +76,9 @@ class TrainConfig:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size", "grad_accumulation", "bucket_batches", "log_every", "keep")
-        at_least_or_none(self, 1, "steps", "max_steps", "num_threads")
-        at_least(self, 0, "eval_every", "checkpoint_every", "seed")
+        at_least(self, 1, "grad_accumulation", "bucket_batches", "log_every", "keep")
+        at_least_or_none(self, 1, "steps", "max_steps", "batch_size", "num_threads")
+        at_least(self, 0, "min_steps", "eval_every", "checkpoint_every", "seed")
         positive(self, "lr", "epochs")
         at_least(self, 0, "weight_decay", "grad_clip", finite=True)
         fraction(self, "warmup", "min_lr")
@@ -88,7 +91,7 @@ class TrainConfig:
         """Optimiser steps of the whole run, for a training set of so many batches."""
         if self.steps is not None:
             return self.steps
-        total = math.ceil(self.epochs * steps_per_epoch)
+        total = max(self.min_steps, math.ceil(self.epochs * steps_per_epoch))
         return total if self.max_steps is None else min(total, self.max_steps)
 
     def learning_rate(self, step: int, total: int) -> float:

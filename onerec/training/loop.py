@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_IMPROVING = 0.02  # gain of the last validation from which more steps would help
+
 
 class TrainingInterrupted(Interrupted):
     """Ctrl-C or SIGTERM: a checkpoint is saved, and the same call goes on from it."""
@@ -63,6 +65,7 @@ class TrainResult:
         selected_step: Step after which the selected weights were taken.
         valid_loss: Their validation loss, nats per item; None without validation samples.
         valid_score: What `score` gave for them; None without it.
+        improving: Whether the last validation was the best by over 2 %: more steps would help.
         seconds: Time in the loop, over all parts of a run that was stopped in between.
         resumed_from: Step this call went on from; 0 for a fresh start.
     """
@@ -72,6 +75,7 @@ class TrainResult:
     selected_step: int
     valid_loss: float | None
     valid_score: float | None
+    improving: bool
     seconds: float
     resumed_from: int
 
@@ -198,7 +202,7 @@ class Run:
         self.total = config.total_steps(self.batches.steps_per_epoch)
         self.valid: OrderedBatches | None = None
         if valid is not None and len(valid):
-            per_call = config.batch_size // (config.grad_accumulation * self.world)
+            per_call = self.batches.batch_size // (config.grad_accumulation * self.world)
             self.valid = OrderedBatches(valid, sids, batch_size=per_call, **sharing)
         self.identity = {
             "config": {
@@ -219,6 +223,7 @@ class Run:
         self.seconds = 0.0
         # What is lowest at the best step (loss, or minus the score), the step, its loss.
         self.best: tuple[float, int, float] | None = None
+        self.gain = 0.0  # of the best validation over the best before it, as a share
         self.window = Window(accelerator, sids.shape[1])
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, config))
         self.module: Any = accelerator.unwrap_model(self.model)
@@ -291,6 +296,7 @@ class Run:
             selected,
             valid_loss,
             valid_score,
+            selected == self.total and self.gain > _IMPROVING,
             self.seconds,
             self.resumed_from,
         )
@@ -378,6 +384,7 @@ class Run:
         self._record(record if score is None else {**record, "score": score})
         self._tell("step %d of %d: validation loss %.4f", self.step, self.total, loss)
         if better:
+            self.gain = abs(1 - lowest / self.best[0]) if self.best and self.best[0] else 0.0
             self.best = lowest, self.step, loss
             if self.main:
                 path = self.store.best_path(self.step)

@@ -11,6 +11,7 @@ from onerec.cli.evaluate import lead_table, metric_table
 
 SUMMARY = {
     "split": "test",
+    "history": "masked",
     "measures": {
         "recall@5": {"model": [0.05, 0.04, 0.06], "popularity": [0.03, 0.02, 0.04]},
         "recall@10": {

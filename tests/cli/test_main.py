@@ -87,7 +87,7 @@ def test_every_verb_has_readable_help(verb: str, capsys: pytest.CaptureFixture[s
         (["tokenize", "--out", "x", "--tokenize.level", "3"], "did you mean --tokenize.levels?"),
         (
             ["run", "--out", "x", "--preset", "huge"],
-            "preset: wanted ['tiny', '0.1b', '1b'], got huge",
+            "preset: wanted ['items', 'tiny', '0.1b', '1b'], got huge",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -183,7 +183,7 @@ def test_a_preset_brings_its_learning_rate_and_steps(
 
 def test_verbs_that_no_preset_changes_do_not_take_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["tokenize", "--out", "x", "--preset", "1b"])
+        main(["sessions", "--out", "x", "--preset", "1b"])
     assert "unrecognized arguments: --preset" in capsys.readouterr().err
 
 

@@ -175,6 +175,8 @@ class Walker:
 class FreeWalker(Walker):
     """Half of its unconstrained ids are not in the catalogue."""
 
+    unconstrained = True
+
     def generate_unconstrained(self, histories: list[list[Any]]) -> np.ndarray:
         return np.tile(np.array([[0, 1], [77, 0]], dtype=np.int32), (len(histories), 1, 1))
 

@@ -34,7 +34,9 @@ def test_the_weights_that_made_the_choices_are_found() -> None:
     np.testing.assert_allclose(fitted.weights, wanted, atol=0.08)
     found = requests(wanted, 1)[0][0]
     score = fitted.weights @ found.features()
-    np.testing.assert_array_equal(fitted.best(found, 5), found.items[np.argsort(-score)[:5]])
+    items, scores = fitted.best(found, 5)
+    np.testing.assert_array_equal(items, found.items[np.argsort(-score)[:5]])
+    np.testing.assert_array_equal(scores, np.sort(score)[::-1][:5])
 
 
 def test_requests_without_a_hit_teach_nothing() -> None:

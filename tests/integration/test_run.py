@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -20,7 +21,7 @@ from onerec.data import SessionSet
 
 Start = Callable[..., "subprocess.CompletedProcess[str]"]
 Finished = tuple[Path, dict[str, Any]]
-STAGES = list(pipeline.STAGES)
+STAGES = [name for name in pipeline.STAGES if name != "mixture"]  # of a run of sessions
 
 
 def test_summary_tells_every_stage(finished: Finished) -> None:
@@ -111,6 +112,48 @@ def test_stages_one_by_one_give_the_same(
         "tokenize/catalog.parquet",
     ):
         assert (out / name).read_bytes() == (finished[0] / name).read_bytes(), name
+
+
+def test_a_log_without_sessions_is_learned_item_by_item(
+    tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Users who walk on a circle of 60 items: the default network, lists by a mixture."""
+    rng, rows = np.random.default_rng(0), []
+    for user in range(150):
+        steps = rng.integers(1, 3, rng.integers(6, 14))
+        walk = (rng.integers(60) + np.cumsum(steps)) % 60
+        rows += [(f"u{user}", f"i{item}", 86_400_000 * n) for n, item in enumerate(walk)]
+    names = ("user_id", "item_id", "timestamp")
+    columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    columns["timestamp"] = [1_600_000_000_000 + t for t in columns["timestamp"]]
+    (tmp_path / "log").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "log" / "interactions.parquet")
+    out = tmp_path / "out"
+    small = ["--model.d_model", "32", "--model.item_negatives", "0", "--train.min_steps", "150"]
+    ended = start("run", "--data", tmp_path / "log", "--out", out, "--json", *small)
+    assert ended.returncode == 0, ended.stderr
+    stages = json.loads(ended.stdout)["stages"]
+    assert list(stages) == [
+        name for name in pipeline.STAGES if name not in ("world", "reward", "align")
+    ]
+    assert (stages["tokenize"]["levels"], stages["tokenize"]["codebook_size"]) == (2, 16)
+    recall = stages["evaluate"]["measures"]["recall@5"]
+    assert recall["model"][0] > 0.8, "one of the next two items"
+    assert recall["generator"][0] > 0.6
+    assert recall["popularity"][0] < 0.2
+    rows = pq.read_table(out / "recommend" / "recommendations.parquet").to_pylist()
+    assert [row["position"] for row in rows[:10]] == [*range(10)]
+    assert len({row["item_id"] for row in rows[:10]}) == 10
+    scores = [row["score"] for row in rows[:10]]
+    assert scores == sorted(scores, reverse=True)
+    assert len(rows) == 10 * 150
+
+
+def test_a_run_of_sessions_has_no_mixture(
+    run_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["mixture", "--out", str(run_copy)]) == 1
+    assert "sessions have up to 3 items" in capsys.readouterr().err
 
 
 def test_a_log_without_preferences_gets_its_report(

@@ -207,6 +207,7 @@ def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         protocol={
             "items": N,
             "splits": ["valid", "test"],
+            "served": "masked",
             "split_sizes": {"valid": size, "test": size},
             "splits_without_sessions": [],
             "ks": [5, 10],

@@ -140,7 +140,7 @@ def _build(
         _write_items(log, train, folder)
         funnel["exposed"] = write_shown(log, query, exposures.table, candidates, folder)
         tell(4, "item vectors")
-        vectors, funnel["embeddings"] = item_vectors(log, config, train)
+        vectors, funnel["embeddings"] = item_vectors(log, config, rule, train)
         np.save(folder / "embeddings.npy", vectors)
         (folder / "funnel.json").write_text(
             json.dumps(funnel, indent=2, ensure_ascii=False), encoding="utf-8"

@@ -15,13 +15,15 @@ from onerec.errors import DataError
 
 
 def item_vectors(
-    log: LogSource, config: SessionConfig, train: Any
+    log: LogSource, config: SessionConfig, rule: str, train: Any
 ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
     """Item vectors [N, d] and what the funnel says of them."""
     tags = [tags[0] if tags else None for tags in log.items["tags"].to_pylist()]
     name = config.embeddings
     if name == "auto":
         name = next(iter(log.vectors), "cooccurrence")
+        if rule == "next" and name != "cooccurrence":
+            name += "+cooccurrence"
     parts, about = [], []
     filled = np.zeros(log.items.num_rows, dtype=np.bool_)
     for part in name.split("+"):

@@ -181,9 +181,10 @@ class Candidates:
             float32 [P, G, m * L], 0 where there is no session.
         """
         history = self.batches.take(rows).history.to(self.device)
-        sids = self._codes(items)
-        logits = model.session_logits(history, sids.flatten(0, 1), copies=items.shape[1])
-        if self.config.normalize == "legal":
+        target = self._codes(items)
+        logits = model.session_logits(history, target.flatten(0, 1), copies=items.shape[1])
+        sids = target[..., : self.catalog.levels]
+        if self.config.normalize == "legal" or model.config.legal_softmax:
             logits = logits.masked_fill(~self.legal.mask(sids.flatten(0, 1)), float("-inf"))
         codes = sids.flatten(0, 1).clamp(min=0)
         chosen = logits.float().log_softmax(dim=-1).gather(-1, codes[..., None]).squeeze(-1)
@@ -201,10 +202,13 @@ class Candidates:
             self._score_tokens(model, groups)
 
     def _codes(self, items: Ints) -> Tensor:
-        """Item indices of any shape as semantic ids [..., L] on the device, -1 where -1."""
-        sids = self.catalog.sids[np.maximum(items, 0)].astype(np.int64)
-        sids[items < 0] = -1
-        return torch.from_numpy(sids).to(self.device)
+        """Item indices of any shape as the network reads items, [..., L] or [..., L + 1], on the
+        device; -1 where -1."""
+        rows = self.catalog.sids[np.maximum(items, 0)].astype(np.int64)
+        rows[items < 0] = -1
+        if self.batches.item_column:
+            rows = np.concatenate([rows, items[..., None]], axis=-1)
+        return torch.from_numpy(rows).to(self.device)
 
     def _unconstrained(self, model: OneRec, rows: Ints) -> Ints:
         """Sessions of the search without the trie: item indices [b, N, m], -1 for illegal ids."""
@@ -234,10 +238,11 @@ class Candidates:
             for begin in range(0, len(groups), CHUNK):
                 part = groups.take(np.arange(begin, min(begin + CHUNK, len(groups))))
                 history = self.batches.take(part.samples).history.to(self.device)
-                sids = self._codes(part.items[:, 1])
+                target = self._codes(part.items[:, 1])
+                sids = target[..., : self.catalog.levels]
                 illegal = ~self.legal.mask(sids)
                 good, bad = (
-                    each.session_logits(history, sids).masked_fill(illegal, float("-inf"))
+                    each.session_logits(history, target).masked_fill(illegal, float("-inf"))
                     for each in tuned
                 )
                 beta = {} if self.config.beta is None else {"beta": self.config.beta}

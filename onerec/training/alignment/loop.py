@@ -168,10 +168,8 @@ class _Alignment(Run):
         stop: list[str],
         progress: Progress | None,
     ) -> None:
-        if model.prefixes or model.item_column:
-            raise ValueError(
-                "model: wanted a bidirectional encoder and no items of its own (n_items = 0)"
-            )
+        if model.prefixes:
+            raise ValueError("model: wanted a bidirectional encoder, got a causal one")
         whole = -(-len(train) // config.batch_size)
         steps = min(config.steps or whole, config.max_steps or whole)
         self.steps = steps
@@ -209,6 +207,7 @@ class _Alignment(Run):
             history_length=self.module.config.history_length,
             session_length=self.module.config.session_length,
             batch_size=CHUNK,
+            item_column=model.item_column,
         )
         self.groups: Groups | None = None
         self.place = np.full(len(train), -1, dtype=np.int64)
@@ -551,15 +550,18 @@ class _Alignment(Run):
         sums = np.zeros(4)
         for index in range(len(self.watched)):
             batch = _on(self.watched[index], device)
-            real = batch.target >= 0
+            sids = batch.target[..., : self.catalog.levels]
+            real = sids >= 0
             logs = [
                 each.session_logits(batch.history, batch.target).log_softmax(dim=-1)
                 for each in (model, self.seed, self.reference)
             ]
-            wanted = logs[0].gather(-1, batch.target.clamp(min=0)[..., None]).squeeze(-1)
+            wanted = logs[0].gather(-1, sids.clamp(min=0)[..., None]).squeeze(-1)
             sums[0] -= float(torch.where(real, wanted, 0).sum())
+            possible = logs[0].isfinite()
             for place, other in enumerate(logs[1:], start=1):
-                divergence = (logs[0].exp() * (logs[0] - other)).sum(dim=-1)
+                apart = torch.where(possible, logs[0].exp() * (logs[0] - other), 0)
+                divergence = apart.sum(dim=-1)
                 sums[place] += float(torch.where(real, divergence, 0).sum())
             sums[3] += batch.items
         recommender = self.candidates.recommender(model)

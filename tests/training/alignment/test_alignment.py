@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from onerec.errors import OneRecError
-from onerec.model import OneRec
+from onerec.model import OneRec, OneRecConfig
 from onerec.model.trie_mask import TrieMask
 from onerec.training import AlignmentConfig, TrainingInterrupted, read_metrics
 from onerec.training.alignment import loop as alignment
@@ -121,6 +121,39 @@ def test_reward_rises_and_everything_is_kept(tmp_path: Path) -> None:
     last = load_file(tmp_path / "snapshots" / "iteration_02" / "model.safetensors")
     final = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(final[name], value) for name, value in last.items())
+
+
+@pytest.mark.parametrize("nodes", [False, True])
+def test_a_network_that_knows_its_items_is_aligned_too(
+    nodes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def knowing(dropout: float) -> OneRec:
+        torch.manual_seed(0)
+        fields = {"encoder": "bidirectional", "item_negatives": 0, "vector_dropout": 0.0}
+        config = OneRecConfig.preset(
+            "items",
+            **fields,
+            node_outputs=nodes,
+            decoder_start="state" if nodes else "learned",
+            n_items=job.job.ITEMS,
+            codebook_size=job.job.CODES,
+            levels=job.job.LEVELS,
+            session_length=4,
+            history_length=10,
+            d_model=16,
+            d_ff=16,
+            dropout=dropout,
+        )
+        model = OneRec(config)
+        model.set_catalog(job.job.make_sids())
+        return model
+
+    monkeypatch.setattr(job.job, "make_model", knowing)
+    record = job.run(tmp_path, lr=1e-2, gradient_share=3.0, candidates=30).record
+    rewards = [record["seed"]["reward_best"]] + [r["reward_best"] for r in record["iterations"]]
+    assert rewards[2] > rewards[0] + 0.05
+    assert record["seed"]["drift_seed"] == pytest.approx(0, abs=1e-6)
+    assert 0 < record["iterations"][0]["drift_seed"] < 50
 
 
 class Direct:

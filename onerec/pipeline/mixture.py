@@ -1,0 +1,79 @@
+"""The stage `mixture`, weights of generator, dense head and counts fitted on valid.
+
+Only a run that ranks items has the stage; its two folders, `masked` and `unmasked`, are for
+rankings without and with the user's history.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from onerec.errors import OneRecError
+from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.settings import Settings
+from onerec.pipeline.stage import StageResult, run_stage
+from onerec.progress import Listener
+
+USERS = 4000  # of valid, at most
+_BEAMS = 50
+_TOP = 50
+_BLOCK = 256
+
+
+def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
+    """Makes the stage `mixture` from the trained model and the sessions of valid."""
+    if not inputs.ranks_items(settings):
+        most = inputs.require("sessions").summary["session_length"]
+        raise OneRecError(
+            f"mixture: wanted a run that ranks items (sessions of one item and a dense head), "
+            f"sessions have up to {most} items and model.item_loss is {settings.model['item_loss']}"
+        )
+    directory = inputs.directory
+    served = inputs.served_model(settings)
+    read = inputs.fingerprints("sessions", "tokenize")
+    read[served.stage] = served.fingerprint
+
+    def build(folder: Path) -> dict[str, Any]:
+        from onerec.evaluation.counting import fit_counts
+        from onerec.evaluation.watched import some_users
+        from onerec.inference import Mixture
+
+        data, catalog = inputs.load()
+        recommender = inputs.recommender(served.stage, catalog)
+        valid = some_users(data.samples("valid"), USERS)
+        histories = [catalog.item_ids[valid.history(i)].tolist() for i in range(len(valid))]
+        summary: dict[str, Any] = {"users": len(valid)}
+        baselines = fit_counts(data)
+        with listener.progress("mixture") as report:
+            for number, (history, counted) in enumerate(baselines.items()):
+                counts = counted.evidence
+                requests = []
+                for begin in range(0, len(valid), _BLOCK):
+                    rows = range(begin, min(begin + _BLOCK, len(valid)))
+                    found = recommender.next_items(
+                        histories[begin : rows.stop],
+                        beam_width=_BEAMS,
+                        dense_top=_TOP,
+                        counts=counts,
+                        exclude_history=history == "masked",
+                    )
+                    requests += [
+                        (one, valid.target(row)) for one, row in zip(found, rows, strict=True)
+                    ]
+                    report(number * len(valid) + rows.stop, len(baselines) * len(valid), history)
+                mixture = Mixture.fit(counts, requests)
+                (folder / history).mkdir()
+                mixture.save(folder / history)
+                summary[f"weights_{history}"] = [round(w, 4) for w in mixture.weights.tolist()]
+        return summary
+
+    return run_stage(
+        directory,
+        "mixture",
+        config={},
+        inputs=read,
+        code=["inference", "model", "ops", "evaluation/counting.py", "pipeline/mixture.py"],
+        build=build,
+        say=listener.say,
+    )

@@ -1,9 +1,10 @@
 """Renders docs/quality.md from benchmarks/results/quality/ and benchmarks/published.json.
 
-python benchmarks/quality_page.py [--check]
+python benchmarks/quality_page.py [--check] [--keep RUN NAME]
 
-A record is the quality.json that `onerec bench quality` leaves in its folder, or the ladder.json of
-`onerec bench ladder`; a "note" in it says what is different about this one.
+A record is the quality.json that `onerec bench quality` leaves in its folder, the ladder.json of
+`onerec bench ladder`, or what `--keep` takes from the finished run of the main job in the folder
+RUN as `default/NAME.json`; a "note" in a record says what is different about this one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from onerec import environment
 from onerec.experiments.compare import cell
 from onerec.experiments.ladder import RUNGS
 from onerec.experiments.presets import PRESETS, REFERENCE
@@ -42,6 +44,8 @@ make it smaller. `--preset gpu` holds the sizes for one H200, `--preset tokenize
 the ids of four tokenizers.
 
     onerec bench ladder   # a simulated world: sizes, experts, sessions against next items
+
+DEFAULT
 
 ## Protocol
 
@@ -76,6 +80,88 @@ the ids of four tokenizers.
   T5 in learned positions instead of relative biases, a code table for each level, no user token,
   and a beam held to the trie.
 """
+
+
+DEFAULT = """\
+## The default command
+
+    onerec run --data FOLDER --out DIR
+
+and no other flag, one training each: the rule, the split, the ids and the steps follow from the
+log. *model* is the ranking that is recommended, *generator* the beam of the same network without
+dense head and counts. The baselines see what training sees, and valid chose their options.
+Intervals resample users; the lead is paired. The history can be recommended where the log's targets
+repeat it.
+
+"""
+SYSTEMS = {"model", "generator", "count ranker", "co-consumption", "transition", "popularity"} | {
+    "personal frequency",
+    "pretrained",
+}
+
+
+def keep(run: Path, name: str) -> None:
+    """Takes the figures of a finished run of the main job into a record."""
+    stages = {
+        path.parent.name: json.loads(path.read_text()) for path in sorted(run.glob("*/stage.json"))
+    }
+    evaluation = json.loads((run / "evaluate" / "evaluation.json").read_text())
+    protocol = evaluation["protocol"]
+    split, history = protocol["splits"][-1], protocol["served"]
+    rows: dict[str, dict[str, Any]] = {}
+    for one in evaluation["measures"] + evaluation["differences"]:
+        system = one["system"].removeprefix("model - ")
+        if one["split"] != split or one["history"] != history or system not in SYSTEMS:
+            continue
+        key = one["metric"]
+        if key in ("recall@10", "ndcg@10") or key.startswith("recall@10["):
+            lead = " - " in one["system"]
+            value = [one["value"], one["low"], one["high"]]
+            rows.setdefault(system, {})[f"lead {key}" if lead else key] = value
+    record = {
+        "data": name,
+        "sizes": protocol["split_sizes"][split] | {"items": protocol["items"]},
+        "rule": stages["sessions"]["summary"]["rule"],
+        "split": split,
+        "history": history,
+        "steps": stages["pretrain"]["summary"]["steps"],
+        "minutes": {stage: round(made["seconds"] / 60, 1) for stage, made in stages.items()},
+        "rows": rows,
+        "environment": environment.published(),
+    }
+    path = RESULTS / "default" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def default() -> str:
+    """The section on the default command; empty without a record."""
+    records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("default/*.json"))]
+    if not records:
+        return ""
+    text = DEFAULT
+    for record in records:
+        rows, sizes = record["rows"], record["sizes"]
+        text += (
+            f"### {record['data']}\n\n{sizes['items']:,} items; {sizes['sessions']:,} sessions of "
+            f"{record['split']}, rule {record['rule']}, history {record['history']}; "
+            f"{record['steps']:,} steps, {sum(record['minutes'].values()):.0f} minutes"
+            f"{record.get('note', '')}.\n\n"
+            "| system | R@10 | N@10 | the model's lead in R@10 | R@10 of targets seen 1-5 times |\n"
+            "|---|---:|---:|---:|---:|\n"
+        )
+        best = max(rows.values(), key=lambda row: row["recall@10"][0])
+        for system, row in sorted(rows.items(), key=lambda pair: -pair[1]["recall@10"][0]):
+            value, low, high = row["recall@10"]
+            cell_text = f"{value:.4f} [{low:.4f}, {high:.4f}]"
+            cell_text = f"**{cell_text}**" if row is best else cell_text
+            lead = row.get("lead recall@10")
+            told = "" if lead is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*lead)
+            rare_value = row.get("recall@10[1-5]")
+            rare_told = "" if rare_value is None else f"{rare_value[0]:.4f}"
+            text += f"| {system} | {cell_text} | {row['ndcg@10'][0]:.4f} | {told} | {rare_told} |\n"
+        text += "\n"
+    return text
 
 
 def table(record: dict[str, Any]) -> list[str]:
@@ -328,7 +414,7 @@ def page() -> str:
     records = read()
     climbed = [record for record in records if record["preset"] == "ladder"]
     records = [record for record in records if record["preset"] != "ladder"]
-    text = INTRODUCTION + "\n## Not yet run\n\n"
+    text = INTRODUCTION.replace("DEFAULT\n\n", default()) + "\n## Not yet run\n\n"
     for preset, systems in PRESETS.items():
         run = {row["system"] for r in records if r["preset"] == preset for row in r["rows"]}
         if missing := [system.name for system in systems if system.name not in run]:
@@ -348,7 +434,11 @@ def read() -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only say whether it is up to date")
-    if not parser.parse_args().check:
+    parser.add_argument("--keep", nargs=2, metavar=("RUN", "NAME"), help="make a default record")
+    options = parser.parse_args()
+    if options.keep:
+        keep(Path(options.keep[0]), options.keep[1])
+    if not options.check:
         PAGE.write_text(page())
         for record in read():
             if record["preset"] == "ladder":

@@ -50,6 +50,8 @@ def main(argv: list[str]) -> None:
         return
     if not Inputs(command.out).has_feedback:
         console.say("run: the log has no feedback columns: no reward model, no alignment")
+    elif "mixture" in results:
+        console.say("run: items are ranked one by one: no reward model, no alignment of sessions")
     for name, show in (
         ("reward", reward.show),
         ("align", align.show),

@@ -17,7 +17,7 @@ class SessionConfig:
         rule: What makes a session: "request" (rows of one request_id), "session" (of one
             session_id), "gap" (rows with no pause over `gap_minutes`), "next" (the user's next
             `length` good exposures), or "auto": the first of these that keeps the log's positive
-            rows as targets; "next" where there are no real sessions.
+            rows as targets; "next" where there are no real sessions or no feedback.
         length: m, the most target items of a session; longer ones are cut into windows of m.
             Null: 1 with "next", else 5.
         stride: With "next", how many good exposures later the next training window begins;

@@ -27,6 +27,7 @@ from onerec.experiments.presets import System
 from onerec.files import atomic_write
 from onerec.inference import NextItems, Recommender
 from onerec.model import OneRec, OneRecConfig, SASRec, SASRecConfig
+from onerec.pipeline.settings import TokenizeConfig
 from onerec.progress import Progress
 from onerec.tokenizer import Catalog
 from onerec.training import TrainConfig, pretrain
@@ -113,7 +114,7 @@ class Experiment:
         else:
             model = self._placed(OneRec.from_pretrained(folder / "training" / "model"))
             sids = model.item_sids.cpu().numpy() if model.item_column else _load_ids(folder)[0]
-            recommender = fast_recommender(model, self._catalog(sids))
+            recommender = fast_recommender(model, self._catalog(sids, model.config.codebook_size))
             if model.config.item_loss:
                 rows, found["dense_weight"] = self._measure_fused(
                     recommender, system, folder, title
@@ -206,18 +207,19 @@ class Experiment:
 
     def _train_onerec(self, system: System, seed: int, folder: Path, title: str) -> dict[str, Any]:
         data = self.data
+        levels, size = self.levels, self.codebook_size
+        if system.model.get("node_outputs"):
+            levels, size = TokenizeConfig().shape_for(data.n_items)
         if not (folder / "training" / "ids.npz").is_file():
             with self.progress(f"{title}: semantic ids") as report:
-                quantizer = make_ids(
-                    system.ids, data.embeddings, self.levels, self.codebook_size, seed, report
-                )
+                quantizer = make_ids(system.ids, data.embeddings, levels, size, seed, report)
             _save_ids(folder, quantizer.sids_, {**quantizer.report_, "tokenizer": system.ids})
         sids, ids_report = _load_ids(folder)
         dense = system.model.get("item_loss", 0.0) > 0
         sizes = {"n_items": data.n_items, "vector_dim": data.embeddings.shape[1]} if dense else {}
         torch.manual_seed(seed)
         config = OneRecConfig(
-            codebook_size=self.codebook_size,
+            codebook_size=size,
             levels=sids.shape[1],
             session_length=1,
             **system.model,
@@ -226,7 +228,7 @@ class Experiment:
         model = OneRec(config)
         if dense:
             model.set_catalog(sids, data.embeddings)
-        catalog = self._catalog(sids)
+        catalog = self._catalog(sids, size)
 
         def score(network: OneRec) -> float:
             recommender = fast_recommender(network, catalog)
@@ -249,8 +251,8 @@ class Experiment:
         ids: list[Any] = self.data.items["item_id"].to_pylist()
         return ids
 
-    def _catalog(self, sids: npt.NDArray[np.integer]) -> Catalog:
-        return Catalog.build(self._item_ids(), sids, self.codebook_size)
+    def _catalog(self, sids: npt.NDArray[np.integer], codebook_size: int) -> Catalog:
+        return Catalog.build(self._item_ids(), sids, codebook_size)
 
     def _placed(self, model: Any) -> Any:
         """The network where it is measured, in evaluation mode."""

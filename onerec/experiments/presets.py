@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from onerec.model.config import preset_fields
 from onerec.pipeline.sasrec import ADAM, RECIPE
+from onerec.pipeline.settings import preset_values
 
 REFERENCE = "SASRec, cross entropy"
 
@@ -92,6 +93,22 @@ PRESETS: dict[str, tuple[System, ...]] = {
             {"lr": 2e-3, "epochs": 16, "batch_size": 256, "grad_accumulation": 8},
             ids="balanced",
             eval_epochs=4,
+            seeds=3,
+        ),
+        # The default network of `onerec run`, on its ids.
+        System(
+            "items",
+            "OneRec, preset items",
+            "onerec",
+            preset_fields("items"),
+            {
+                name.removeprefix("train."): value
+                for name, value in preset_values("items").items()
+                if name in ("train.lr", "train.epochs", "train.grad_accumulation")
+            }
+            | {"batch_size": 256},
+            ids="balanced",
+            eval_epochs=2,
             seeds=3,
         ),
         # The paper's encoder: an encoding serves one prefix, at several times the work.

@@ -91,6 +91,11 @@ class Inputs:
         backend = "native" if model.config.node_outputs else "torch"
         return Recommender(model, catalog, backend=backend, batching=True)
 
+    def aligned(self, settings: Settings) -> bool:
+        """Whether the run has a reward model and an alignment, which are for sessions."""
+        wanted = settings.align.iterations > 0 and self.has_feedback
+        return wanted and not self.ranks_items(settings)
+
     def ranks_items(self, settings: Settings) -> bool:
         """Whether the run recommends lists of items, ranked by a mixture, instead of sessions."""
         sessions = self.require("sessions").summary

@@ -56,8 +56,8 @@ def run(
 
     Returns:
         Name of each stage -> how it ended, in order. A log without feedback has no `reward` and no
-        `align`; neither has a run without iterations of alignment. Only a run that ranks items
-        has a `mixture`.
+        `align`; neither has a run without iterations of alignment, or one that ranks items, which
+        has a `mixture` instead.
 
     Raises:
         OneRecError: What the log or the settings do not allow, or another process holds `out`.
@@ -69,7 +69,7 @@ def run(
         for name in STAGES:
             if name == "world" and settings.data is not None:
                 continue
-            if name in ("reward", "align") and not _aligned(settings, inputs):
+            if name in ("reward", "align") and not inputs.aligned(settings):
                 continue
             if name == "mixture" and not inputs.ranks_items(settings):
                 continue
@@ -82,8 +82,3 @@ def run(
 def _maker(name: str) -> Make:
     make: Make = importlib.import_module(f"onerec.pipeline.{name}").make
     return make
-
-
-def _aligned(settings: Settings, inputs: Inputs) -> bool:
-    """Whether the run has a reward model and an alignment."""
-    return settings.align.iterations > 0 and inputs.has_feedback

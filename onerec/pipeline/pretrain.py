@@ -46,10 +46,11 @@ def _described(settings: Settings, inputs: Inputs, listener: Listener) -> dict[s
         data, catalog = inputs.load()
         fields = dict(settings.model)
         known = knows_items(fields)
-        if fields["encoder"] == "causal" and data.funnel["rule"] != "next":
-            # Sessions that begin where the log says do not follow every prefix of a history.
+        aligned = data.session_length > 1 and inputs.aligned(settings)
+        if fields["encoder"] == "causal" and (data.funnel["rule"] != "next" or aligned):
+            # Only the rule "next" has a target for every prefix, and alignment none for prefixes.
             fields["encoder"] = "bidirectional"
-            listener.say("pretrain: sessions of the log: the encoder is bidirectional")
+            listener.say("pretrain: whole sessions are learned: the encoder is bidirectional")
         config = OneRecConfig(
             codebook_size=catalog.codebook_size,
             levels=catalog.levels,

@@ -287,7 +287,7 @@ def test_a_grouped_history_leaves_out_equal_timestamps(tmp_path: Path) -> None:
         {"user_id": 0, "item_id": 103, "timestamp": 10, "request_id": 3},
         {"user_id": 0, "item_id": 104, "timestamp": 20, "request_id": 4},
     ]
-    config = SessionConfig(min_watched=1, valid_from=10, test_from=20)
+    config = SessionConfig(rule="request", min_watched=1, valid_from=10, test_from=20)
     train = build(write_log(tmp_path, rows), config).samples("train")
     assert sorted(train.target(i).tolist() for i in range(len(train))) == [[1], [2]]
     assert [train.history(i).tolist() for i in range(len(train))] == [[0], [0]]
@@ -433,7 +433,8 @@ def test_round_trip_and_funnel(world: Path, tmp_path: Path) -> None:
 def test_auto_takes_gaps_only_where_they_make_sessions(
     tmp_path: Path, gap: float, rule: str
 ) -> None:
-    folder = write_log(tmp_path, simple_rows(), drop=("request_id",))
+    rows = [{**row, "watch_time_ms": 30_000} for row in simple_rows()]
+    folder = write_log(tmp_path, rows, drop=("request_id",))
     config = SessionConfig(gap_minutes=gap, length=2, stride=2, min_history=0, split="last")
     if rule == "gap":
         # One run a user: too few for leave-last-out, but the rule is chosen and told.
@@ -462,7 +463,8 @@ def visits(rng: Any, n_users: int, n_visits: int, sizes: tuple[int, int]) -> pa.
         for n in range(int(rng.integers(*sizes)))
     ]
     users, items, times, ids = (list(column) for column in zip(*rows, strict=True))
-    return pa.table({"user_id": users, "item_id": items, "timestamp": times, "session_id": ids})
+    columns = {"user_id": users, "item_id": items, "timestamp": times, "session_id": ids}
+    return pa.table({**columns, "watch_time_ms": [30_000] * len(rows)})
 
 
 @pytest.mark.parametrize(
@@ -482,6 +484,9 @@ def test_auto_takes_visits_where_they_are_real(
     found = log_of(tmp_path, table if ids else table.drop(["session_id"]), SessionConfig())
     assert (found.funnel["rule"], found.funnel["length"]) == (rule, length)
     assert found.session_length == length
+    (tmp_path / "bare").mkdir()
+    bare = log_of(tmp_path / "bare", table.drop(["watch_time_ms"]), SessionConfig())
+    assert bare.funnel["rule"] == "next", "no feedback, no alignment of sessions"
     told = found.funnel["targets"]
     positives = table.num_rows
     assert told["positive rows"] == positives
@@ -555,6 +560,7 @@ def test_one_giant_user_does_not_empty_the_test(tmp_path: Path, late: bool) -> N
             "user_id": [999] * n,
             "item_id": np.random.default_rng(3).integers(0, 40, n),
             "timestamp": np.arange(n) * 2_000 + (40 * DAY if late else 0),
+            "watch_time_ms": [30_000] * n,
         }
     )
     alone = log_of(tmp_path, table, SessionConfig(exposed_sessions=0))
@@ -692,7 +698,7 @@ def test_string_ids_all_the_way(tmp_path: Path) -> None:
     (folder / "embeddings.npy").unlink()
     vectors = np.arange(2 * N_ITEMS, dtype=np.float32).reshape(-1, 2)
     np.savez(folder / "embeddings.npz", item_ids=np.array(names[::-1]), vectors=vectors)
-    found = build(folder, SessionConfig(rule="next", length=2))
+    found = build(folder, SessionConfig(rule="next", length=2, embeddings="embeddings"))
     assert found.items["item_id"].to_pylist() == names
     assert found.items["text"].to_pylist() == [f"item {name}" for name in names]
     np.testing.assert_array_equal(found.embeddings, vectors[::-1])

@@ -24,11 +24,17 @@ def item_vectors(
         name = next(iter(log.vectors), "cooccurrence")
         if rule == "next" and name != "cooccurrence":
             name += "+cooccurrence"
+    optional = config.embeddings == "auto" and "+" in name
     parts, about = [], []
     filled = np.zeros(log.items.num_rows, dtype=np.bool_)
     for part in name.split("+"):
         if part == "cooccurrence":
             vectors, known = _cooccurrence(log, config, train)
+            if not known.any() and optional:
+                name = name.removesuffix("+cooccurrence")
+                continue
+            if not known.any():
+                raise DataError(f"{log.path}: no two items co-occur in a user's train sequence")
             vectors = fill(vectors, known, tags, config.seed)
             about.append("co-occurrence in train sequences (PPMI, truncated SVD)")
         elif part in log.vectors:
@@ -66,7 +72,7 @@ def _cooccurrence(
         .to_pyarrow()
     )
     values, offsets = list_values(sequences["items"])
-    vectors, known = cooccurrence_vectors(
+    return cooccurrence_vectors(
         values,
         offsets,
         log.items.num_rows,
@@ -74,6 +80,3 @@ def _cooccurrence(
         window=config.cooccurrence_window,
         seed=config.seed,
     )
-    if not known.any():
-        raise DataError(f"{log.path}: no two items co-occur in a user's train sequence")
-    return vectors, known

@@ -9,7 +9,7 @@ from typing import Any
 import ibis
 
 from onerec.data.config import SessionConfig
-from onerec.data.schema import bad
+from onerec.data.schema import FLAGS, bad
 from onerec.data.sessions.exposures import Exposures
 from onerec.data.sessions.windows import numbered_gaps, session_query
 from onerec.data.source import LogSource, Rule, SplitRule
@@ -24,11 +24,13 @@ ENOUGH_USERS = 10_000
 def settle_rule(log: LogSource, config: SessionConfig, exposures: Exposures) -> tuple[Rule, str]:
     """What makes a session, and why.
 
-    "auto" takes the first of the log's request ids, session ids and pauses whose sessions make
-    targets of at least half as many positive rows as "next" would, which loses only each user's
-    first rows. Pauses are told apart from sittings that no list could have shown (a hundred films
-    rated in a row) and from single purchases: half of the positive rows must lie in runs of 2 to
-    `LONGEST` positive rows. Everything else is learned item by item.
+    "auto" learns a log without feedback item by item: no reward model can tell its sessions apart,
+    and lists of items keep the most rows as targets. With feedback it takes the first of the log's
+    request ids, session ids and pauses whose sessions make targets of at least half as many
+    positive rows as "next" would, which loses only each user's first rows. Pauses are told apart
+    from sittings that no list could have shown (a hundred films rated in a row) and from single
+    purchases: half of the positive rows must lie in runs of 2 to `LONGEST` positive rows.
+    Everything else is learned item by item.
     A user counts with at most twice the median user's rows.
 
     Raises:
@@ -45,6 +47,8 @@ def settle_rule(log: LogSource, config: SessionConfig, exposures: Exposures) -> 
         return config.rule, "asked for"
     if log.default_rule is not None:
         return log.default_rule
+    if not {"watch_time_ms", *FLAGS} & set(columns):
+        return "next", "the log has no feedback by which sessions could be aligned"
     against = []
     sizes = _sizes(exposures.positives)
     for rule in ("request", "session"):

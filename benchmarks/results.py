@@ -13,7 +13,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import plot_moe
 
@@ -40,6 +40,65 @@ and 80th percentile, and its 99th where there were a hundred rounds. `x` is a pr
 the first one's. Memory that can be reused
 between calls is made outside the timing.
 """
+
+
+class Headline(NamedTuple):
+    """A line of the table that opens the page.
+
+    Attributes:
+        suite: Suite of the benchmark.
+        name: Its name.
+        operation: What is done, in words.
+        size: On what, in words.
+        ours: Our provider.
+        peers: Providers of others that do the same; the fastest that was measured is shown.
+        floor: A provider, or a fact in the unit of its name, that no implementation can be below.
+    """
+
+    suite: str
+    name: str
+    operation: str
+    size: str
+    ours: str
+    peers: tuple[str, ...]
+    floor: str = ""
+
+
+_MASKS = ("dense mask", "dictionary (transformers)")
+_GENERATE = ("transformers, mask", "transformers, callback")
+_EXPERTS = ("F.grouped_mm", "loop")
+HEADLINES = (
+    Headline("beam", "peers[wide-1-1thread]", "beam step, one thread",
+             "128 beams, 8,192 codes, 1M items", "onerec", _MASKS),
+    Headline("beam", "peers[narrow-1-1thread]", "beam step, one thread",
+             "128 beams, 256 codes, 1M items", "onerec", _MASKS),
+    Headline("beam", "step[1thread-wide-1]", "beam step beside reading the logits",
+             "128 beams, 8,192 codes, 1M items", "onerec", (), "logits read once"),
+    Headline("trie", "build[wide-100k-random]", "trie, built", "100,000 items", "onerec",
+             ("dictionary",)),
+    Headline("trie", "lookup[wide]", "trie, looked up", "100,000 of 1M items", "onerec",
+             ("dictionary",)),
+    Headline("engine", "session[tiny-S150-B1-m1]", "session of 1 item, bfloat16",
+             "`tiny`, 50 items seen", "native bfloat16", _GENERATE, "floor ms bfloat16"),
+    Headline("engine", "session[tiny-S150-B1-m5]", "session of 5 items, bfloat16",
+             "`tiny`, 50 items seen", "native bfloat16", _GENERATE, "floor ms bfloat16"),
+    Headline("engine", "session[small-S150-B1-m1]", "session of 1 item, bfloat16",
+             "`small`, 50 items seen", "native bfloat16", _GENERATE, "floor ms bfloat16"),
+    Headline("moe", "forward[small-1-fp32]", "experts, forward, float32",
+             "24 experts of 512 x 2,048, 1 token", "onerec", _EXPERTS, "floor_s"),
+    Headline("moe", "forward[small-128-fp32]", "experts, forward, float32",
+             "24 experts of 512 x 2,048, 128 tokens", "onerec", _EXPERTS, "floor_s"),
+    Headline("moe", "forward[small-128-bf16]", "experts, forward, bfloat16",
+             "24 experts of 512 x 2,048, 128 tokens", "onerec", _EXPERTS, "floor_s"),
+    Headline("moe", "training_step[small-2048-fp32]", "experts, training step, float32",
+             "24 experts of 512 x 2,048, 2,048 tokens", "onerec", _EXPERTS, "floor_s"),
+    Headline("kmeans", "fit[10k-64]", "balanced k-means, 2 steps", "10,240 x 64, 64 clusters",
+             "priced", ("k-means-constrained",)),
+    Headline("kmeans", "fit[10k-64]", "the same, peers without balance",
+             "10,240 x 64, 64 clusters", "priced", ("faiss", "scikit-learn")),
+    Headline("kmeans", "fit[200k-1024]", "balanced k-means, 10 steps, peer without balance",
+             "200,000 x 128, 1,024 clusters", "priced", ("faiss",)),
+)  # fmt: skip
 
 
 def device(record: dict[str, Any]) -> str:
@@ -262,12 +321,54 @@ def draw_ablations() -> None:
     figure.savefig(ABLATIONS, metadata={"Date": None})
 
 
+def headlines(records: Sequence[dict[str, Any]]) -> str:
+    """The table that opens the page: each operation on each machine that has measured it."""
+    found = {
+        (entry["suite"], entry["name"], device(record)): entry
+        for record in records
+        for entry in record["benchmarks"]
+    }
+    rows = []
+    for line in HEADLINES:
+        for (suite, name, machine), entry in found.items():
+            if (suite, name) != (line.suite, line.name):
+                continue
+            medians = {who: times["median_s"] for who, times in entry["providers"].items()}
+            ours = medians[line.ours]
+            best = min(
+                (peer for peer in line.peers if peer in medians), key=medians.get, default=""
+            )
+            peer = ratio = ""
+            if best:
+                times = medians[best] / ours
+                peer = f"{best}, {bench.duration(medians[best])}"
+                ratio = f"{times:.0f}" if times >= 10 else f"{times:.2g}"
+            floor = medians.get(line.floor) or entry["facts"].get(line.floor, 0.0)
+            floor *= 1e-3 if line.floor.startswith("floor ms") else 1.0
+            cells = (line.operation, line.size, machine, bench.duration(ours), peer, ratio)
+            rows.append(row((*cells, f"{ours / floor:.1f}" if floor else "")))
+    if not rows:
+        return ""
+    return "\n".join(
+        [
+            "\n## In one table\n",
+            "Ratio: how many times as long the best peer takes; below 1 the peer is faster. Floor: "
+            "our time over that of reading the data once, or of the arithmetic at the machine's "
+            "measured rate.\n",
+            "| operation | size | machine | ours | best peer | ratio | times the floor |",
+            "|---|---|---|---:|---|---:|---:|",
+            *rows,
+            "",
+        ]
+    )
+
+
 def page() -> str:
     """The whole page, from every record in benchmarks/results/: times first, then policies."""
     records = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
     policies = [r for r in records if {e["suite"] for e in r["benchmarks"]} == {"alignment"}]
     times = [record for record in records if record not in policies]
-    return INTRODUCTION + sections(times) + serving() + sections(policies)
+    return INTRODUCTION + headlines(times) + sections(times) + serving() + sections(policies)
 
 
 def sections(records: list[dict[str, Any]]) -> str:

@@ -178,6 +178,27 @@ def test_a_record_is_kept_under_its_device_and_rendered(results: ModuleType) -> 
     assert page.count("right[n100]") == 2
 
 
+def test_the_page_opens_with_the_best_peer(results: ModuleType) -> None:
+    made = record("cpu", 0.5)
+    entries = made["benchmarks"]
+    assert isinstance(entries, list)
+    times = entries[0]["providers"]["ours"]
+    providers = {
+        "onerec": {**times, "median_s": 2e-3},
+        "loop": {**times, "median_s": 9e-3},
+        "F.grouped_mm": {**times, "median_s": 5e-3},
+        "onerec torch": {**times, "median_s": 4e-3},
+    }
+    name, facts = "forward[small-1-fp32]", {"floor_s": 1e-3}
+    entries[0] = {**entries[0], "suite": "moe", "name": name, "facts": facts}
+    entries[0]["providers"] = providers
+    results.store(made)
+    line = "| 2 ms | F.grouped_mm, 5 ms | 2.5 | 2.0 |"
+    page = results.page()
+    assert f"24 experts of 512 x 2,048, 1 token | Some CPU (R), 4 cores, avx2 {line}" in page
+    assert page.index(line) < page.index("\n## moe\n")
+
+
 def test_scaling_is_drawn_and_shown(results: ModuleType, tmp_path: Path) -> None:
     made = record("cpu", 0.5)
     entries = made["benchmarks"]

@@ -49,6 +49,14 @@ def test_links_between_pages_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def test_decisions_are_dated_and_short() -> None:
+    entries = re.findall(r"^- (.*(?:\n  .*)*)", (ROOT / "docs" / "decisions.md").read_text(), re.M)
+    assert len(entries) > 90
+    for entry in entries:
+        assert re.match(r"\*\*\d{4}-\d\d-\d\d\. ", entry), entry
+        assert len(entry.split()) <= 60, entry
+
+
 @pytest.mark.parametrize("kind", ["parquet", "csv", "jsonl"])
 def test_the_data_page_makes_a_log_of_other_files(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -3,31 +3,18 @@
 #include "beam/legal_logits_isa.h"
 #include "onerec/beam_search.h"
 #include "onerec/runtime.h"
+#include "support/dispatch.h"
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
-namespace {
-
-using DotFunction = float (*)(const float*, const float*, int64_t);
-
-DotFunction DotFor(Isa isa) {
-#ifdef ONEREC_X86
-  if (isa >= Isa::kAvx512) return &avx512::Dot;
-  if (isa == Isa::kAvx2) return &avx2::Dot;
-#endif
-  (void)isa;
-  return &baseline::Dot;
-}
-
-}  // namespace
-
 void LegalLogits(const HiddenRows& hidden, const float* head, int64_t head_stride,
                  const int64_t* rows, const int32_t* codes, int64_t count, float* logits,
                  int num_threads) {
   constexpr int64_t kChunk = 256;
   constexpr int64_t kAhead = 8;  // rows of the head whose first lines are fetched early
-  const DotFunction dot = DotFor(CurrentIsa());
-  ParallelFor((count + kChunk - 1) / kChunk, num_threads, [&](int64_t chunk) {
+  const auto dot = ONEREC_DISPATCH(Dot);
+  ParallelFor(DivideUp(count, kChunk), num_threads, [&](int64_t chunk) {
     const int64_t end = std::min(count, (chunk + 1) * kChunk);
     for (int64_t i = chunk * kChunk; i < end; ++i) {
       if (i + kAhead < end) {

@@ -88,10 +88,9 @@ void BeamSearch::Reset(const BeamRequests& requests, std::shared_ptr<const Trie>
   if (trie == nullptr) trie = s.trie;
   const TrieView& view = trie->View();
   if (view.levels != s.levels || view.codebook_size != s.trie->View().codebook_size) {
-    throw std::invalid_argument("trie: wanted " + std::to_string(s.levels) + " levels of " +
-                                std::to_string(s.trie->View().codebook_size) + " codes, got " +
-                                std::to_string(view.levels) + " of " +
-                                std::to_string(view.codebook_size));
+    throw std::invalid_argument(
+        WantedGot("trie", Text(s.levels, " levels of ", s.trie->View().codebook_size, " codes"),
+                  view.levels, " of ", view.codebook_size));
   }
   const int64_t batch = s.options.batch;
   if (requests.widths != nullptr) CheckWidths(requests.widths, batch, s.options.width);

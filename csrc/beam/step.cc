@@ -13,6 +13,7 @@
 #include "beam/step_isa.h"
 #include "onerec/runtime.h"
 #include "support/aligned_vector.h"
+#include "support/dispatch.h"
 #include "support/error.h"
 #include "support/thread_pool.h"
 
@@ -27,17 +28,6 @@ struct Better {
     return (a.score > b.score) | ((a.score == b.score) & (Place(a) < Place(b)));
   }
 };
-
-using ScanRowFunction = void (*)(const RowInput&, float*, Collector&);
-
-ScanRowFunction ScanRowFor(Isa isa) {
-#ifdef ONEREC_X86
-  if (isa >= Isa::kAvx512) return &avx512::ScanRow;
-  if (isa == Isa::kAvx2) return &avx2::ScanRow;
-#endif
-  (void)isa;
-  return &baseline::ScanRow;
-}
 
 }  // namespace
 
@@ -95,11 +85,6 @@ struct BeamWorkspace::Impl {
   LineVector<float> scratch;           // [chunks, 2 * vocab + 64]
   std::vector<int64_t> edges;          // [chunks, 2, rows]
   std::vector<int64_t> own;            // [chunks, items]
-
-  template <class T>
-  static void Grow(T& v, int64_t size) {
-    if (static_cast<int64_t>(v.size()) < size) v.resize(size);
-  }
 };
 
 BeamWorkspace::BeamWorkspace() : impl_(new Impl) {}
@@ -139,7 +124,7 @@ class Stepper {
         work_(workspace),
         plan_(MakePlan(input.batch, input.rows, output.width, num_threads)),
         threads_(num_threads),
-        scan_row_(ScanRowFor(CurrentIsa())) {}
+        scan_row_(ONEREC_DISPATCH(ScanRow)) {}
 
   void Run() {
     ReserveStep(work_, in_.batch, in_.rows, out_.width, trie_.codebook_size, own_ ? own_->items : 0,
@@ -292,7 +277,7 @@ class Stepper {
   BeamWorkspace::Impl& work_;
   const Plan plan_;
   const int threads_;
-  const ScanRowFunction scan_row_;
+  void (*const scan_row_)(const RowInput&, float*, Collector&);
 };
 
 }  // namespace
@@ -300,12 +285,12 @@ class Stepper {
 void ReserveStep(BeamWorkspace::Impl& w, int64_t batch, int64_t rows, int64_t width, int64_t vocab,
                  int64_t items, int num_threads) {
   const Plan plan = MakePlan(batch, rows, width, num_threads);
-  w.Grow(w.candidates, batch * plan.groups * plan.capacity);
-  w.Grow(w.sizes, batch * plan.groups);
-  w.Grow(w.thresholds, batch);
-  w.Grow(w.scratch, plan.chunks * (2 * vocab + 64));
-  w.Grow(w.edges, plan.chunks * 2 * rows);
-  w.Grow(w.own, plan.chunks * items);
+  Grow(w.candidates, batch * plan.groups * plan.capacity);
+  Grow(w.sizes, batch * plan.groups);
+  Grow(w.thresholds, batch);
+  Grow(w.scratch, plan.chunks * (2 * vocab + 64));
+  Grow(w.edges, plan.chunks * 2 * rows);
+  Grow(w.own, plan.chunks * items);
 }
 
 void RunStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring, double temperature,
@@ -317,8 +302,7 @@ void RunStep(const TrieView& trie, const BeamStepInput& input, Scoring scoring, 
 
 void CheckTemperature(double temperature) {
   if (!(temperature > 0.0 && std::isfinite(temperature))) {
-    throw std::invalid_argument("temperature: wanted a positive finite number, got " +
-                                std::to_string(temperature));
+    throw std::invalid_argument(WantedGot("temperature", "a positive finite number", temperature));
   }
 }
 

@@ -14,6 +14,7 @@
 
 #include "onerec/beam_search.h"
 #include "support/cuda/device.h"
+#include "support/error.h"
 
 namespace onerec {
 namespace {
@@ -535,9 +536,9 @@ void Run(Step s, int64_t batch, cudaStream_t stream) {
   const size_t room = SharedRoom("beam step, select", Select<T>);
   const size_t fixed = s.capacity * sizeof(Candidate) + (s.rows + 1) * sizeof(int);
   if (room < fixed) {
-    throw std::invalid_argument("rows and width: wanted few enough for " + std::to_string(room) +
-                                " bytes of shared memory, got " + std::to_string(s.rows) + " and " +
-                                std::to_string(s.width));
+    throw std::invalid_argument(WantedGot("rows and width",
+                                          Text("few enough for ", room, " bytes of shared memory"),
+                                          s.rows, " and ", s.width));
   }
   s.cached =
       static_cast<int>(std::min<int64_t>(s.rows * s.vocab, (room - fixed) / sizeof(uint64_t)));
@@ -558,9 +559,8 @@ void CudaBeamStep(const uint64_t* trie, int codebook_size, const BeamStepInput& 
                   Scoring scoring, double temperature, const BeamStepOutput& output,
                   void* workspace, void* stream) {
   if (input.rows > kMaxRows || output.width > kMaxRows) {
-    throw std::invalid_argument("rows and width: wanted at most " + std::to_string(kMaxRows) +
-                                " on CUDA, got " + std::to_string(input.rows) + " and " +
-                                std::to_string(output.width));
+    throw std::invalid_argument(WantedGot("rows and width", Text("at most ", kMaxRows, " on CUDA"),
+                                          input.rows, " and ", output.width));
   }
   if (input.batch == 0) return;
   Step s{};

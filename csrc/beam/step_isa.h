@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "support/dispatch.h"
+
 namespace onerec {
 
 struct Candidate {
@@ -54,13 +56,6 @@ struct RowInput {
 
 // Scores a beam's legal children and gives the collector those that may be among the best.
 // scratch: 2 * vocab + 64 floats. The threshold is read and raised with relaxed atomics.
-#define ONEREC_DECLARE(isa)                                                \
-  namespace isa {                                                          \
-  void ScanRow(const RowInput& row, float* scratch, Collector& collector); \
-  }
-ONEREC_DECLARE(baseline)
-ONEREC_DECLARE(avx2)
-ONEREC_DECLARE(avx512)
-#undef ONEREC_DECLARE
+ONEREC_EACH_ISA(void ScanRow(const RowInput& row, float* scratch, Collector& collector);)
 
 }  // namespace onerec

@@ -13,6 +13,7 @@
 #include "gemm/tile.h"
 #include "onerec/engine.h"
 #include "support/aligned_vector.h"
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec::engine {
@@ -20,13 +21,6 @@ namespace onerec::engine {
 inline constexpr int64_t kMostRows = 48;    // rows that one piece of work takes through a sublayer
 inline constexpr int64_t kFewestRows = 6;   // of a block of the matrix product on AVX2
 inline constexpr int64_t kMostPending = 4;  // tokens that a beam may have waiting
-
-inline int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-template <class T>
-void Grow(T& v, int64_t size) {
-  if (static_cast<int64_t>(v.size()) < size) v.resize(size);
-}
 
 // Rows [begin, end) of one request.
 struct Piece {

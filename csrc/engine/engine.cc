@@ -53,10 +53,9 @@ Engine::Engine(std::shared_ptr<const EngineModel> model, std::shared_ptr<const T
   const EngineConfig& c = model->Config();
   const TrieView& t = trie->View();
   if (c.levels != t.levels || c.codebook_size != t.codebook_size) {
-    throw std::invalid_argument("trie: wanted " + std::to_string(c.levels) + " levels of " +
-                                std::to_string(c.codebook_size) + " codes as the model, got " +
-                                std::to_string(t.levels) + " of " +
-                                std::to_string(t.codebook_size));
+    throw std::invalid_argument(
+        WantedGot("trie", Text(c.levels, " levels of ", c.codebook_size, " codes as the model"),
+                  t.levels, " of ", t.codebook_size));
   }
   if (c.node_outputs) CheckKnown(*model->impl().own, *trie);
   impl_->model = std::move(model);

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "support/dispatch.h"
+
 namespace onerec {
 
 struct EngineKernels {
@@ -23,14 +25,7 @@ struct EngineKernels {
                  int64_t times, int64_t n, float scale, float* scores, float* out);
 };
 
-#define ONEREC_DECLARE(isa)    \
-  namespace isa {              \
-  EngineKernels EngineTable(); \
-  }
-ONEREC_DECLARE(baseline)
-ONEREC_DECLARE(avx2)
-ONEREC_DECLARE(avx512)
-#undef ONEREC_DECLARE
+ONEREC_EACH_ISA(EngineKernels EngineTable();)
 
 // Those of the instruction set in use.
 EngineKernels CurrentEngineKernels();

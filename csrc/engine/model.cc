@@ -8,14 +8,14 @@
 
 #include "gemm/tile.h"
 #include "support/bfloat16.h"
-#include "support/xxh64.h"
+#include "support/error.h"
+#include "support/int_math.h"
+#include "support/sealed_file.h"
 
 namespace onerec {
 namespace {
 
-constexpr char kMagic[8] = {'O', 'N', 'E', 'R', 'E', 'N', 'G', 'N'};
-constexpr uint32_t kVersion = 3;
-constexpr uint32_t kByteOrder = 0x01020304;
+constexpr SealedKind kModelFile{"ONERENGN", 3};
 
 struct Header {
   char magic[8];
@@ -35,38 +35,32 @@ static_assert(sizeof(Header) == 256 && offsetof(Header, content_hash) == 240);
 }
 
 void CheckConfig(const EngineConfig& c) {
-  const auto at_least = [](const char* name, int64_t value, int64_t least, int64_t most) {
-    if (value < least || value > most) {
-      throw std::invalid_argument(std::string(name) + ": wanted " + std::to_string(least) + ".." +
-                                  std::to_string(most) + ", got " + std::to_string(value));
-    }
-  };
   constexpr int64_t kLarge = int64_t{1} << 20;
-  at_least("levels", c.levels, 1, kMaxTrieLevels);
-  at_least("codebook_size", c.codebook_size, 1, kMaxCodebookSize);
-  at_least("session_length", c.session_length, 1, kLarge);
-  at_least("history_length", c.history_length, 1, kLarge);
-  at_least("history_is_items", c.history_is_items, 0, 1);
-  at_least("causal", c.causal, 0, c.history_is_items);
-  at_least("n_items", c.n_items, 0, c.history_is_items ? std::numeric_limits<int32_t>::max() : 0);
-  at_least("dense_head", c.dense_head, 0, c.n_items > 0);
-  at_least("legal_softmax", c.legal_softmax, 0, 1);
-  at_least("node_outputs", c.node_outputs, 0, c.legal_softmax && c.n_items > 0);
-  at_least("decoder_start", c.decoder_start, 0, c.history_is_items);
-  at_least("d_model", c.d_model, 1, kLarge);
-  at_least("n_heads", c.n_heads, 1, c.d_model);
-  at_least("encoder_layers", c.encoder_layers, 1, 4096);
-  at_least("decoder_layers", c.decoder_layers, 1, 4096);
-  at_least("d_ff", c.d_ff, 1, kLarge);
-  at_least("n_experts", c.n_experts, 0, 65536);
+  CheckRange("levels", c.levels, 1, kMaxTrieLevels);
+  CheckRange("codebook_size", c.codebook_size, 1, kMaxCodebookSize);
+  CheckRange("session_length", c.session_length, 1, kLarge);
+  CheckRange("history_length", c.history_length, 1, kLarge);
+  CheckRange("history_is_items", c.history_is_items, 0, 1);
+  CheckRange("causal", c.causal, 0, c.history_is_items);
+  CheckRange("n_items", c.n_items, 0, c.history_is_items ? std::numeric_limits<int32_t>::max() : 0);
+  CheckRange("dense_head", c.dense_head, 0, c.n_items > 0);
+  CheckRange("legal_softmax", c.legal_softmax, 0, 1);
+  CheckRange("node_outputs", c.node_outputs, 0, c.legal_softmax && c.n_items > 0);
+  CheckRange("decoder_start", c.decoder_start, 0, c.history_is_items);
+  CheckRange("d_model", c.d_model, 1, kLarge);
+  CheckRange("n_heads", c.n_heads, 1, c.d_model);
+  CheckRange("encoder_layers", c.encoder_layers, 1, 4096);
+  CheckRange("decoder_layers", c.decoder_layers, 1, 4096);
+  CheckRange("d_ff", c.d_ff, 1, kLarge);
+  CheckRange("n_experts", c.n_experts, 0, 65536);
   if (c.n_experts > 0) {
-    at_least("experts_per_token", c.experts_per_token, 1, std::min(c.n_experts, 64));
-    at_least("expert_d_ff", c.expert_d_ff, 1, kLarge);
+    CheckRange("experts_per_token", c.experts_per_token, 1, std::min(c.n_experts, 64));
+    CheckRange("expert_d_ff", c.expert_d_ff, 1, kLarge);
   }
-  at_least("normalize_gates", c.normalize_gates, 0, 1);
-  at_least("activation", c.activation, 0, 3);
-  at_least("share_codes", c.share_codes, 0, 1);
-  at_least("bfloat16", c.bfloat16, 0, 1);
+  CheckRange("normalize_gates", c.normalize_gates, 0, 1);
+  CheckRange("activation", c.activation, 0, 3);
+  CheckRange("share_codes", c.share_codes, 0, 1);
+  CheckRange("bfloat16", c.bfloat16, 0, 1);
   if (c.d_model % c.n_heads != 0) throw std::invalid_argument("n_heads must divide d_model");
   if (!(c.norm_eps >= 0.0f && std::isfinite(c.norm_eps))) {
     throw std::invalid_argument("norm_eps must be finite and not negative");
@@ -171,7 +165,7 @@ class Walk {
  private:
   char* Take(int64_t bytes) {
     char* const here = base_ == nullptr ? nullptr : base_ + at_;
-    at_ += (static_cast<uint64_t>(bytes) + 63) / 64 * 64;
+    at_ += RoundUp(static_cast<uint64_t>(bytes), 64);
     return here;
   }
 
@@ -255,9 +249,7 @@ std::shared_ptr<const EngineModel> EngineModel::Build(const EngineConfig& config
   Impl& m = *model->impl_;
   m.config = config;
   Header header{};
-  std::memcpy(header.magic, kMagic, sizeof kMagic);
-  header.version = kVersion;
-  header.byte_order = kByteOrder;
+  Name(header, kModelFile);
   header.config = config;
   if (config.node_outputs) {
     const int64_t codes = int64_t{config.n_items} * config.levels;
@@ -271,9 +263,7 @@ std::shared_ptr<const EngineModel> EngineModel::Build(const EngineConfig& config
   m.block = FileBlock::Allocate(header.file_bytes);
   std::memset(m.block.data(), 0, m.block.size());
   Walk(m, header.nodes, m.block.data(), &source, num_threads).Run();
-  header.content_hash = Xxh64(m.block.data() + sizeof(Header), m.block.size() - sizeof(Header));
-  header.header_hash = Xxh64(&header, offsetof(Header, header_hash));
-  std::memcpy(m.block.data(), &header, sizeof header);
+  Seal(header, m.block.data());
   return model;
 }
 
@@ -281,22 +271,7 @@ std::shared_ptr<const EngineModel> EngineModel::Load(const std::string& path) {
   std::shared_ptr<EngineModel> model(new EngineModel);
   Impl& m = *model->impl_;
   m.block = FileBlock::Map(path);
-  if (m.block.size() < sizeof(Header))
-    Refuse("it has " + std::to_string(m.block.size()) + " bytes");
-  Header h;
-  std::memcpy(&h, m.block.data(), sizeof h);
-  if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0) Refuse("it does not start with ONERENGN");
-  if (h.byte_order != kByteOrder) Refuse("its byte order is not this machine's");
-  if (h.version != kVersion) {
-    Refuse("version: wanted " + std::to_string(kVersion) + ", got " + std::to_string(h.version));
-  }
-  if (h.header_hash != Xxh64(&h, offsetof(Header, header_hash))) {
-    Refuse("the header hash does not match");
-  }
-  if (h.file_bytes != m.block.size()) {
-    Refuse("size in bytes: wanted " + std::to_string(h.file_bytes) + ", got " +
-           std::to_string(m.block.size()));
-  }
+  const auto h = ReadHeader<Header>(m.block.data(), m.block.size(), kModelFile, Refuse);
   try {
     CheckConfig(h.config);
   } catch (const std::invalid_argument& error) {
@@ -305,16 +280,13 @@ std::shared_ptr<const EngineModel> EngineModel::Load(const std::string& path) {
   m.config = h.config;
   for (int l = 0; l < (h.config.node_outputs ? h.config.levels : 0); ++l) {
     if (h.nodes[l] < 1 || h.nodes[l] > h.config.n_items) {
-      Refuse("nodes behind level " + std::to_string(l) + ": wanted 1.." +
-             std::to_string(h.config.n_items) + ", got " + std::to_string(h.nodes[l]));
+      Refuse(WantedGot(Text("nodes behind level ", l), Text("1..", h.config.n_items), h.nodes[l]));
     }
   }
   if (Walk(m, h.nodes, m.block.data(), nullptr, 1).Run() != h.file_bytes) {
     Refuse("its tensors do not fill the file");
   }
-  if (h.content_hash != Xxh64(m.block.data() + sizeof(Header), m.block.size() - sizeof(Header))) {
-    Refuse("the content hash does not match");
-  }
+  CheckContent(h, m.block.data(), Refuse);
   if (h.config.node_outputs) {
     SetTrie(m, m.item_sids);
     if (!std::equal(h.nodes, h.nodes + h.config.levels, m.own->View().nodes + 1)) {

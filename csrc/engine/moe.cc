@@ -8,24 +8,20 @@
 #include "engine/kernels_isa.h"
 #include "gemm/tile.h"
 #include "onerec/runtime.h"
+#include "support/dispatch.h"
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
 
-EngineKernels CurrentEngineKernels() {
-#ifdef ONEREC_X86
-  if (CurrentIsa() >= Isa::kAvx512) return avx512::EngineTable();
-  if (CurrentIsa() == Isa::kAvx2) return avx2::EngineTable();
-#endif
-  return baseline::EngineTable();
-}
+EngineKernels CurrentEngineKernels() { return ONEREC_DISPATCH(EngineTable)(); }
 
 namespace {
 
 constexpr int64_t kRows = 96;   // rows of an expert that one task takes
 constexpr int64_t kPanels = 8;  // columns that it makes, over 16
 
-int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+int64_t Aligned(int64_t bytes) { return RoundUp(bytes, 64); }
 
 // Floats from one row of `hidden` to the next: rows a power of two apart would share their places
 // in the cache.
@@ -99,7 +95,7 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
   }
   w.blocks[0] = 0;
   for (int64_t e = 0; e < experts.count; ++e) {
-    w.blocks[e + 1] = w.blocks[e] + (w.begin[e + 2] + kRows - 1) / kRows;
+    w.blocks[e + 1] = w.blocks[e] + DivideUp(w.begin[e + 2], kRows);
     w.begin[e + 2] += w.begin[e + 1];
   }
   for (int64_t i = 0; i < pairs; ++i) {  // leaves the first row of expert e in begin[e]
@@ -112,9 +108,7 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
     const int64_t bytes = experts.stride > 0 ? experts.stride : PackedBytes(n, k, experts.type);
     return PackedMatrix{static_cast<const char*>(data) + e * bytes, experts.type, n, k};
   };
-  const auto groups = [](int64_t n) {
-    return (n + kPanels * kPanelWidth - 1) / (kPanels * kPanelWidth);
-  };
+  const auto groups = [](int64_t n) { return DivideUp(n, kPanels * kPanelWidth); };
   const int64_t blocks = w.blocks[experts.count];
   const auto activation = static_cast<int>(experts.activation);
   ParallelFor(blocks * groups(hidden), num_threads, [&](int64_t index) {
@@ -153,7 +147,7 @@ void MoeForward(const float* x, int64_t tokens, int64_t x_stride, const int64_t*
     gemm(tile);
   });
   constexpr int64_t kTokens = 16;
-  ParallelFor((tokens + kTokens - 1) / kTokens, num_threads, [&](int64_t chunk) {
+  ParallelFor(DivideUp(tokens, kTokens), num_threads, [&](int64_t chunk) {
     const int64_t end = std::min(tokens, (chunk + 1) * kTokens);
     for (int64_t t = chunk * kTokens; t < end; ++t) {
       if (!add) std::memset(y + t * y_stride, 0, width * sizeof(float));

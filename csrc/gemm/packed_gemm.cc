@@ -10,6 +10,8 @@
 #include "gemm/tile.h"
 #include "onerec/runtime.h"
 #include "support/bfloat16.h"
+#include "support/dispatch.h"
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
@@ -17,7 +19,7 @@ namespace {
 
 constexpr int64_t kLarge = 4 << 20;  // bytes of which most can lie in pages of 2 MB
 
-int64_t Panels(int64_t n) { return (n + kPanelWidth - 1) / kPanelWidth; }
+int64_t Panels(int64_t n) { return DivideUp(n, kPanelWidth); }
 
 }  // namespace
 
@@ -33,7 +35,7 @@ void AdviseLargePages(void* data, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   if (bytes < kLarge) return;
   const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
+  const auto begin = RoundUp(reinterpret_cast<uintptr_t>(data), page);
   const auto end =
       (reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(bytes)) / page * page;
   if (begin < end) ::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
@@ -80,10 +82,8 @@ void UnpackRow(const PackedMatrix& w, int64_t row, float* out) {
 GemmFunction CurrentGemm() {
 #ifdef ONEREC_X86
   if (CurrentIsa() == Isa::kAvx512Bf16) return &avx512_bf16::RunTile;
-  if (CurrentIsa() == Isa::kAvx512) return &avx512::RunTile;
-  if (CurrentIsa() == Isa::kAvx2) return &avx2::RunTile;
 #endif
-  return &baseline::RunTile;
+  return &ONEREC_DISPATCH(RunTile);
 }
 
 GemmTile TileOf(const PackedMatrix& w, int64_t first_panel, int64_t panels) {
@@ -102,7 +102,7 @@ void PackedGemm(const float* x, int64_t m, int64_t x_stride, const PackedMatrix&
   // Columns are cut first, so that each weight is read by one thread; rows where they are many.
   const int64_t parts = num_threads > 1 ? int64_t{4} * num_threads : 1;
   const int64_t columns = std::clamp<int64_t>(panels / 4, 1, parts);
-  const int64_t row_parts = std::clamp<int64_t>(m / 96, 1, (parts + columns - 1) / columns);
+  const int64_t row_parts = std::clamp<int64_t>(m / 96, 1, DivideUp(parts, columns));
   ParallelFor(columns * row_parts, num_threads, [&](int64_t chunk) {
     const int64_t column = chunk / row_parts, part = chunk % row_parts;
     const int64_t first = column * panels / columns, last = (column + 1) * panels / columns;

@@ -4,6 +4,7 @@
 #endif
 
 #include "gemm/tile.h"
+#include "support/int_math.h"
 #include "support/simd.h"
 
 namespace onerec::ONEREC_ISA {
@@ -127,7 +128,7 @@ void Block(const GemmTile& tile, int64_t row, int64_t panel) {
     a[r] = reinterpret_cast<const typename Format::Input*>(tile.x) + at * tile.x_stride;
   }
   const int64_t steps = tile.k / Format::kStep;
-  const int64_t elements = (tile.k + Format::kStep - 1) / Format::kStep * kPanelWidth;
+  const int64_t elements = DivideUp(tile.k, Format::kStep) * kPanelWidth;
   const typename Format::Type* w[P];
   for (int p = 0; p < P; ++p) {
     const int64_t at = tile.panels != nullptr ? tile.panels[panel + p] : panel + p;
@@ -188,7 +189,7 @@ void Rows(const GemmTile& tile, int64_t row, int64_t rows, int64_t panel, int64_
 template <class Format>
 void Run(const GemmTile& tile) {
   constexpr int kGroup = 4;
-  const int64_t panels = (tile.n + kPanelWidth - 1) / kPanelWidth;
+  const int64_t panels = DivideUp(tile.n, kPanelWidth);
   for (int64_t block = 0; block < tile.m; block += kRowBlock) {
     const int64_t end = block + kRowBlock < tile.m ? block + kRowBlock : tile.m;
     const int64_t rest = (end - block) % kRows;
@@ -249,7 +250,7 @@ void RunBFloat16(const GemmTile& tile) {
   constexpr int64_t kMost = 2048;  // columns that the stack has room for
   if (tile.m <= 2 * kRows || tile.k > kMost) return Run<BFloat16>(tile);
   alignas(64) float wide[kMost * kPanelWidth];
-  const int64_t steps = (tile.k + 1) / 2, panels = (tile.n + kPanelWidth - 1) / kPanelWidth;
+  const int64_t steps = (tile.k + 1) / 2, panels = DivideUp(tile.n, kPanelWidth);
   for (int64_t panel = 0; panel < panels; ++panel) {
     const int64_t at = tile.panels != nullptr ? tile.panels[panel] : panel;
     const auto* const from = static_cast<const uint32_t*>(tile.weights) + at * steps * kPanelWidth;

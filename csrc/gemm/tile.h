@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "onerec/packed_gemm.h"
+#include "support/dispatch.h"
 
 namespace onerec {
 
@@ -37,14 +38,9 @@ GemmFunction CurrentGemm();
 // A tile of columns 16 * first_panel .. of a packed matrix, to be given x and y.
 GemmTile TileOf(const PackedMatrix& w, int64_t first_panel, int64_t panels);
 
-#define ONEREC_DECLARE(isa)           \
-  namespace isa {                     \
-  void RunTile(const GemmTile& tile); \
-  }
-ONEREC_DECLARE(baseline)
-ONEREC_DECLARE(avx2)
-ONEREC_DECLARE(avx512)
-ONEREC_DECLARE(avx512_bf16)
-#undef ONEREC_DECLARE
+ONEREC_EACH_ISA(void RunTile(const GemmTile& tile);)
+namespace avx512_bf16 {
+void RunTile(const GemmTile& tile);
+}
 
 }  // namespace onerec

@@ -13,12 +13,11 @@
 #include "kmeans/tiles/pass.h"
 #include "kmeans/transport/paths.h"
 #include "onerec/balanced_kmeans.h"
+#include "support/error.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
 namespace {
-
-std::string Text(int64_t value) { return std::to_string(value); }
 
 // Costs of a group's items in the clusters that it may use, prices included.
 class GroupCosts : public FinishCosts {
@@ -116,14 +115,14 @@ void PricedArgmin(const FloatRows& x, const float* centers, int64_t clusters, co
 void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, const double* prices,
                   const int64_t* groups, int64_t cap, const BalancedKMeansOptions& options,
                   int32_t* labels) {
-  if (cap < 1) throw std::invalid_argument("cap: wanted at least 1, got " + Text(cap));
+  if (cap < 1) throw std::invalid_argument(WantedGot("cap", "at least 1", cap));
   PricedArgmin(x, centers, clusters, prices, options, labels, nullptr);
   // Items by group, in item order.
   int64_t count = 0;
   for (int64_t i = 0; i < x.rows; ++i) {
     if (groups[i] < 0 || groups[i] >= x.rows) {
-      throw std::invalid_argument("groups: wanted numbers in 0.." + Text(x.rows - 1) + ", got " +
-                                  Text(groups[i]) + " at " + Text(i));
+      throw std::invalid_argument(
+          WantedGot("groups", Text("numbers in 0..", x.rows - 1), groups[i], " at ", i));
     }
     count = std::max(count, groups[i] + 1);
   }
@@ -141,9 +140,9 @@ void CappedAssign(const FloatRows& x, const float* centers, int64_t clusters, co
   for (int64_t g = 0; g < count; ++g) {
     const int64_t n = offset[g + 1] - offset[g];
     if (n > cap * clusters) {
-      throw std::invalid_argument(
-          "groups: wanted at most cap * clusters = " + Text(cap * clusters) +
-          " items in a group, got " + Text(n) + " in group " + Text(g));
+      throw std::invalid_argument(WantedGot(
+          "groups", Text("at most cap * clusters = ", cap * clusters, " items in a group"), n,
+          " in group ", g));
     }
     codes.clear();
     for (int64_t t = offset[g]; t < offset[g + 1]; ++t) {
@@ -224,16 +223,15 @@ void AssignWithin(const FloatRows& x, const float* centers, int64_t clusters, co
   capacity.dummies = -x.rows;
   for (int64_t k = 0; k < clusters; ++k) {
     if (room[k] < 0) {
-      throw std::invalid_argument("room: wanted at least 0, got " + Text(room[k]) + " at " +
-                                  Text(k));
+      throw std::invalid_argument(WantedGot("room", "at least 0", room[k], " at " + Text(k)));
     }
     capacity.units.push_back(room[k]);
     capacity.extra.push_back(room[k]);
     capacity.dummies += room[k];
   }
   if (capacity.dummies < 0) {
-    throw std::invalid_argument("room: wanted at least " + Text(x.rows) + " in all, got " +
-                                Text(x.rows + capacity.dummies));
+    throw std::invalid_argument(
+        WantedGot("room", Text("at least ", x.rows, " in all"), x.rows + capacity.dummies));
   }
   if (x.rows == 0) return;
   PricedArgmin(x, centers, clusters, prices, options, labels, nullptr);

@@ -16,6 +16,7 @@
 #include "kmeans/transport/annealer.h"
 #include "kmeans/transport/paths.h"
 #include "kmeans/transport/simplex.h"
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
@@ -346,7 +347,7 @@ class Search {
     const int64_t columns = matrix.columns;
     const int64_t count = matrix.rows;
     constexpr int64_t kChunk = 256;
-    const int64_t chunks = (count + kChunk - 1) / kChunk;
+    const int64_t chunks = DivideUp(count, kChunk);
     std::vector<float> p(columns, 0.0f);
     for (int64_t k = 0; k < nodes_.count; ++k) {
       p[k] = static_cast<float>(prices[k]);
@@ -719,13 +720,13 @@ BalancedAssignment SolveAssignment(const FloatRows& x, const std::vector<double>
   for (int64_t i = 0; i < x.rows; ++i) ++total[labels[i]];
   std::vector<int64_t> left(nodes.count);
   std::vector<int64_t> members(nodes.multiplicity);
-  for (size_t g = 0; g < left.size(); ++g) left[g] = (total[g] + members[g] - 1) / members[g];
+  for (size_t g = 0; g < left.size(); ++g) left[g] = DivideUp(total[g], members[g]);
   for (int64_t i = 0; i < x.rows; ++i) {
     const size_t node = labels[i];
     if (left[node] == 0) {
       member[node] = next[member[node]];
       --members[node];
-      left[node] = (total[node] + members[node] - 1) / members[node];
+      left[node] = DivideUp(total[node], members[node]);
     }
     --left[node];
     --total[node];

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "onerec/runtime.h"
+#include "support/error.h"
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
@@ -15,8 +17,6 @@ namespace {
 
 // Squares of differences of larger values, summed over a row, could leave the range of float.
 constexpr float kLargest = 1e15f;
-
-std::string Text(int64_t value) { return std::to_string(value); }
 
 void CheckValue(const std::string& name, float value, int64_t row, int64_t column) {
   if (std::fabs(value) <= kLargest) return;
@@ -30,38 +30,38 @@ void CheckValue(const std::string& name, float value, int64_t row, int64_t colum
 
 void CheckShape(const FloatRows& x, int64_t clusters, const BalancedKMeansOptions& options) {
   if (x.rows < 1 || x.columns < 1) {
-    throw std::invalid_argument("x: wanted at least one row and one column, got shape [" +
-                                Text(x.rows) + ", " + Text(x.columns) + "]");
+    throw std::invalid_argument(
+        WantedGot("x", "at least one row and one column", "shape [", x.rows, ", ", x.columns, "]"));
   }
   if (x.rows > std::numeric_limits<int32_t>::max()) {
-    throw std::invalid_argument("x: wanted at most 2147483647 rows, got " + Text(x.rows));
+    throw std::invalid_argument(WantedGot("x", "at most 2147483647 rows", x.rows));
   }
   if (x.stride < x.columns) {
-    throw std::invalid_argument("x: wanted a stride of at least " + Text(x.columns) + ", got " +
-                                Text(x.stride));
+    throw std::invalid_argument(WantedGot("x", Text("a stride of at least ", x.columns), x.stride));
   }
   if (clusters < 1) {
-    throw std::invalid_argument("clusters: wanted at least 1, got " + Text(clusters));
+    throw std::invalid_argument(WantedGot("clusters", "at least 1", clusters));
   }
   const Processes& processes = options.processes;
   if (processes.count < 1 || processes.rank < 0 || processes.rank >= processes.count ||
       (processes.count > 1 && !processes.exchange)) {
-    throw std::invalid_argument("processes: wanted a rank in 0.." + Text(processes.count - 1) +
-                                " and an exchange, got rank " + Text(processes.rank));
+    throw std::invalid_argument(
+        WantedGot("processes", Text("a rank in 0..", processes.count - 1, " and an exchange"),
+                  "rank ", processes.rank));
   }
   if (options.num_threads < 1) {
-    throw std::invalid_argument("num_threads: wanted at least 1, got " + Text(options.num_threads));
+    throw std::invalid_argument(WantedGot("num_threads", "at least 1", options.num_threads));
   }
   if (options.cuda_device >= 0) {
     const CudaInfo cuda = GetCudaInfo();
     if (options.cuda_device >= cuda.devices) {
-      throw std::invalid_argument("cuda_device: wanted one of " + Text(cuda.devices) +
-                                  " devices, got " + Text(options.cuda_device) +
-                                  (cuda.problem.empty() ? "" : ": " + cuda.problem));
+      throw std::invalid_argument(
+          WantedGot("cuda_device", Text("one of ", cuda.devices, " devices"), options.cuda_device,
+                    (cuda.problem.empty() ? "" : ": " + cuda.problem)));
     }
     if (processes.count > 1) {
-      throw std::invalid_argument("cuda_device: wanted -1 with several processes, got " +
-                                  Text(options.cuda_device));
+      throw std::invalid_argument(
+          WantedGot("cuda_device", "-1 with several processes", options.cuda_device));
     }
   }
 }
@@ -69,18 +69,19 @@ void CheckShape(const FloatRows& x, int64_t clusters, const BalancedKMeansOption
 void CheckBalanced(const FloatRows& x, int64_t clusters, const BalancedKMeansOptions& options) {
   CheckShape(x, clusters, options);
   if (x.rows < clusters) {
-    throw std::invalid_argument("x: wanted at least as many rows as clusters (" + Text(clusters) +
-                                "), got " + Text(x.rows));
+    throw std::invalid_argument(
+        WantedGot("x", Text("at least as many rows as clusters (", clusters, ")"), x.rows));
   }
   if (options.max_iter < 1) {
-    throw std::invalid_argument("max_iter: wanted at least 1, got " + Text(options.max_iter));
+    throw std::invalid_argument(WantedGot("max_iter", "at least 1", options.max_iter));
   }
   // What the first price search, the shortest lists and the exact finish cannot do without.
   const int64_t least = 192 * x.rows + 4096 * clusters;
   if (options.memory_budget < least) {
-    throw std::invalid_argument("memory_budget: wanted at least " + Text(least) + " bytes for " +
-                                Text(x.rows) + " rows and " + Text(clusters) + " clusters, got " +
-                                Text(options.memory_budget));
+    throw std::invalid_argument(WantedGot(
+        "memory_budget",
+        Text("at least ", least, " bytes for ", x.rows, " rows and ", clusters, " clusters"),
+        options.memory_budget));
   }
 }
 
@@ -90,8 +91,8 @@ void CheckCenters(const float* centers, int64_t clusters, int64_t d, const doubl
   }
   for (int64_t k = 0; prices != nullptr && k < clusters; ++k) {
     if (!std::isfinite(prices[k])) {
-      throw std::invalid_argument("prices: wanted finite values, got " + std::to_string(prices[k]) +
-                                  " at " + Text(k));
+      throw std::invalid_argument(
+          WantedGot("prices", "finite values", std::to_string(prices[k]) + " at ", k));
     }
   }
 }
@@ -100,20 +101,20 @@ void CheckSizes(int64_t rows, int64_t clusters, const int32_t* labels) {
   std::vector<int64_t> sizes(clusters);
   for (int64_t i = 0; i < rows; ++i) {
     if (labels[i] < 0 || labels[i] >= clusters) {
-      throw std::invalid_argument("labels: wanted 0.." + Text(clusters - 1) + ", got " +
-                                  Text(labels[i]) + " at " + Text(i));
+      throw std::invalid_argument(
+          WantedGot("labels", Text("0..", clusters - 1), labels[i], " at ", i));
     }
     ++sizes[labels[i]];
   }
   const auto [low, high] = std::minmax_element(sizes.begin(), sizes.end());
-  if (*low < rows / clusters || *high > (rows + clusters - 1) / clusters) {
-    throw std::invalid_argument("labels: wanted clusters of equal size, got sizes from " +
-                                Text(*low) + " to " + Text(*high));
+  if (*low < rows / clusters || *high > DivideUp(rows, clusters)) {
+    throw std::invalid_argument(
+        WantedGot("labels", "clusters of equal size", "sizes from ", *low, " to ", *high));
   }
 }
 
 void CheckValues(const FloatRows& x, int num_threads) {
-  const int64_t parts = (x.rows + 1023) / 1024;
+  const int64_t parts = DivideUp(x.rows, 1024);
   std::vector<int64_t> bad(parts, -1);
   ParallelFor(parts, num_threads, [&](int64_t c) {
     for (int64_t i = c * 1024; i < std::min(x.rows, (c + 1) * 1024); ++i) {

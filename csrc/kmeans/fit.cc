@@ -10,6 +10,7 @@
 #include "kmeans/tiles/device.h"
 #include "kmeans/tiles/pass.h"
 #include "onerec/balanced_kmeans.h"
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
@@ -52,7 +53,7 @@ void SequentialRound(const FloatRows& x, const std::vector<double>& mean, const 
     const int64_t width = std::min(block, clusters - first);
     const PackedCenters packed(centers + first * x.columns, width, x.columns, mean, kernels);
     const auto count = static_cast<int64_t>(left.size());
-    std::vector<float> error((count + 63) / 64);
+    std::vector<float> error(DivideUp(count, 64));
     DensePass(x, left.data(), count, packed, kernels, options,
               [&](int64_t, int64_t i, const float* row, double square) {
                 for (int64_t k = 0; k < width; ++k) {

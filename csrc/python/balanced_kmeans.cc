@@ -5,6 +5,7 @@
 #include <string>
 
 #include "python/bindings.h"
+#include "support/error.h"
 
 namespace py = pybind11;
 
@@ -57,7 +58,7 @@ void BindBalancedKMeans(py::module_& m) {
         } else if (method == "fast") {
           options.method = BalancedMethod::kFast;
         } else if (method != "priced") {
-          throw std::invalid_argument("method: wanted priced, fast or sequential, got " + method);
+          throw std::invalid_argument(WantedGot("method", "priced, fast or sequential", method));
         }
         options.max_iter = max_iter;
         options.tolerance = tolerance;

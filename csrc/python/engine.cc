@@ -9,6 +9,7 @@
 
 #include "onerec/recommender.h"
 #include "python/bindings.h"
+#include "support/error.h"
 
 namespace py = pybind11;
 
@@ -82,9 +83,8 @@ void BindEngine(py::module_& m) {
                       }
                       const py::tuple found = tensors[py::str(name)];
                       if (found[1].cast<int64_t>() != elements) {
-                        throw std::invalid_argument(name + ": wanted " + std::to_string(elements) +
-                                                    " elements, got " +
-                                                    std::to_string(found[1].cast<int64_t>()));
+                        throw std::invalid_argument(
+                            WantedGot(name, Text(elements, " elements"), found[1].cast<int64_t>()));
                       }
                       return reinterpret_cast<const float*>(found[0].cast<uintptr_t>());
                     };

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "python/bindings.h"
+#include "support/error.h"
 
 namespace py = pybind11;
 
@@ -23,7 +24,7 @@ void BindRuntime(py::module_& m) {
     for (Isa isa : kIsas) {
       if (name == IsaName(isa)) return SetIsa(isa);
     }
-    throw std::invalid_argument("isa: wanted baseline, avx2, avx512 or avx512_bf16, got " + name);
+    throw std::invalid_argument(WantedGot("isa", "baseline, avx2, avx512 or avx512_bf16", name));
   });
   m.def("cuda_info", [] {
     const CudaInfo info = GetCudaInfo();

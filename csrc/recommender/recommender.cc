@@ -9,15 +9,14 @@
 #include <stdexcept>
 #include <utility>
 
+#include "support/error.h"
 #include "support/file_block.h"
-#include "support/xxh64.h"
+#include "support/sealed_file.h"
 
 namespace onerec {
 namespace {
 
-constexpr char kMagic[8] = {'O', 'N', 'E', 'R', 'C', 'A', 'T', 'L'};
-constexpr uint32_t kVersion = 2;
-constexpr uint32_t kByteOrder = 0x01020304;
+constexpr SealedKind kCatalogFile{"ONERCATL", 2};
 constexpr uint64_t kMost = uint64_t{1} << 48;
 
 struct Header {
@@ -97,35 +96,19 @@ Catalog LoadCatalog(const std::string& path) {
   Catalog c;
   c.block = FileBlock::Map(path);
   Header& h = c.header;
-  if (c.block.size() < sizeof h) Refuse("it has " + std::to_string(c.block.size()) + " bytes");
-  std::memcpy(&h, c.block.data(), sizeof h);
-  if (std::memcmp(h.magic, kMagic, sizeof kMagic) != 0) Refuse("it does not start with ONERCATL");
-  if (h.byte_order != kByteOrder) Refuse("its byte order is not this machine's");
-  if (h.version != kVersion) {
-    Refuse("version: wanted " + std::to_string(kVersion) + ", got " + std::to_string(h.version));
-  }
-  if (h.header_hash != Xxh64(&h, offsetof(Header, header_hash))) {
-    Refuse("the header hash does not match");
-  }
-  if (h.file_bytes != c.block.size()) {
-    Refuse("size in bytes: wanted " + std::to_string(h.file_bytes) + ", got " +
-           std::to_string(c.block.size()));
-  }
+  h = ReadHeader<Header>(c.block.data(), c.block.size(), kCatalogFile, Refuse);
   if (h.items >= kMost || h.leaves >= kMost || h.id_bytes >= kMost ||
       Parts(h).end != h.file_bytes) {
     Refuse("its parts do not fill the file");
   }
-  if (h.content_hash != Xxh64(c.block.data() + sizeof(Header), c.block.size() - sizeof(Header))) {
-    Refuse("the content hash does not match");
-  }
+  CheckContent(h, c.block.data(), Refuse);
   SetParts(c);
   return c;
 }
 
 void CheckItem(const char* name, int64_t item, int64_t items) {
   if (item < -1 || item >= items) {
-    throw std::invalid_argument(std::string(name) + ": wanted indices in [-1, " +
-                                std::to_string(items) + "), got " + std::to_string(item));
+    throw std::invalid_argument(WantedGot(name, Text("indices in [-1, ", items, ")"), item));
   }
 }
 
@@ -140,9 +123,8 @@ struct Recommender::Impl {
       throw std::logic_error(text ? "item ids are integers" : "item ids are text");
     }
     if (item < 0 || item >= static_cast<int64_t>(catalog.header.items)) {
-      throw std::out_of_range("item: wanted an index in [0, " +
-                              std::to_string(catalog.header.items) + "), got " +
-                              std::to_string(item));
+      throw std::out_of_range(
+          WantedGot("item", Text("an index in [0, ", catalog.header.items, ")"), item));
     }
   }
 };
@@ -284,8 +266,9 @@ std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t
                                                        const RecommendOptions& options) const {
   const Catalog& c = impl_->catalog;
   if (options.num_sessions < 1 || options.num_sessions > options.beam_width) {
-    throw std::invalid_argument("num_sessions: wanted 1.." + std::to_string(options.beam_width) +
-                                " (the beam width), got " + std::to_string(options.num_sessions));
+    throw std::invalid_argument(WantedGot("num_sessions",
+                                          Text("1..", options.beam_width, " (the beam width)"),
+                                          options.num_sessions));
   }
   const int64_t wanted =
       options.session_length == 0 ? Config().session_length : options.session_length;
@@ -325,15 +308,13 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   const Catalog& c = impl_->catalog;
   const Engine& engine = *impl_->engine;
   if (options.k < 1) {
-    throw std::invalid_argument("k: wanted 1 or more, got " + std::to_string(options.k));
+    throw std::invalid_argument(WantedGot("k", "1 or more", options.k));
   }
   if (!(options.dense_weight >= 0 && options.dense_weight <= 1)) {
-    throw std::invalid_argument("dense_weight: wanted 0..1, got " +
-                                std::to_string(options.dense_weight));
+    throw std::invalid_argument(WantedGot("dense_weight", "0..1", options.dense_weight));
   }
   if (options.dense_top < 0) {
-    throw std::invalid_argument("dense_top: wanted 0 or more, got " +
-                                std::to_string(options.dense_top));
+    throw std::invalid_argument(WantedGot("dense_top", "0 or more", options.dense_top));
   }
   if (options.dense_weight > 0 && !Config().dense_head) {
     throw std::invalid_argument("dense_weight: the model has no dense head");
@@ -409,9 +390,7 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
                  bool text, const void* ids, const int64_t* offsets, const uint64_t* tags) {
   Catalog c;
   Header& h = c.header;
-  std::memcpy(h.magic, kMagic, sizeof kMagic);
-  h.version = kVersion;
-  h.byte_order = kByteOrder;
+  Name(h, kCatalogFile);
   h.items = static_cast<uint64_t>(n);
   h.leaves = static_cast<uint64_t>(leaves);
   h.text = text ? 1 : 0;
@@ -438,8 +417,8 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
   std::fill_n(begin, leaves + 1, 0);
   for (int64_t i = 0; i < n; ++i) {
     if (leaf_of_item[i] < 0 || leaf_of_item[i] >= leaves) {
-      throw std::invalid_argument("leaf_of_item: wanted leaves in [0, " + std::to_string(leaves) +
-                                  "), got " + std::to_string(leaf_of_item[i]));
+      throw std::invalid_argument(
+          WantedGot("leaf_of_item", Text("leaves in [0, ", leaves, ")"), leaf_of_item[i]));
     }
     ++begin[leaf_of_item[i] + 1];
   }
@@ -447,9 +426,7 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
   std::vector<int64_t> next(begin, begin + leaves);
   for (int64_t i = 0; i < n; ++i) items[next[leaf_of_item[i]]++] = i;
 
-  h.content_hash = Xxh64(base + sizeof(Header), c.block.size() - sizeof(Header));
-  h.header_hash = Xxh64(&h, offsetof(Header, header_hash));
-  std::memcpy(base, &h, sizeof h);
+  Seal(h, base);
   SaveBytes(path, base, c.block.size());
 }
 

@@ -9,6 +9,7 @@
 
 #include "onerec/engine_c.h"
 #include "onerec/recommender.h"
+#include "support/error.h"
 
 struct onerec_recommender {
   std::shared_ptr<const onerec::Recommender> held;
@@ -43,15 +44,14 @@ onerec_status Guarded(char* error, size_t error_size, Body&& body) noexcept {
 }
 
 void Need(bool given, const char* name) {
-  if (!given) throw std::invalid_argument(std::string(name) + ": wanted a pointer, got null");
+  if (!given) throw std::invalid_argument(onerec::WantedGot(name, "a pointer", "null"));
 }
 
 // A list of item indices.
 std::vector<int64_t> List(const int64_t* items, int64_t size, const char* name) {
   Need(items != nullptr || size == 0, name);
   if (size < 0) {
-    throw std::invalid_argument(std::string(name) + "_size: wanted 0 or more, got " +
-                                std::to_string(size));
+    throw std::invalid_argument(onerec::WantedGot(onerec::Text(name, "_size"), "0 or more", size));
   }
   return {items, items + size};
 }
@@ -60,8 +60,7 @@ std::vector<int64_t> List(const int64_t* items, int64_t size, const char* name) 
 template <class Options, class COptions>
 Options Common(const COptions& given) {
   if (given.scoring < -1 || given.scoring > 2) {
-    throw std::invalid_argument("scoring: wanted -1, 0, 1 or 2, got " +
-                                std::to_string(given.scoring));
+    throw std::invalid_argument(onerec::WantedGot("scoring", "-1, 0, 1 or 2", given.scoring));
   }
   Options o;
   o.beam_width = given.beam_width;

@@ -25,4 +25,10 @@ struct LineAllocator {
 template <class T>
 using LineVector = std::vector<T, LineAllocator<T>>;
 
+// Makes a vector at least `size` long: buffers that are used again never shrink.
+template <class T>
+void Grow(T& values, size_t size) {
+  if (values.size() < size) values.resize(size);
+}
+
 }  // namespace onerec

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "onerec/packed_gemm.h"
+#include "support/int_math.h"
 
 namespace onerec {
 std::string SystemError(const char* what, const std::string& path) {
@@ -39,7 +40,7 @@ FileBlock::~FileBlock() {
 
 FileBlock FileBlock::Allocate(size_t size) {
   FileBlock block;
-  block.data_ = static_cast<char*>(std::aligned_alloc(64, (size + 63) / 64 * 64));
+  block.data_ = static_cast<char*>(std::aligned_alloc(64, RoundUp(size, 64)));
   if (block.data_ == nullptr) throw std::bad_alloc();
   AdviseLargePages(block.data_, static_cast<int64_t>(size));
   block.size_ = size;

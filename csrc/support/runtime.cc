@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "support/error.h"
+
 namespace onerec {
 namespace {
 
@@ -18,7 +20,7 @@ Isa ChooseIsa() {
       throw std::invalid_argument(std::string("ONEREC_ISA=") + name + ": not available here");
     }
     throw std::invalid_argument(
-        std::string("ONEREC_ISA: wanted baseline, avx2, avx512 or avx512_bf16, got ") + name);
+        WantedGot("ONEREC_ISA", "baseline, avx2, avx512 or avx512_bf16", name));
   }
   Isa best = Isa::kBaseline;
   for (Isa isa : kIsas) best = IsaAvailable(isa) ? isa : best;

@@ -9,7 +9,9 @@
 #include <vector>
 
 #include "onerec/trie.h"
+#include "support/error.h"
 #include "support/file_block.h"
+#include "support/int_math.h"
 #include "trie/format.h"
 
 namespace onerec {
@@ -85,9 +87,8 @@ std::vector<Key> Pack(const int32_t* sids, int64_t n, int64_t row_stride, int le
     if (worst >= static_cast<uint32_t>(codebook_size)) {
       for (int l = 0; l < levels; ++l) {
         if (row[l] < 0 || row[l] >= codebook_size) {
-          throw std::invalid_argument("sids: wanted codes in [0, " + std::to_string(codebook_size) +
-                                      "), got " + std::to_string(row[l]) + " in row " +
-                                      std::to_string(i) + ", level " + std::to_string(l));
+          throw std::invalid_argument(WantedGot("sids", Text("codes in [0, ", codebook_size, ")"),
+                                                row[l], " in row ", i, ", level ", l));
         }
       }
     }
@@ -104,7 +105,7 @@ void RadixSort(std::vector<Key>& keys, int total_bits) {
     std::sort(keys.begin(), keys.end(), Less<Key>);
     return;
   }
-  const int passes = (total_bits + kDigitBits - 1) / kDigitBits;
+  const int passes = DivideUp(total_bits, kDigitBits);
   std::vector<std::vector<size_t>> counts(passes, std::vector<size_t>(kMask + 1));
   for (const Key& key : keys) {
     for (int pass = 0; pass < passes; ++pass) {
@@ -174,9 +175,7 @@ std::shared_ptr<FileBlock> FromKeys(const std::vector<Key>& keys, TrieHeader h, 
                        : Fill<Key, uint64_t, uint16_t>(keys, h, data, bits);
   }
   std::memcpy(data, &h, sizeof h);
-  h.content_hash = ContentHash(data, block->size());
-  h.header_hash = HeaderHash(h);
-  std::memcpy(data, &h, sizeof h);
+  Seal(h, data);
   return block;
 }
 
@@ -201,9 +200,7 @@ std::vector<Key> Keys(const TrieView& view, int bits) {
 
 TrieHeader MakeHeader(int levels, int codebook_size) {
   TrieHeader h{};
-  std::memcpy(h.magic, kTrieMagic, sizeof kTrieMagic);
-  h.version = kTrieVersion;
-  h.byte_order = kTrieByteOrder;
+  Name(h, kTrieFile);
   h.levels = static_cast<uint32_t>(levels);
   h.codebook_size = static_cast<uint32_t>(codebook_size);
   return h;
@@ -244,13 +241,12 @@ std::shared_ptr<FileBlock> WithKey(int levels, int codebook_size, Body body) {
 std::shared_ptr<const Trie> Trie::Build(const int32_t* sids, int64_t n, int64_t row_stride,
                                         int levels, int codebook_size) {
   if (levels < 1 || levels > kMaxTrieLevels) {
-    throw std::invalid_argument("levels: wanted 1..8, got " + std::to_string(levels));
+    throw std::invalid_argument(WantedGot("levels", "1..8", levels));
   }
   if (codebook_size < 1 || codebook_size > kMaxCodebookSize) {
-    throw std::invalid_argument("codebook_size: wanted 1..65536, got " +
-                                std::to_string(codebook_size));
+    throw std::invalid_argument(WantedGot("codebook_size", "1..65536", codebook_size));
   }
-  if (n < 0) throw std::invalid_argument("n: wanted 0 or more, got " + std::to_string(n));
+  if (n < 0) throw std::invalid_argument(WantedGot("n", "0 or more", n));
   return std::shared_ptr<const Trie>(
       new Trie(WithKey(levels, codebook_size, [&](auto key, int bits) {
         return FromKeys(SortedKeys<decltype(key)>(sids, n, row_stride, levels, codebook_size),
@@ -260,7 +256,7 @@ std::shared_ptr<const Trie> Trie::Build(const int32_t* sids, int64_t n, int64_t 
 
 std::shared_ptr<const Trie> Trie::With(const int32_t* sids, int64_t n, int64_t row_stride,
                                        const uint64_t* tags) const {
-  if (n < 0) throw std::invalid_argument("n: wanted 0 or more, got " + std::to_string(n));
+  if (n < 0) throw std::invalid_argument(WantedGot("n", "0 or more", n));
   const int levels = view_.levels, codebook_size = view_.codebook_size;
   const std::vector<int64_t>& removed = Dead(levels - 1);
   std::vector<uint64_t> joined, live_tags;

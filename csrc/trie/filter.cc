@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "onerec/trie.h"
+#include "support/error.h"
 
 namespace onerec {
 
@@ -67,9 +68,9 @@ void Trie::AppendDead(uint64_t allow, const std::vector<int64_t>& leaves,
 std::shared_ptr<const Trie> Trie::Without(const int64_t* leaves, int64_t n) const {
   for (int64_t i = 0; i < n; ++i) {
     if (leaves[i] < 0 || leaves[i] >= view_.Leaves() || (i > 0 && leaves[i] <= leaves[i - 1])) {
-      throw std::invalid_argument("leaves: wanted ascending distinct ids in [0, " +
-                                  std::to_string(view_.Leaves()) + "), got " +
-                                  std::to_string(leaves[i]) + " at " + std::to_string(i));
+      throw std::invalid_argument(
+          WantedGot("leaves", Text("ascending distinct ids in [0, ", view_.Leaves(), ")"),
+                    leaves[i], " at ", i));
     }
   }
   std::shared_ptr<Trie> made(new Trie);
@@ -95,8 +96,7 @@ std::shared_ptr<const Trie> Trie::WithTags(const uint64_t* tags) const {
       uint64_t& joined = own[edge];
       if (level == last) {
         if ((tags[edge] & kEveryTag) != 0) {
-          throw std::invalid_argument("tags: wanted bits below 63, got " +
-                                      std::to_string(tags[edge]) + " at " + std::to_string(edge));
+          throw std::invalid_argument(WantedGot("tags", "bits below 63", tags[edge], " at ", edge));
         }
         joined |= tags[edge];
         continue;

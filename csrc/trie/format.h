@@ -5,13 +5,12 @@
 #include <cstdint>
 
 #include "onerec/trie.h"
-#include "support/xxh64.h"
+#include "support/int_math.h"
+#include "support/sealed_file.h"
 
 namespace onerec {
 
-inline constexpr char kTrieMagic[8] = {'O', 'N', 'E', 'R', 'T', 'R', 'I', 'E'};
-inline constexpr uint32_t kTrieVersion = 1;
-inline constexpr uint32_t kTrieByteOrder = 0x01020304;
+inline constexpr SealedKind kTrieFile{"ONERTRIE", 1};
 inline constexpr size_t kTrieAlign = 64;
 
 struct TrieHeader {
@@ -31,18 +30,6 @@ struct TrieHeader {
 };
 static_assert(sizeof(TrieHeader) == 256 && offsetof(TrieHeader, header_hash) == 248);
 
-inline uint64_t HeaderHash(const TrieHeader& header) {
-  return Xxh64(&header, offsetof(TrieHeader, header_hash));
-}
-
-inline uint64_t ContentHash(const void* data, size_t size) {
-  return Xxh64(static_cast<const char*>(data) + sizeof(TrieHeader), size - sizeof(TrieHeader));
-}
-
-inline uint64_t AlignUp(uint64_t offset) {
-  return (offset + kTrieAlign - 1) / kTrieAlign * kTrieAlign;
-}
-
 // Fills sizes, offsets and file size from levels, codebook_size and nodes; false if they would not
 // fit a signed 64-bit offset.
 inline bool LayOut(TrieHeader& h) {
@@ -54,11 +41,11 @@ inline bool LayOut(TrieHeader& h) {
   }
   uint64_t offset = sizeof(TrieHeader);
   for (uint32_t l = 0; l < h.levels; ++l) {
-    h.pointers[l] = AlignUp(offset);
-    h.tokens[l] = AlignUp(h.pointers[l] + (h.nodes[l] + 1) * h.pointer_bytes);
+    h.pointers[l] = RoundUp(offset, kTrieAlign);
+    h.tokens[l] = RoundUp(h.pointers[l] + (h.nodes[l] + 1) * h.pointer_bytes, kTrieAlign);
     offset = h.tokens[l] + h.nodes[l + 1] * h.token_bytes;
   }
-  h.file_bytes = AlignUp(offset + kTrieAlign);
+  h.file_bytes = RoundUp(offset + kTrieAlign, kTrieAlign);
   return true;
 }
 

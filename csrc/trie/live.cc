@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "onerec/live_trie.h"
+#include "support/error.h"
 
 namespace onerec {
 
@@ -48,10 +49,9 @@ int64_t LiveTrie::Swap(std::shared_ptr<const Trie> trie) {
   const std::lock_guard<std::mutex> lock(writing_);
   const TrieView now = Pin().trie->View(), next = trie->View();
   if (next.levels != now.levels || next.codebook_size != now.codebook_size) {
-    throw std::invalid_argument("trie: wanted " + std::to_string(now.levels) + " levels of " +
-                                std::to_string(now.codebook_size) + " codes, got " +
-                                std::to_string(next.levels) + " of " +
-                                std::to_string(next.codebook_size));
+    throw std::invalid_argument(
+        WantedGot("trie", Text(now.levels, " levels of ", now.codebook_size, " codes"), next.levels,
+                  " of ", next.codebook_size));
   }
   return Publish(std::move(trie));
 }

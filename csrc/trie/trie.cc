@@ -7,7 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "support/error.h"
 #include "support/file_block.h"
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 #include "trie/format.h"
 
@@ -16,10 +18,6 @@ namespace {
 
 [[noreturn]] void Refuse(const std::string& why) {
   throw TrieFormatError("not a valid trie: " + why);
-}
-
-std::string WantedGot(const char* what, uint64_t wanted, uint64_t got) {
-  return std::string(what) + ": wanted " + std::to_string(wanted) + ", got " + std::to_string(got);
 }
 
 // Every node has ascending edges that follow the previous node's; every token is in range.
@@ -62,8 +60,7 @@ void CheckLevels(const TrieView& view) {
 
 TrieView Validate(const void* data, size_t size) {
   const TrieView view = ViewTrie(data, size);
-  const auto& header = *static_cast<const TrieHeader*>(data);
-  if (header.content_hash != ContentHash(data, size)) Refuse("the content hash does not match");
+  CheckContent(*static_cast<const TrieHeader*>(data), data, Refuse);
   CheckLevels(view);
   return view;
 }
@@ -100,28 +97,12 @@ bool Gone(const std::vector<int64_t>& dead, int64_t edge) {
   return !dead.empty() && std::binary_search(dead.begin(), dead.end(), edge);
 }
 
-void CheckDepth(int depth, int most) {
-  if (depth < 0 || depth > most) {
-    throw std::invalid_argument("depth: wanted 0.." + std::to_string(most) + ", got " +
-                                std::to_string(depth));
-  }
-}
+void CheckDepth(int depth, int most) { CheckRange("depth", depth, 0, most); }
 
 }  // namespace
 
 TrieView ViewTrie(const void* data, size_t size) {
-  if (size < sizeof(TrieHeader))
-    Refuse(WantedGot("size in bytes is below the header's", sizeof(TrieHeader), size));
-  TrieHeader h;
-  std::memcpy(&h, data, sizeof h);
-  if (std::memcmp(h.magic, kTrieMagic, sizeof kTrieMagic) != 0)
-    Refuse("it does not start with ONERTRIE");
-  if (h.byte_order == __builtin_bswap32(kTrieByteOrder))
-    Refuse("its byte order is not this machine's");
-  if (h.byte_order != kTrieByteOrder) Refuse("its byte order mark is damaged");
-  if (h.version != kTrieVersion) Refuse(WantedGot("version", kTrieVersion, h.version));
-  if (h.header_hash != HeaderHash(h)) Refuse("the header hash does not match");
-  if (h.file_bytes != size) Refuse(WantedGot("size in bytes", h.file_bytes, size));
+  const auto h = ReadHeader<TrieHeader>(data, size, kTrieFile, Refuse);
   if (h.levels < 1 || h.levels > kMaxTrieLevels) Refuse("levels out of range");
   if (h.codebook_size < 1 || h.codebook_size > kMaxCodebookSize)
     Refuse("codebook size out of range");
@@ -173,8 +154,7 @@ void Trie::Save(const std::string& path) const {
 
 TrieLevelStats Trie::LevelStats(int level) const {
   if (level < 0 || level >= view_.levels) {
-    throw std::invalid_argument("level: wanted 0.." + std::to_string(view_.levels - 1) + ", got " +
-                                std::to_string(level));
+    throw std::invalid_argument(WantedGot("level", Text("0..", view_.levels - 1), level));
   }
   TrieLevelStats stats;
   stats.nodes = view_.nodes[level];
@@ -191,7 +171,7 @@ void Trie::Lookup(const int32_t* prefixes, int64_t n, int64_t row_stride, int de
                   int num_threads) const {
   CheckDepth(depth, view_.levels);
   constexpr int64_t kChunk = 4096;
-  ParallelFor((n + kChunk - 1) / kChunk, num_threads, [&](int64_t chunk) {
+  ParallelFor(DivideUp(n, kChunk), num_threads, [&](int64_t chunk) {
     const int64_t end = std::min(n, (chunk + 1) * kChunk);
     for (int64_t i = chunk * kChunk; i < end; ++i) {
       nodes[i] = Find(view_, prefixes + i * row_stride, depth);
@@ -202,14 +182,13 @@ void Trie::Lookup(const int32_t* prefixes, int64_t n, int64_t row_stride, int de
 
 void Trie::Bitmask(const int64_t* nodes, int64_t n, int depth, uint32_t* words) const {
   CheckDepth(depth, view_.levels - 1);
-  const int64_t row_words = (view_.codebook_size + 31) / 32;
+  const int64_t row_words = DivideUp(view_.codebook_size, 32);
   std::fill_n(words, n * row_words, 0);
   for (int64_t i = 0; i < n; ++i) {
     if (nodes[i] == -1) continue;
     if (nodes[i] < 0 || nodes[i] >= view_.nodes[depth]) {
-      throw std::invalid_argument("nodes: wanted -1 or less than " +
-                                  std::to_string(view_.nodes[depth]) + ", got " +
-                                  std::to_string(nodes[i]));
+      throw std::invalid_argument(
+          WantedGot("nodes", Text("-1 or less than ", view_.nodes[depth]), nodes[i]));
     }
     const int64_t last = view_.FirstEdge(depth, nodes[i] + 1);
     for (int64_t edge = view_.FirstEdge(depth, nodes[i]); edge < last; ++edge) {
@@ -224,8 +203,8 @@ void Trie::LeafSids(const int64_t* leaves, int64_t n, int32_t* sids) const {
   for (int64_t i = 0; i < n; ++i) {
     int64_t edge = leaves[i];
     if (edge < 0 || edge >= view_.Leaves()) {
-      throw std::invalid_argument("leaves: wanted ids in [0, " + std::to_string(view_.Leaves()) +
-                                  "), got " + std::to_string(edge) + " at " + std::to_string(i));
+      throw std::invalid_argument(
+          WantedGot("leaves", Text("ids in [0, ", view_.Leaves(), ")"), edge, " at ", i));
     }
     for (int level = view_.levels - 1; level >= 0; --level) {
       sids[i * view_.levels + level] = view_.Token(level, edge);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
@@ -120,28 +121,27 @@ void CandidatePass::OnDevice(double threshold, double reach, const int64_t* subs
     OnHost(
         threshold, reach, full_items.data(), static_cast<int64_t>(full.size()),
         [&](int64_t, int64_t position, Candidates& row) { again[position] = row; }, false);
-    ParallelFor((rows + plan.chunk_rows - 1) / plan.chunk_rows, options_.num_threads,
-                [&](int64_t c) {
-                  thread_local Candidates row;
-                  const int64_t begin = c * plan.chunk_rows;
-                  const int64_t end = std::min(rows, begin + plan.chunk_rows);
-                  auto next = std::lower_bound(full.begin(), full.end(), begin);
-                  for (int64_t r = begin; r < end; ++r) {
-                    const int64_t chunk = (first + begin) / plan.chunk_rows;
-                    if (next != full.end() && *next == r) {
-                      body(chunk, first + r, again[next++ - full.begin()]);
-                      continue;
-                    }
-                    const auto start = static_cast<int64_t>(lists.start[r]);
-                    const int64_t stop = start + lists.count[r];
-                    row.code.assign(lists.code.begin() + start, lists.code.begin() + stop);
-                    row.value.assign(lists.value.begin() + start, lists.value.begin() + stop);
-                    row.low = *std::min_element(row.value.begin(), row.value.end());
-                    row.error = 2 * device_->Error(item(r));
-                    SetLimit(threshold, row);
-                    body(chunk, first + r, row);
-                  }
-                });
+    ParallelFor(DivideUp(rows, plan.chunk_rows), options_.num_threads, [&](int64_t c) {
+      thread_local Candidates row;
+      const int64_t begin = c * plan.chunk_rows;
+      const int64_t end = std::min(rows, begin + plan.chunk_rows);
+      auto next = std::lower_bound(full.begin(), full.end(), begin);
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t chunk = (first + begin) / plan.chunk_rows;
+        if (next != full.end() && *next == r) {
+          body(chunk, first + r, again[next++ - full.begin()]);
+          continue;
+        }
+        const auto start = static_cast<int64_t>(lists.start[r]);
+        const int64_t stop = start + lists.count[r];
+        row.code.assign(lists.code.begin() + start, lists.code.begin() + stop);
+        row.value.assign(lists.value.begin() + start, lists.value.begin() + stop);
+        row.low = *std::min_element(row.value.begin(), row.value.end());
+        row.error = 2 * device_->Error(item(r));
+        SetLimit(threshold, row);
+        body(chunk, first + r, row);
+      }
+    });
     if (options_.on_step) options_.on_step();
   }
 }

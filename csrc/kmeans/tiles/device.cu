@@ -9,8 +9,10 @@
 
 #include "kmeans/tiles/device.h"
 #include "kmeans/tiles/device_tiles.cuh"
+#include "support/aligned_vector.h"
 #include "support/cuda/check.h"
 #include "support/cuda/device.h"
+#include "support/int_math.h"
 
 namespace onerec {
 namespace {
@@ -76,13 +78,7 @@ class Buffer {
   int64_t count_ = 0;
 };
 
-int64_t Tiles(int64_t rows) { return (rows + tiles::kTile - 1) / tiles::kTile; }
-
-// Vectors, too, never shrink.
-template <class T, class Size>
-void Grow(std::vector<T>& values, Size count) {
-  if (values.size() < static_cast<size_t>(count)) values.resize(count);
-}
+int64_t Tiles(int64_t rows) { return DivideUp(rows, tiles::kTile); }
 
 }  // namespace
 
@@ -155,8 +151,8 @@ struct KMeansDevice::State {
     starts.Reserve(count);
     codes.Reserve(count * tiles::kRoom);
     values.Reserve(count * tiles::kRoom);
-    Launch("balanced k-means, packing", PackKernel,
-           static_cast<unsigned>((count + kWarps - 1) / kWarps), tiles::kThreads, 0, nullptr,
+    Launch("balanced k-means, packing", PackKernel, static_cast<unsigned>(DivideUp(count, kWarps)),
+           tiles::kThreads, 0, nullptr,
            tiles::Pack{counts.data(), found.data(), count, total.data(), starts.data(),
                        codes.data(), values.data()});
     int64_t entries = 0;
@@ -184,7 +180,7 @@ KMeansDevice::KMeansDevice(const FloatRows& x, const std::vector<double>& mean, 
   s.device = device;
   s.rows = x.rows;
   s.d = x.columns;
-  s.padded = (x.columns + tiles::kDepth - 1) / tiles::kDepth * tiles::kDepth;
+  s.padded = RoundUp(x.columns, tiles::kDepth);
   s.mean.assign(mean.begin(), mean.end());
   // A chunk of rows may begin anywhere and ends with a whole tile.
   const int64_t all = (Tiles(x.rows) + 1) * tiles::kTile;

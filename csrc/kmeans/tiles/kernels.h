@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "support/dispatch.h"
+
 namespace onerec {
 
 // Rows of lists are padded to a multiple of this many entries.
@@ -71,16 +73,6 @@ struct KMeansKernels {
   float (*near_cost)(const float* x, const float* c, int64_t d);
 };
 
-namespace baseline {
-extern const KMeansKernels kKMeansKernels;
-}
-#ifdef ONEREC_X86
-namespace avx2 {
-extern const KMeansKernels kKMeansKernels;
-}
-namespace avx512 {
-extern const KMeansKernels kKMeansKernels;
-}
-#endif
+ONEREC_EACH_ISA(extern const KMeansKernels kKMeansKernels;)
 
 }  // namespace onerec

@@ -6,6 +6,8 @@
 #include <numeric>
 
 #include "onerec/runtime.h"
+#include "support/dispatch.h"
+#include "support/int_math.h"
 
 namespace onerec {
 namespace {
@@ -14,13 +16,7 @@ constexpr double kUnit = 5.9604644775390625e-08;  // 2^-24, half the spacing of 
 
 }  // namespace
 
-const KMeansKernels& CurrentKMeansKernels() {
-#ifdef ONEREC_X86
-  if (CurrentIsa() >= Isa::kAvx512) return avx512::kKMeansKernels;
-  if (CurrentIsa() == Isa::kAvx2) return avx2::kKMeansKernels;
-#endif
-  return baseline::kKMeansKernels;
-}
+const KMeansKernels& CurrentKMeansKernels() { return ONEREC_DISPATCH(kKMeansKernels); }
 
 std::vector<double> ColumnMeans(const FloatRows& x, int num_threads) {
   const int64_t parts = std::min<int64_t>(x.rows, 64);
@@ -44,7 +40,7 @@ std::vector<double> ColumnMeans(const FloatRows& x, int num_threads) {
 PackedCenters::PackedCenters(const float* centers, int64_t count, int64_t d,
                              const std::vector<double>& mean, const KMeansKernels& kernels)
     : count_(count),
-      columns_((count + kernels.nr - 1) / kernels.nr * kernels.nr),
+      columns_(RoundUp(count, kernels.nr)),
       d_(d),
       packed_(columns_ * d, 0.0f),
       bias_(columns_, std::numeric_limits<float>::infinity()),
@@ -97,8 +93,8 @@ PassPlan PlanPass(int64_t rows, int64_t columns, const KMeansKernels& kernels) {
   PassPlan plan;
   plan.block_rows = std::clamp<int64_t>((192 << 10) / 4 / columns, mr, 96) / mr * mr;
   const int64_t share = std::clamp<int64_t>(rows / 16, 1, 1024);
-  plan.chunk_rows = (share + plan.block_rows - 1) / plan.block_rows * plan.block_rows;
-  plan.chunks = (rows + plan.chunk_rows - 1) / plan.chunk_rows;
+  plan.chunk_rows = RoundUp(share, plan.block_rows);
+  plan.chunks = DivideUp(rows, plan.chunk_rows);
   return plan;
 }
 

@@ -11,6 +11,7 @@
 #include "kmeans/tiles/kernels.h"
 #include "onerec/balanced_kmeans.h"
 #include "support/aligned_vector.h"
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
@@ -94,8 +95,7 @@ void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
   const PassPlan plan = PlanPass(count, centers.columns(), kernels);
   const int64_t d = centers.d();
   const int64_t columns = centers.columns();
-  const int64_t most =
-      std::min(plan.block_rows, (count + kernels.mr - 1) / kernels.mr * kernels.mr);
+  const int64_t most = std::min(plan.block_rows, RoundUp(count, kernels.mr));
   const auto run = [&](int64_t chunk) {
     LineVector<float> a(most * d);
     LineVector<float> tile(most * columns);
@@ -108,7 +108,7 @@ void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
         const float* source = x.data + item * x.stride;
         squares[r] = kernels.centre(source, centers.mean(), d, a.data() + r * d);
       }
-      const int64_t padded = (rows + kernels.mr - 1) / kernels.mr * kernels.mr;
+      const int64_t padded = RoundUp(rows, kernels.mr);
       std::fill(a.begin() + rows * d, a.begin() + padded * d, 0.0f);
       kernels.cost_tile(a.data(), padded, d, centers.packed(), centers.bias(), columns,
                         tile.data());

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
@@ -362,7 +363,7 @@ Annealer::Sums Annealer::Evaluate(const CostMatrix& matrix, double eps, const do
   for (size_t k = 0; k < share_.size(); ++k) p[k] = static_cast<float>(prices[k]);
   const auto stride = std::max<int64_t>(1, matrix.rows / static_cast<int64_t>(4 * share_.size()));
   constexpr int64_t kChunk = 64;
-  return Sum(Mass(matrix), (matrix.rows + kChunk - 1) / kChunk, matrix.columns, eps, prices, false,
+  return Sum(Mass(matrix), DivideUp(matrix.rows, kChunk), matrix.columns, eps, prices, false,
              [&](int64_t c, Part& part) {
                std::vector<float> shares(matrix.columns);
                std::vector<std::pair<int32_t, float>> visible;

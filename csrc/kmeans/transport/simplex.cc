@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "support/int_math.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
@@ -111,7 +112,7 @@ void ListSimplex::TakeLists() {
     return chunk.rel[t];
   };
   constexpr int64_t kRows = 1 << 12;
-  ParallelFor((lists_.rows + kRows - 1) / kRows, num_threads_, [&](int64_t part) {
+  ParallelFor(DivideUp(lists_.rows, kRows), num_threads_, [&](int64_t part) {
     for (int64_t i = part * kRows; i < std::min(lists_.rows, (part + 1) * kRows); ++i) {
       const size_t item = i;
       if (labels_[item] >= 0) own_[item] = listed(i, labels_[item]);
@@ -375,7 +376,7 @@ bool ListSimplex::RootPivots(double penalty) {
 
 // The items of a range that gain by a move, those first that gain most.
 void ListSimplex::FindOffers(int64_t begin, int64_t end, double tolerance) {
-  const int64_t parts = (end - begin + kPart - 1) / kPart;
+  const int64_t parts = DivideUp(end - begin, kPart);
   std::vector<std::vector<std::pair<double, int64_t>>> found(parts);
   double most = 0;
   for (size_t k = 0; exact_costs_ && k < moved_.size(); ++k) {

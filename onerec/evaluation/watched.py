@@ -58,8 +58,5 @@ def ranking_score(
 
 
 def fast_recommender(network: OneRec, catalog: Catalog) -> Recommender:
-    """Searches where the network lies: on a CPU the native engine, whose rankings are the same."""
-    device = network.start.device
-    if device.type == "cpu":
-        return Recommender(network, catalog, backend="native")
-    return Recommender(network, catalog, device=device, batching=True)
+    """Searches where the network lies."""
+    return Recommender(network, catalog, device=network.start.device, batching=True)

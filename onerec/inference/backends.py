@@ -6,11 +6,26 @@ import torch
 
 from onerec.inference.decoding import TorchDecoder
 from onerec.inference.graph import GraphDecoder, GraphModel
-from onerec.inference.native import NativeDecoder, NativeModel
+from onerec.inference.native import DTYPES, NativeDecoder, NativeModel, unsupported
 from onerec.model.onerec import OneRec
 from onerec.trie import SidTrie
 
 Model = OneRec | NativeModel | GraphModel
+
+
+def fastest(model: Model, device: torch.device, dtype: torch.dtype | None) -> str:
+    """The backend for a caller who names none.
+
+    On the CPU it is the native engine, for networks and types that the engine has; else "torch",
+    or the backend that the model was prepared for. Arguments as for `Recommender`.
+    """
+    if isinstance(model, NativeModel):
+        return "native"
+    if isinstance(model, GraphModel):
+        return "graph"
+    kind = model.start.dtype if dtype is None else dtype
+    packs = device.type == "cpu" and kind in DTYPES and not unsupported(model.config)
+    return "native" if packs else "torch"
 
 
 def prepared(

@@ -25,6 +25,7 @@ from onerec.trie import SidTrie
 if TYPE_CHECKING:
     from onerec import _C
 
+DTYPES = (torch.float32, torch.bfloat16)  # of packed matrices
 _ACTIVATIONS = ("swiglu", "geglu", "gelu", "relu")
 _STARTS = ("learned", "state")
 # Fields that the engine decodes by under the same name, and those that decoding does not read:
@@ -72,19 +73,23 @@ _NOT_READ = (
 )
 
 
+def unsupported(config: OneRecConfig) -> list[str]:
+    """The features of a network that the native engine lacks, as "field=value"."""
+    known = {*_SAME, *_TRANSLATED, *_NOT_READ}
+    return [
+        f"{field.name}={getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.name not in known and getattr(config, field.name) != field.default
+    ]
+
+
 def refuse_unsupported(config: OneRecConfig) -> None:
     """Refuses a network with a feature that the native engine lacks.
 
     Raises:
         ValueError: The message names the fields.
     """
-    known = {*_SAME, *_TRANSLATED, *_NOT_READ}
-    foreign = [
-        f"{field.name}={getattr(config, field.name)!r}"
-        for field in dataclasses.fields(config)
-        if field.name not in known and getattr(config, field.name) != field.default
-    ]
-    if foreign:
+    if foreign := unsupported(config):
         raise ValueError(
             f"backend 'native' has no {', '.join(foreign)}; backend 'torch' decodes this network"
         )
@@ -127,7 +132,7 @@ class NativeModel:
         config = model.config
         refuse_unsupported(config)
         wanted = model.start.dtype if dtype is None else dtype
-        if wanted not in (torch.float32, torch.bfloat16):
+        if wanted not in DTYPES:
             raise ValueError(
                 f"dtype must be torch.float32 or torch.bfloat16 for backend 'native', got {wanted}"
             )

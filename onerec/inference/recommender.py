@@ -13,13 +13,13 @@ import numpy.typing as npt
 import torch
 
 from onerec.errors import DataError
-from onerec.inference.backends import Model, decoder_of, prepared
-from onerec.inference.decoding import FreeBeams
+from onerec.inference.backends import Model, decoder_of, fastest, prepared
+from onerec.inference.decoding import FreeBeams, TorchDecoder
 from onerec.inference.exported import check_catalog, check_finite, load_exported
 from onerec.inference.graph import GraphDecoder, GraphModel
 from onerec.inference.lineage import Lineage
 from onerec.inference.mixture import Mixture
-from onerec.inference.native import NativeDecoder
+from onerec.inference.native import NativeDecoder, NativeModel
 from onerec.inference.results import Candidates, NextItems, Recommendation
 from onerec.inference.rules import ItemId, Request, Rules, Tags
 from onerec.model.counting import CountRanker
@@ -67,15 +67,19 @@ class Recommender:
     same items on the same float32 weights, several times faster, and a result that does not depend,
     not even in its last bit, on who else is in the call. With "torch" on the CPU that takes
     decoding a request by itself, which is what it does unless `batching` says otherwise. "graph" is
-    "torch" on CUDA with a session as one captured graph (compiled, not yet run).
+    "torch" on CUDA with a session as one captured graph (compiled, not yet run). Where none is
+    named it is "native" on the CPU for a network that the engine runs, and else "torch"; what a
+    search without the trie needs of "torch" is then done by the network itself. A backend that is
+    named is never replaced.
 
     Args:
-        model: Put into evaluation mode and moved to `device`; for "native" it is packed and left as
-            it is, and may also be a `NativeModel`. For "graph" it may also be a `GraphModel`.
+        model: Put into evaluation mode and moved to `device`; for "native" it is packed as it is
+            now and left so, and may also be a `NativeModel`. For "graph" it may also be a
+            `GraphModel`.
         catalog: Items and semantic ids; levels and codebook size must be the model's, and for a
             model with items of its own (`OneRecConfig.n_items`) all ids, in their order.
         device: "cpu", "cuda", ...; "cpu" for "native", a CUDA device for "graph".
-        backend: "torch", "native" or "graph".
+        backend: "torch", "native" or "graph"; None takes the fastest that runs the model.
         dtype: Type to cast the weights to, e.g. `torch.bfloat16`; None leaves them.
         batching: Decode several requests together; None: always, but not with "torch" on the CPU.
         max_rows: Most beams (requests times width) decoded at once, which bounds memory; a single
@@ -98,7 +102,7 @@ class Recommender:
         catalog: Catalog,
         *,
         device: str | torch.device = "cpu",
-        backend: str = "torch",
+        backend: str | None = None,
         dtype: torch.dtype | None = None,
         batching: bool | None = None,
         max_rows: int = 4096,
@@ -112,10 +116,14 @@ class Recommender:
         check_catalog(network, catalog)
         if isinstance(network, OneRec):
             check_finite(network)
-        self.config, self.catalog, self.backend = model.config, catalog, backend
         self.device = torch.device(device)
         if self.device.type == "cpu":
             self.device = torch.device("cpu")  # to "cpu:0", as torchrun has it, all would be copied
+        # The network for searches without the trie, where the caller did not ask for the engine.
+        self._network = model if backend is None and isinstance(model, OneRec) else None
+        if backend is None:
+            backend = fastest(model, self.device, dtype)
+        self.config, self.catalog, self.backend = model.config, catalog, backend
         self.max_rows, self.num_threads = max_rows, num_threads
         if batching is None:
             batching = backend == "native" or self.device.type != "cpu"
@@ -171,9 +179,18 @@ class Recommender:
     _folder: Path | None = None
 
     def __reduce__(self) -> Any:
-        """Pickles as its folder; a packed network itself cannot travel."""
-        if self.backend != "native":
+        """Pickles as its folder or as the network; a packed network itself cannot travel."""
+        if not isinstance(self._model, NativeModel):
             return super().__reduce__()
+        if self._folder is None and self._network is not None:
+            options = {
+                "dtype": self._model.dtype,
+                "batching": self.batching,
+                "max_rows": self.max_rows,
+                "num_threads": self.num_threads,
+                "export": self.lineage.export,
+            }
+            return _remade, (type(self), self._network, self.catalog, options)
         if self._folder is None:
             raise TypeError(
                 "a Recommender with backend 'native' is pickled by the folder that it was loaded "
@@ -202,6 +219,7 @@ class Recommender:
             export=self.lineage.export,
         )
         made._folder, made._own = self._folder, catalog
+        made._network = self._network
         return made
 
     def recommend(
@@ -463,9 +481,12 @@ class Recommender:
 
     @property
     def unconstrained(self) -> bool:
-        """Whether `generate_unconstrained` can leave the trie: backend "native" and networks with
-        `node_outputs` know legal codes only."""
-        return not isinstance(self._decoder, NativeDecoder) and not self.config.node_outputs
+        """Whether `generate_unconstrained` can leave the trie.
+
+        Backend "native" by name and networks with `node_outputs` know legal codes only.
+        """
+        engine = isinstance(self._decoder, NativeDecoder) and self._network is None
+        return not engine and not self.config.node_outputs
 
     def generate_unconstrained(
         self,
@@ -482,10 +503,18 @@ class Recommender:
             beam_width: 1 takes the likeliest code each time.
 
         Raises:
-            ValueError: An argument out of range, or backend "native", which knows legal codes only.
+            ValueError: An argument out of range, or backend "native" by name, which knows legal
+                codes only.
         """
-        if isinstance(self._decoder, NativeDecoder):
-            raise ValueError("backend 'native' decodes under the trie only; use backend 'torch'")
+        decoder = self._decoder
+        if isinstance(decoder, NativeDecoder):
+            if self._network is None:
+                raise ValueError(
+                    "backend 'native' decodes under the trie only; use backend 'torch'"
+                )
+            decoder = TorchDecoder(
+                self._network.to(self.device).eval(), self.catalog.trie, self.device
+            )
         length = self.config.session_length if session_length is None else session_length
         self._check_search(length, beam_width)
         histories = _each("histories", histories)
@@ -498,7 +527,7 @@ class Recommender:
                 beam_width=beam_width,
                 session_length=length,
             )
-            self._decoder.run([request.codes for request in chunk], beams, beam_width, length)
+            decoder.run([request.codes for request in chunk], beams, beam_width, length)
             best = beams.sids()[:, 0].numpy()
             for row, request in enumerate(chunk):
                 sids[request.place] = best[row]
@@ -618,6 +647,13 @@ def _each(name: str, rows: Iterable[Any]) -> list[Any]:
     if isinstance(rows, str | bytes) or not isinstance(rows, Iterable):
         raise TypeError(f"{name} must be a list of lists of item ids, got {rows!r}")
     return [list(row) if isinstance(row, Iterator) else row for row in rows]
+
+
+def _remade(
+    kind: type[Recommender], network: OneRec, catalog: Catalog, options: dict[str, Any]
+) -> Recommender:
+    """What a pickle of a recommender made from a network, without a named backend, makes."""
+    return kind(network, catalog, **options)
 
 
 def _reopened(

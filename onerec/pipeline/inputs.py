@@ -82,14 +82,12 @@ class Inputs:
         return self.require("align")
 
     def recommender(self, stage: str, catalog: Catalog) -> Recommender:
-        """The model of `pretrain` or `align`, on the CPU's native engine, or with "torch" where a
-        network can leave the trie."""
+        """The model of `pretrain` or `align`."""
         from onerec.inference import Recommender
         from onerec.model import OneRec
 
         model = OneRec.from_pretrained(self.directory / stage / "model")
-        backend = "native" if model.config.node_outputs else "torch"
-        return Recommender(model, catalog, backend=backend, batching=True)
+        return Recommender(model, catalog, batching=True)
 
     def aligned(self, settings: Settings) -> bool:
         """Whether the run has a reward model and an alignment, which are for sessions."""

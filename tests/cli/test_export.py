@@ -48,7 +48,9 @@ def test_exports_what_a_run_serves(tmp_path: Path, capsys: pytest.CaptureFixture
         record = json.loads(capsys.readouterr().out)
         assert (record["items"], record["dtype"]) == (40, "float32")
         exported = Recommender.from_exported(tmp_path / "export")
-        assert exported.rank([[3]], 5) == Recommender(model, catalog).rank([[3]], 5)
+        assert exported.rank([[3]], 5) == Recommender(model, catalog, backend="torch").rank(
+            [[3]], 5
+        )
 
     half = tmp_path / "half"
     assert main(["export", str(tmp_path), "--to", str(half), "--dtype", "bfloat16"]) == 0

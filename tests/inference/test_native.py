@@ -100,7 +100,7 @@ def test_legal_heads_and_forced_codes_change_nothing(scoring: str, items: int) -
     histories = [[], [1, 2], [3]]
     options: dict[str, Any] = {"beam_width": 10, "num_sessions": 10, "scoring": scoring}
     native = Recommender(model, catalog, backend="native").recommend(histories, **options)
-    same(native, Recommender(model, catalog).recommend(histories, **options))
+    same(native, Recommender(model, catalog, backend="torch").recommend(histories, **options))
 
 
 @pytest.mark.parametrize("nodes", [False, True], ids=["codes", "nodes"])
@@ -234,7 +234,7 @@ def test_refuses_what_it_cannot_do_by_name(catalog: Catalog) -> None:
     with pytest.raises(ValueError, match="backend must be"):
         Recommender(build(), catalog, backend="fast")
     with pytest.raises(ValueError, match="needs a OneRec network"):
-        Recommender(NativeModel.pack(build()), catalog)
+        Recommender(NativeModel.pack(build()), catalog, backend="torch")
 
 
 def knowing(catalog: Catalog, **overrides: Any) -> OneRec:

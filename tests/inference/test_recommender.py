@@ -14,6 +14,7 @@ import torch
 
 from onerec import OneRec, OneRecConfig, Recommender
 from onerec.inference.exported import export
+from onerec.inference.native import NativeModel
 from onerec.tokenizer import Catalog
 
 K, LEVELS = 5, 2
@@ -80,7 +81,7 @@ def every_session(
 @pytest.mark.parametrize("history", [[], [10], [13, 20, 12, 16]], ids=str)
 def test_sessions_equal_brute_force(catalog: Catalog, history: list[int]) -> None:
     model = build().double()
-    recommender = Recommender(model, catalog)
+    recommender = Recommender(model, catalog, backend="torch")
     want = every_session(model, history, set(ITEMS.values()), 2)
     # 9 * 8 = 72 sessions: a beam of 80 keeps every prefix, so the search is exhaustive.
     (got,) = recommender.recommend(
@@ -110,7 +111,7 @@ def test_narrow_beam_equals_a_plain_beam_in_float64(catalog: Catalog) -> None:
                 if any(s[: len(longer)] == longer and s not in done for s in ITEMS.values()):
                     grown.append((score + logs[code], (*prefix, code)))
         beams = sorted(grown, key=lambda pair: -pair[0])[:width]
-    (got,) = Recommender(model, catalog).recommend(
+    (got,) = Recommender(model, catalog, backend="torch").recommend(
         [history], beam_width=width, num_sessions=width, exclude_history=False
     )
     assert [tuple(s.flatten()) for s in got.sids] == [prefix for _, prefix in beams]
@@ -124,7 +125,7 @@ def test_all_legal_none_twice_none_excluded(catalog: Catalog, width: int, batchi
     ids = list(ITEMS)
     histories = [rng.choice(ids, size=n).tolist() for n in (0, 1, 2, 3, 4, 4, 2)]
     exclude = [rng.choice(ids, size=3).tolist() for _ in histories]
-    recommender = Recommender(build(), catalog, batching=batching)
+    recommender = Recommender(build(), catalog, batching=batching, backend="torch")
     found = recommender.recommend(histories, beam_width=width, num_sessions=width, exclude=exclude)
     for history, hidden, one in zip(histories, exclude, found, strict=True):
         assert 1 <= len(one.item_ids) <= width
@@ -139,7 +140,7 @@ def test_all_legal_none_twice_none_excluded(catalog: Catalog, width: int, batchi
 
 
 def test_shared_ids_show_the_first_item_that_is_not_excluded(catalog: Catalog) -> None:
-    recommender = Recommender(build(), catalog)
+    recommender = Recommender(build(), catalog, backend="torch")
 
     def shown(**options: Any) -> set[int]:
         (one,) = recommender.recommend(
@@ -161,7 +162,7 @@ def test_rank_orders_all_items_by_next_item_probability(catalog: Catalog) -> Non
         for item, own in ITEMS.items()
         if own == sid
     ]
-    recommender = Recommender(model, catalog)
+    recommender = Recommender(model, catalog, backend="torch")
     (got,) = recommender.rank([history], 20, exclude_history=False)
     assert got == want
     (some,) = recommender.rank([history], 4, beam_width=16, exclude_history=False)
@@ -171,7 +172,7 @@ def test_rank_orders_all_items_by_next_item_probability(catalog: Catalog) -> Non
 
 
 def test_candidates_are_the_sessions_of_the_beam_as_item_indices(catalog: Catalog) -> None:
-    recommender = Recommender(build(), catalog)
+    recommender = Recommender(build(), catalog, backend="torch")
     # 20 and 30 are taken, so that their ids are shown by 21 and 31.
     histories = [[10, 20], [30], []]
     found = recommender.candidates(histories, beam_width=600)
@@ -185,7 +186,7 @@ def test_candidates_are_the_sessions_of_the_beam_as_item_indices(catalog: Catalo
 
 
 def test_empty_and_unknown_histories(catalog: Catalog) -> None:
-    recommender = Recommender(build(), catalog)
+    recommender = Recommender(build(), catalog, backend="torch")
     options: dict[str, Any] = {"beam_width": 4, "exclude_history": False}
     nobody, unknown, mixed, known = recommender.recommend(
         [[], [UNKNOWN, -5], [UNKNOWN, 10, 98], [10]], **options
@@ -201,7 +202,7 @@ def test_empty_and_unknown_histories(catalog: Catalog) -> None:
 
 
 def test_only_the_latest_items_are_read_but_all_are_excluded(catalog: Catalog) -> None:
-    recommender = Recommender(build(), catalog)
+    recommender = Recommender(build(), catalog, backend="torch")
     long, short = [16, 15, 10, 11, 12, 13], [10, 11, 12, 13]
     a, b = recommender.recommend([long, short], beam_width=4, exclude_history=False)
     assert a.scores == b.scores
@@ -210,7 +211,7 @@ def test_only_the_latest_items_are_read_but_all_are_excluded(catalog: Catalog) -
 
 
 def test_sessions_shorten_to_what_is_left(catalog: Catalog) -> None:
-    recommender = Recommender(build(), catalog, batching=True)
+    recommender = Recommender(build(), catalog, batching=True, backend="torch")
     all_but = [
         [i for i in ITEMS if i not in (10, 14)],
         list(ITEMS),
@@ -232,7 +233,7 @@ def histories_of_all_lengths() -> list[list[int]]:
 
 
 def test_alone_and_together_are_the_same_bits_on_the_cpu(catalog: Catalog) -> None:
-    recommender = Recommender(build(d_model=64), catalog)
+    recommender = Recommender(build(d_model=64), catalog, backend="torch")
     histories = histories_of_all_lengths()
     together = recommender.recommend(histories, beam_width=6, num_sessions=6)
     for history, want in zip(histories, together, strict=True):
@@ -244,9 +245,11 @@ def test_alone_and_together_are_the_same_bits_on_the_cpu(catalog: Catalog) -> No
 def test_batches_agree_to_rounding(catalog: Catalog) -> None:
     model = build(d_model=64)
     histories = histories_of_all_lengths()
-    one = Recommender(model, catalog).recommend(histories, beam_width=80, num_sessions=20)
+    one = Recommender(model, catalog, backend="torch").recommend(
+        histories, beam_width=80, num_sessions=20
+    )
     for rows in (80, 240, 4096):
-        batched = Recommender(model, catalog, batching=True, max_rows=rows)
+        batched = Recommender(model, catalog, batching=True, max_rows=rows, backend="torch")
         many = batched.recommend(histories, beam_width=80, num_sessions=20)
         for a, b in zip(one, many, strict=True):
             np.testing.assert_allclose(a.scores, b.scores, rtol=1e-4, atol=0)
@@ -262,7 +265,7 @@ def test_max_rows_bounds_a_batch(catalog: Catalog, monkeypatch: pytest.MonkeyPat
         return make(batch_size, beam_width, session_length)
 
     monkeypatch.setattr(model, "new_cache", watch)
-    recommender = Recommender(model, catalog, batching=True, max_rows=20)
+    recommender = Recommender(model, catalog, batching=True, max_rows=20, backend="torch")
     recommender.recommend([[]] * 7, beam_width=6, exclude_history=False)
     assert seen == [(3, 6), (3, 6), (1, 6)]
     seen.clear()
@@ -271,7 +274,7 @@ def test_max_rows_bounds_a_batch(catalog: Catalog, monkeypatch: pytest.MonkeyPat
 
 
 def test_threads_share_a_recommender(catalog: Catalog) -> None:
-    recommender = Recommender(build(), catalog)
+    recommender = Recommender(build(), catalog, backend="torch")
     histories = histories_of_all_lengths()
     want = [r.scores for r in recommender.recommend(histories, beam_width=4, num_sessions=4)]
     got: dict[int, list[list[float]]] = {}
@@ -291,7 +294,7 @@ def test_threads_share_a_recommender(catalog: Catalog) -> None:
 @pytest.mark.parametrize("width", [1, 30])
 def test_unconstrained_is_the_best_of_all_codes(catalog: Catalog, width: int) -> None:
     model = build(seed=4).double()
-    recommender = Recommender(model, catalog)
+    recommender = Recommender(model, catalog, backend="torch")
     history = [10, 16]
     sids = recommender.generate_unconstrained([history, []], session_length=1, beam_width=width)
     assert sids.shape == (2, 1, LEVELS)
@@ -312,14 +315,14 @@ def test_unconstrained_is_the_best_of_all_codes(catalog: Catalog, width: int) ->
 def test_legality_lies_between_none_and_all() -> None:
     sids = [(a, b) for a in range(K) for b in range(K)]
     whole = Catalog.build(list(range(25)), sids, K)
-    assert Recommender(build(), whole).legality([[], [3]]) == 1.0
+    assert Recommender(build(), whole, backend="torch").legality([[], [3]]) == 1.0
     lone = Catalog.build([0], [(0, 0)], K)
     model = build()
     with torch.no_grad():
         model.codes.weight[0] = -100 * model.codes.weight[1]
-    free = Recommender(model, lone).generate_unconstrained([[]])
+    free = Recommender(model, lone, backend="torch").generate_unconstrained([[]])
     share = float(np.mean([(s == 0).all() for s in free[0]]))
-    assert Recommender(model, lone).legality([[]]) == pytest.approx(share)
+    assert Recommender(model, lone, backend="torch").legality([[]]) == pytest.approx(share)
 
 
 def test_text_ids_and_folders(tmp_path: Any) -> None:
@@ -338,14 +341,43 @@ def test_text_ids_and_folders(tmp_path: Any) -> None:
 
 
 def test_bfloat16_weights(catalog: Catalog) -> None:
-    wide = Recommender(build(init_std=0.1), catalog).recommend([[10]], beam_width=80)
-    narrow = Recommender(build(init_std=0.1), catalog, dtype=torch.bfloat16)
+    wide = Recommender(build(init_std=0.1), catalog, backend="torch").recommend(
+        [[10]], beam_width=80
+    )
+    narrow = Recommender(build(init_std=0.1), catalog, dtype=torch.bfloat16, backend="torch")
     (one,) = narrow.recommend([[10]], beam_width=80)
     assert one.scores[0] == pytest.approx(wide[0].scores[0], abs=0.1)
 
 
+def test_the_plain_call_takes_the_engine_where_it_runs_the_network(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build()
+    plain = Recommender(model, catalog)
+    assert plain.backend == "native"
+    named = {
+        backend: Recommender(model, catalog, backend=backend) for backend in ("torch", "native")
+    }
+    (got,), (wanted,) = (r.recommend([[10, 13]], beam_width=9) for r in (plain, named["torch"]))
+    assert got.item_ids == wanted.item_ids
+    # What only torch does is done by the network, also after an exchange of the catalogue.
+    free = named["torch"].generate_unconstrained([[10], []])
+    for recommender in (plain, plain.with_catalog(catalog)):
+        assert recommender.unconstrained
+        np.testing.assert_array_equal(recommender.generate_unconstrained([[10], []]), free)
+    for asked in (named["native"], Recommender(NativeModel.pack(model), catalog)):
+        assert asked.backend == "native"
+        assert not asked.unconstrained
+        with pytest.raises(ValueError, match="under the trie only"):
+            asked.generate_unconstrained([[10]])
+    assert Recommender(build().double(), catalog).backend == "torch"
+    assert Recommender(model, catalog, dtype=torch.float16).backend == "torch"
+    monkeypatch.setattr("onerec.inference.backends.unsupported", lambda config: ["rotary=True"])
+    assert Recommender(build(), catalog).backend == "torch"
+
+
 def test_mistakes(catalog: Catalog) -> None:
-    recommender = Recommender(build(), catalog)
+    recommender = Recommender(build(), catalog, backend="torch")
     for words, call in [
         ("session_length", lambda: recommender.recommend([[]], session_length=4)),
         ("session_length", lambda: recommender.recommend([[]], session_length=0)),
@@ -355,8 +387,8 @@ def test_mistakes(catalog: Catalog) -> None:
         ("k must", lambda: recommender.rank([[]], 0)),
         ("scoring", lambda: recommender.rank([[]], 1, scoring="best")),
         ("backend", lambda: Recommender(build(), catalog, backend="magic")),
-        ("max_rows", lambda: Recommender(build(), catalog, max_rows=0)),
-        ("catalog", lambda: Recommender(build(codebook_size=6), catalog)),
+        ("max_rows", lambda: Recommender(build(), catalog, max_rows=0, backend="torch")),
+        ("catalog", lambda: Recommender(build(codebook_size=6), catalog, backend="torch")),
     ]:
         with pytest.raises(ValueError, match=words):
             call()
@@ -378,8 +410,10 @@ def test_a_ranking_longer_than_the_catalogue_is_all_of_it(backend: str, catalog:
 def test_on_gpu(catalog: Catalog, dtype: torch.dtype | None) -> None:
     histories = histories_of_all_lengths()
     options: dict[str, Any] = {"beam_width": 80, "num_sessions": 5}
-    want = Recommender(build(init_std=0.2), catalog).recommend(histories, **options)
-    there = Recommender(build(init_std=0.2), catalog, device="cuda", dtype=dtype)
+    want = Recommender(build(init_std=0.2), catalog, backend="torch").recommend(
+        histories, **options
+    )
+    there = Recommender(build(init_std=0.2), catalog, device="cuda", dtype=dtype, backend="torch")
     for got, expected in zip(there.recommend(histories, **options), want, strict=True):
         tolerance = 1e-3 if dtype is None else 0.3
         np.testing.assert_allclose(got.scores, expected.scores, rtol=0, atol=tolerance)
@@ -402,7 +436,7 @@ def fused_model(**overrides: Any) -> OneRec:
 @pytest.mark.parametrize("weight", [0.3, 1.0])
 def test_fused_ranking_weighs_both_heads(catalog: Catalog, weight: float, batching: bool) -> None:
     model = fused_model()
-    recommender = Recommender(model, catalog, batching=batching)
+    recommender = Recommender(model, catalog, batching=batching, backend="torch")
     histories = [[], [10, 20], [13, 12, 16, 31]]
     ids = np.array(list(ITEMS))
     with torch.no_grad():
@@ -421,7 +455,7 @@ def test_fused_ranking_weighs_both_heads(catalog: Catalog, weight: float, batchi
 
 
 def test_candidates_are_scored_exactly_and_never_excluded(catalog: Catalog) -> None:
-    recommender = Recommender(fused_model(), catalog)
+    recommender = Recommender(fused_model(), catalog, backend="torch")
     (found,) = recommender.next_items([[10, 20, 30]], beam_width=2, dense_top=1, exclude=[[12]])
     items = np.array(list(ITEMS))[found.items]
     assert not set(items.tolist()) & {10, 20, 30, 12}
@@ -436,12 +470,12 @@ def test_candidates_are_scored_exactly_and_never_excluded(catalog: Catalog) -> N
 
 def test_fusion_needs_a_dense_head_and_the_catalogue_of_the_model(catalog: Catalog) -> None:
     with pytest.raises(ValueError, match="dense head"):
-        Recommender(build(), catalog).rank([[10]], 3, dense_weight=0.5)
+        Recommender(build(), catalog, backend="torch").rank([[10]], 3, dense_weight=0.5)
     with pytest.raises(ValueError, match="dense_weight"):
-        Recommender(fused_model(), catalog).rank([[10]], 3, dense_weight=1.5)
+        Recommender(fused_model(), catalog, backend="torch").rank([[10]], 3, dense_weight=1.5)
     other = Catalog.build(list(ITEMS)[::-1], list(ITEMS.values())[::-1], K)
     with pytest.raises(ValueError, match="in order"):
-        Recommender(fused_model(), other)
+        Recommender(fused_model(), other, backend="torch")
 
 
 @pytest.fixture
@@ -484,7 +518,8 @@ def test_iterators_are_read_once_and_not_eaten(tiny_pair, backend: str) -> None:
 )
 def test_wrong_arguments_are_named_before_any_work(tiny_pair, monkeypatch, name, options) -> None:
     model, catalog = tiny_pair
-    recommender = Recommender(model, catalog.with_tags([1] * len(catalog)))
+    tagged = catalog.with_tags([1] * len(catalog))
+    recommender = Recommender(model, tagged, backend="torch")
     monkeypatch.setattr(recommender, "_decoder", None)
     with pytest.raises((ValueError, TypeError), match=name):
         recommender.recommend([[10]], **options)
@@ -501,7 +536,8 @@ def test_a_recommender_is_pickled_by_its_folder_or_says_how(tiny_pair, tmp_path)
     export(model, catalog, tmp_path / "e")
     loaded = Recommender.from_exported(tmp_path / "e", num_threads=1, max_rows=77)
     half = Catalog.build(catalog.item_ids[:6], catalog.sids[:6], catalog.codebook_size)
-    for one in (loaded, loaded.with_catalog(half), Recommender(model, catalog)):
+    made = [Recommender(model, catalog, backend=backend) for backend in (None, "torch")]
+    for one in (loaded, loaded.with_catalog(half), *made):
         copy = pickle.loads(pickle.dumps(one))
         assert copy.recommend([[10, 11]], beam_width=4)[0].scores == pytest.approx(
             one.recommend([[10, 11]], beam_width=4)[0].scores

@@ -143,8 +143,7 @@ class Candidates:
 
     def recommender(self, model: OneRec) -> Recommender:
         """Generates under the trie with the fastest engine of the device."""
-        backend = "native" if self.device.type == "cpu" else "torch"
-        return Recommender(model, self.catalog, device=self.device, backend=backend, batching=True)
+        return Recommender(model, self.catalog, device=self.device, batching=True)
 
     def histories(self, samples: Samples, rows: Ints) -> list[list[Any]]:
         """Item ids of the histories of samples."""

@@ -590,9 +590,9 @@ class _Alignment(Run):
             "loss": sums[0] / sums[3],
             "drift_seed": sums[1] / sums[3],
             "drift_last": sums[2] / sums[3],
-            "legality": Recommender(model, self.catalog, device=device, batching=True).legality(
-                histories
-            ),
+            "legality": Recommender(
+                model, self.catalog, device=device, backend="torch", batching=True
+            ).legality(histories),
             "reward_mean": float(np.mean([reward.mean() for reward in filled])),
             "reward_max": float(np.mean([reward.max() for reward in filled])),
             "reward_best": float(np.mean(best)),

@@ -306,3 +306,56 @@ def test_prefixes_need_targets_that_follow() -> None:
     samples = make_samples(5)
     with pytest.raises(ValueError, match="rule 'next'"):
         PrefixBatches(samples, make_sids(), history_length=4, session_length=5, batch_size=1)
+
+
+def test_a_long_sequence_is_cut_into_windows_that_predict_every_item() -> None:
+    items = np.arange(24, dtype=np.int32) % ITEMS
+    ends = np.arange(1, 24)
+    samples = Samples(
+        sequence_values=items,
+        history_begin=np.zeros(23, np.int64),
+        history_end=ends.astype(np.int64),
+        target_values=items[1:],
+        target_offsets=np.arange(24, dtype=np.int64),
+        user_row=np.zeros(23, np.int32),
+        timestamp=np.zeros(23, np.int64),
+    )
+    batches = PrefixBatches(
+        samples,
+        np.arange(ITEMS)[:, None],
+        history_length=10,
+        session_length=1,
+        batch_size=3,
+    )
+    assert batches.steps_per_epoch == 1
+    batch = batches.batch(0)
+    assert sorted((batch.history[..., 0] >= 0).sum(dim=1).tolist()) == [3, 10, 10]
+    assert batch.items == 23
+    real = batch.target[..., 0, 0] >= 0
+    assert sorted(batch.target[..., 0, 0][real].tolist()) == sorted(items[1:].tolist())
+    for history, target in zip(batch.history[..., 0], batch.target[..., 0, 0], strict=True):
+        seen = history[history >= 0]
+        assert torch.equal(target[: len(seen) - 1], seen[1:]), "each prefix is followed by its item"
+
+
+@pytest.mark.parametrize(("targets", "shares", "size"), [(1, 4, 1024), (6, 4, 256), (400, 4, 16)])
+def test_a_batch_without_a_size_follows_the_targets(targets: int, shares: int, size: int) -> None:
+    count = 40
+    samples = Samples(
+        sequence_values=np.zeros(count, np.int32),
+        history_begin=np.arange(count, dtype=np.int64),
+        history_end=np.arange(count, dtype=np.int64) + 1,
+        target_values=np.zeros(count * targets, np.int32),
+        target_offsets=np.arange(count + 1, dtype=np.int64) * targets,
+        user_row=np.arange(count, dtype=np.int32),
+        timestamp=np.zeros(count, np.int64),
+    )
+    batches = SessionBatches(
+        samples,
+        make_sids(),
+        history_length=4,
+        session_length=500,
+        batch_size=None,
+        micro_batches=shares,
+    )
+    assert batches.batch_size == size

@@ -54,3 +54,9 @@ def test_learning_rate_without_warmup():
 def test_the_settings_load_no_torch():
     code = "import sys, onerec.training.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_few_samples_take_the_least_number_of_steps() -> None:
+    config = TrainConfig(epochs=2, min_steps=50, max_steps=70)
+    assert [config.total_steps(per_epoch) for per_epoch in (5, 30, 100)] == [50, 60, 70]
+    assert TrainConfig(steps=3, min_steps=50).total_steps(5) == 3

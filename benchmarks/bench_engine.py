@@ -207,10 +207,10 @@ CASES = [
 ]
 
 
-def overlap(one: BeamResult, other: BeamResult) -> float:
+def overlap(one: BeamResult, other: BeamResult, beams: int = BEAMS) -> float:
     """Share of the sessions that two results have in common."""
     pairs = zip(one.items.tolist(), other.items.tolist(), strict=True)
-    shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / BEAMS for a, b in pairs]
+    shared = [len({*map(tuple, a)} & {*map(tuple, b)}) / beams for a, b in pairs]
     return float(np.mean(shared))
 
 
@@ -303,3 +303,105 @@ def test_legal_softmax(compare: Any, size: str, session_length: int) -> None:
 
 def check_overlap(result: BeamResult, wanted: BeamResult) -> None:
     assert overlap(result, wanted) > 0.3
+
+
+# Items, codes a level, levels.
+CATALOGS = [(10_000, 512, 2), (100_000, 2048, 2), (1_000_000, 1024, 3)]
+
+
+def distinct_sids(items: int, codes: int, levels: int) -> np.ndarray:
+    """[items, levels], random and distinct."""
+    generator = np.random.default_rng(0)
+    drawn = np.unique(generator.integers(0, codes**levels, items + items // 10))
+    numbers = generator.permutation(drawn)[:items]
+    assert len(numbers) == items
+    return numbers[:, None] // codes ** np.arange(levels)[::-1] % codes
+
+
+@pytest.mark.parametrize(
+    ("items", "codes", "levels"), CATALOGS, ids=[f"{n}-{k}x{m}" for n, k, m in CATALOGS]
+)
+def test_node_outputs(compare: Any, items: int, codes: int, levels: int) -> None:
+    """The next item by the generator with node outputs, and by scoring every item.
+
+    The network is that of docs/quality.md: width 64, 50 items of history, beam 50, one request.
+    `legal softmax` is the same network with output vectors of codes; `dense head` scores all items
+    from the same encoder and takes the best 50.
+    """
+    beams, sids = 50, distinct_sids(items, codes, levels)
+    trie = SidTrie.build(sids, codes)
+    generator = np.random.default_rng(1)
+    index = generator.integers(0, items, (1, 50))
+    history = [np.column_stack([sids[row], row]).astype(np.int64) for row in index]
+    deny = [np.empty(0, dtype=np.int64)]
+
+    def network(node_outputs: bool) -> OneRec:
+        torch.manual_seed(0)
+        config = OneRecConfig(
+            codebook_size=codes,
+            levels=levels,
+            session_length=1,
+            history_length=50,
+            history_tokens="items",
+            encoder="causal",
+            n_items=items,
+            item_loss=1.0,
+            legal_softmax=True,
+            decoder_start="state",
+            node_outputs=node_outputs,
+            d_model=64,
+            n_heads=2,
+            encoder_layers=2,
+            decoder_layers=1,
+            d_ff=128,
+            n_experts=0,
+            init_std=0.1,
+        )
+        model = OneRec(config).eval()
+        model.set_catalog(sids)
+        return model
+
+    def search(decoder: NativeDecoder | TorchDecoder) -> BeamResult:
+        return decoder.search(
+            history, deny, beam_width=beams, session_length=1, scoring="legal_softmax"
+        )
+
+    expected: dict[str, BeamResult | torch.Tensor] = {}
+    providers: dict[str, Callable[[], Any]] = {}
+    sizes: dict[str, float] = {}
+    for node_outputs in (True, False):
+        model = network(node_outputs)
+        plain = TorchDecoder(model, trie, torch.device("cpu"))
+        name = "node outputs" if node_outputs else "legal softmax"
+        expected[name] = search(plain)
+        if node_outputs:
+            expected["dense head"] = plain.item_scores(history)
+        for dtype in (torch.float32, torch.bfloat16):
+            decoder = NativeDecoder(NativeModel.pack(model, dtype=dtype), trie)
+            kind = str(dtype).removeprefix("torch.")
+            providers[f"{name}, {kind}"] = lambda d=decoder, name=name: (name, search(d))
+            sizes[f"bytes an item, {name} {kind}"] = round(decoder.model.nbytes / items, 1)
+            if node_outputs:
+                providers[f"dense head, {kind}"] = lambda d=decoder: (
+                    "dense head",
+                    d.item_scores(history).topk(beams),
+                )
+
+    def check(result: tuple[str, Any], wanted: dict[str, Any]) -> None:
+        name, found = result
+        if isinstance(found, BeamResult):
+            assert overlap(found, wanted[name], beams) > 0.8
+        else:
+            best = set(wanted[name].topk(beams).indices[0].tolist())
+            assert len(best & set(found.indices[0].tolist())) > 0.8 * beams
+
+    single = providers["node outputs, float32"]()[1]
+    torch.testing.assert_close(single.scores, expected["node outputs"].scores, atol=1e-3, rtol=1e-4)
+    assert overlap(single, expected["node outputs"], beams) > 0.97
+    compare(
+        providers,
+        check=check,
+        expected=expected,
+        facts={"threads": torch.get_num_threads(), **sizes},
+        seconds=4.0,
+    )

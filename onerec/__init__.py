@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onerec.inference import Recommendation, Recommender
     from onerec.model import OneRec, OneRecConfig
     from onerec.ops.session_beam import constrained_beam_search
+    from onerec.pipeline.front import Fitted, fit, load
     from onerec.trie import LiveTrie, SidTrie
 
 # Public name -> module that defines it. A new public name has a line here, one in `__all__` and an
@@ -25,11 +26,15 @@ _HOMES = {
     "OneRecConfig": "onerec.model",
     "Recommendation": "onerec.inference",
     "Recommender": "onerec.inference",
+    "Fitted": "onerec.pipeline.front",
     "SidTrie": "onerec.trie",
+    "fit": "onerec.pipeline.front",
+    "load": "onerec.pipeline.front",
     "constrained_beam_search": "onerec.ops.session_beam",
 }
 
 __all__ = [
+    "Fitted",
     "LiveTrie",
     "OneRec",
     "OneRecConfig",
@@ -38,6 +43,8 @@ __all__ = [
     "SidTrie",
     "__version__",
     "constrained_beam_search",
+    "fit",
+    "load",
 ]
 
 __getattr__ = lazy(__name__, _HOMES)

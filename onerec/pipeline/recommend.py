@@ -89,7 +89,7 @@ def _write(
             users = data.sequences.slice(begin, min(config.batch_size, n_users - begin))
             user_ids = users["user_id"].to_pylist()
             histories = [[item_ids[i] for i in row] for row in users["items"].to_pylist()]
-            found = _found(recommender, histories, mixture, config, exclude)
+            found = recommendation_rows(recommender, histories, mixture, config, exclude)
             rows: list[dict[str, Any]] = []
             for user_id, history, one in zip(user_ids, histories, found, strict=True):
                 mine = [
@@ -125,7 +125,7 @@ def _write(
     }
 
 
-def _found(
+def recommendation_rows(
     recommender: Recommender,
     histories: list[list[Any]],
     mixture: Mixture | None,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 
 from onerec.checks import at_least, at_least_or_none, wanted
-from onerec.errors import Interrupted
+from onerec.errors import DataError, Interrupted
 from onerec.files import atomic_write
 from onerec.model.config import preset_fields
 
@@ -223,6 +223,24 @@ class Settings:
             else:
                 sections[section] = replace(sections[section], **{name: value})
         return cls(**{"data": None, "kind": "auto", "preset": preset, **sections, **chosen})
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        """The settings that `save` wrote.
+
+        Raises:
+            DataError: There is no such file, or it is not what `save` wrote.
+        """
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            for name in SECTIONS:
+                if name != "model":
+                    values[name] = section_class(name)(**values[name])
+            return cls(**values)
+        except FileNotFoundError:
+            raise DataError(f"{path}: there is no such file") from None
+        except (TypeError, ValueError, KeyError, yaml.YAMLError) as error:
+            raise DataError(f"{path}: not the settings of a run ({error})") from None
 
     def save(self, path: Path) -> None:
         """Writes the settings as YAML that `--config` reads."""

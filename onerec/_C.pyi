@@ -288,7 +288,16 @@ class EngineModel:
     def save(self, path: str) -> None: ...
 
 def save_catalog(
-    path: str, n: int, leaves: int, leaf_of_item: int, text: bool, ids: int, offsets: int, tags: int
+    path: str,
+    n: int,
+    leaves: int,
+    leaf_of_item: int,
+    text: bool,
+    ids: int,
+    offsets: int,
+    tags: int,
+    engine: int,
+    trie: int,
 ) -> None: ...
 
 class Engine:

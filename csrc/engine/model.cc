@@ -79,16 +79,25 @@ void SetTrie(EngineModel::Impl& m, const int32_t* sids) {
 
 // Walks the tensors of a model in file order. Sizes them; where `base` is given, sets the views;
 // where `source` is given, writes them too. nodes[l]: those behind level l, with node_outputs.
+// Throws std::invalid_argument where the tensors would pass `most` bytes.
 class Walk {
  public:
   Walk(EngineModel::Impl& model, const int64_t* nodes, char* base,
-       const EngineModel::Source* source, int num_threads)
+       const EngineModel::Source* source, int num_threads,
+       uint64_t most = std::numeric_limits<uint64_t>::max())
       : m_(model),
         c_(model.config),
         nodes_(nodes),
         base_(base),
         source_(source),
-        threads_(num_threads) {}
+        threads_(num_threads),
+        most_(most) {}
+
+  // Refuses, with std::invalid_argument, weights that are not finite and codes out of range.
+  void Check() {
+    check_ = true;
+    Run();
+  }
 
   uint64_t Run() {
     const int64_t d = c_.d_model, rows = int64_t{c_.levels} * c_.codebook_size;
@@ -166,7 +175,29 @@ class Walk {
   char* Take(int64_t bytes) {
     char* const here = base_ == nullptr ? nullptr : base_ + at_;
     at_ += RoundUp(static_cast<uint64_t>(bytes), 64);
+    if (at_ > most_) throw std::invalid_argument("its tensors do not fill the file");
     return here;
+  }
+
+  // Words with all bits of the exponent set are infinite or no number.
+  template <class Word>
+  void CheckFinite(const std::string& name, const char* data, int64_t bytes, Word exponent) const {
+    if (!check_) return;
+    const auto* const words = reinterpret_cast<const Word*>(data);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < bytes / static_cast<int64_t>(sizeof(Word)); ++i) {
+      wrong += (words[i] & exponent) == exponent;
+    }
+    if (wrong != 0) {
+      throw std::invalid_argument(WantedGot(name, "finite weights", wrong, " others"));
+    }
+  }
+  void CheckFinite(const std::string& name, const char* data, int64_t bytes, bool halves) const {
+    if (halves) {
+      CheckFinite<uint16_t>(name, data, bytes, 0x7f80);
+    } else {
+      CheckFinite<uint32_t>(name, data, bytes, 0x7f800000);
+    }
   }
 
   const float* Vector(const std::string& name, int64_t n) {
@@ -174,6 +205,7 @@ class Walk {
     if (source_ != nullptr) {
       std::memcpy(here, (*source_)(name, n), n * 4);
     }
+    CheckFinite(name, here, n * 4, false);
     return reinterpret_cast<const float*>(here);
   }
 
@@ -182,6 +214,12 @@ class Walk {
     if (source_ != nullptr) {
       const float* const from = (*source_)(name, n);
       for (int64_t i = 0; i < n; ++i) here[i] = static_cast<int32_t>(from[i]);
+    }
+    for (int64_t i = 0; i < (check_ ? n : 0); ++i) {
+      if (here[i] < 0 || here[i] >= c_.codebook_size) {
+        throw std::invalid_argument(
+            WantedGot(name, Text("codes in [0, ", c_.codebook_size, ")"), here[i]));
+      }
     }
     return here;
   }
@@ -199,6 +237,7 @@ class Walk {
         std::memcpy(here, from, n * 4);
       }
     }
+    CheckFinite(name, here, rows * m_.row_bytes, c_.bfloat16 != 0);
     return here;
   }
 
@@ -210,6 +249,7 @@ class Walk {
     if (source_ != nullptr) {
       PackWeights((*source_)(name, all_rows * k) + first * k, n, k, k, type, here, threads_);
     }
+    CheckFinite(name, here, PackedBytes(n, k, type), type == WeightType::kBFloat16);
   }
 
   // Expert e of `experts`; the gate half of w13 comes first.
@@ -228,6 +268,8 @@ class Walk {
   char* const base_;
   const EngineModel::Source* const source_;
   const int threads_;
+  const uint64_t most_;
+  bool check_ = false;
   uint64_t at_ = sizeof(Header);
 };
 
@@ -263,6 +305,7 @@ std::shared_ptr<const EngineModel> EngineModel::Build(const EngineConfig& config
   m.block = FileBlock::Allocate(header.file_bytes);
   std::memset(m.block.data(), 0, m.block.size());
   Walk(m, header.nodes, m.block.data(), &source, num_threads).Run();
+  Walk(m, header.nodes, m.block.data(), nullptr, num_threads).Check();
   Seal(header, m.block.data());
   return model;
 }
@@ -283,10 +326,14 @@ std::shared_ptr<const EngineModel> EngineModel::Load(const std::string& path) {
       Refuse(WantedGot(Text("nodes behind level ", l), Text("1..", h.config.n_items), h.nodes[l]));
     }
   }
-  if (Walk(m, h.nodes, m.block.data(), nullptr, 1).Run() != h.file_bytes) {
-    Refuse("its tensors do not fill the file");
+  try {
+    Walk walk(m, h.nodes, m.block.data(), nullptr, 1, h.file_bytes);
+    if (walk.Run() != h.file_bytes) Refuse("its tensors do not fill the file");
+    CheckContent(h, m.block.data(), Refuse);
+    Walk(m, h.nodes, m.block.data(), nullptr, 1, h.file_bytes).Check();
+  } catch (const std::invalid_argument& error) {
+    Refuse(error.what());
   }
-  CheckContent(h, m.block.data(), Refuse);
   if (h.config.node_outputs) {
     SetTrie(m, m.item_sids);
     if (!std::equal(h.nodes, h.nodes + h.config.levels, m.own->View().nodes + 1)) {

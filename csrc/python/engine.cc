@@ -106,10 +106,10 @@ void BindEngine(py::module_& m) {
   m.def(
       "save_catalog",
       [](const std::string& path, int64_t n, int64_t leaves, uintptr_t leaf_of_item, bool text,
-         uintptr_t ids, uintptr_t offsets, uintptr_t tags) {
+         uintptr_t ids, uintptr_t offsets, uintptr_t tags, uint64_t engine, uint64_t trie) {
         SaveCatalog(path, n, leaves, reinterpret_cast<const int64_t*>(leaf_of_item), text,
                     reinterpret_cast<const void*>(ids), reinterpret_cast<const int64_t*>(offsets),
-                    reinterpret_cast<const uint64_t*>(tags));
+                    reinterpret_cast<const uint64_t*>(tags), engine, trie);
       },
       py::call_guard<py::gil_scoped_release>());
   py::class_<Engine>(m, "Engine")

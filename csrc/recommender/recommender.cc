@@ -31,9 +31,14 @@ struct Header {
   uint64_t tagged;
   uint64_t content_hash;
   uint64_t header_hash;
-  char reserved[48];
+  uint64_t engine;  // the header hash of the engine.bin of its export, or 0
+  uint64_t trie;    // and of the trie.bin
+  char reserved[32];
 };
 static_assert(sizeof(Header) == 128 && offsetof(Header, header_hash) == 72);
+
+// Where the header hash of engine.bin and trie.bin lies.
+constexpr size_t kHashAt = 248;
 
 // Where the parts lie.
 struct Parts {
@@ -92,18 +97,79 @@ void SetParts(Catalog& c) {
   c.ids = base + at.ids;
 }
 
+// Refuses numbers that no catalogue has: a hash tells damage, but anybody can make one.
+void CheckCatalog(const Catalog& c) {
+  const auto items = static_cast<int64_t>(c.header.items);
+  const auto leaves = static_cast<int64_t>(c.header.leaves);
+  const auto check = [](bool good, const char* part, int64_t at) {
+    if (!good) Refuse(Text(part, ": wrong at ", at));
+  };
+  check(c.leaf_offsets[0] == 0 && c.leaf_offsets[leaves] == items, "leaf_offsets", leaves);
+  for (int64_t l = 0; l < leaves; ++l) {
+    check(c.leaf_offsets[l] < c.leaf_offsets[l + 1], "leaf_offsets", l);
+  }
+  for (int64_t i = 0; i < items; ++i) {
+    check(c.leaf_of_item[i] >= 0 && c.leaf_of_item[i] < leaves, "leaf_of_item", i);
+    check(c.by_id[i] >= 0 && c.by_id[i] < items, "by_id", i);
+    check(c.leaf_items[i] >= 0 && c.leaf_items[i] < items, "leaf_items", i);
+    if (c.header.tagged) check(c.tags[i] >> 63 == 0, "tags", i);
+  }
+  // Ascending within a leaf that is their own: with the right number each item is there once.
+  for (int64_t l = 0; l < leaves; ++l) {
+    for (int64_t i = c.leaf_offsets[l]; i < c.leaf_offsets[l + 1]; ++i) {
+      const bool ascends = i == c.leaf_offsets[l] || c.leaf_items[i - 1] < c.leaf_items[i];
+      check(ascends && c.leaf_of_item[c.leaf_items[i]] == l, "leaf_items", i);
+    }
+  }
+  if (c.header.text) {
+    check(c.offsets[0] == 0, "offsets", 0);
+    for (int64_t i = 0; i < items; ++i) {
+      const int64_t begin = c.offsets[i], end = c.offsets[i + 1];
+      check(end > begin && end <= static_cast<int64_t>(c.header.id_bytes), "offsets", i);
+      check(std::memchr(c.ids + begin, 0, end - begin) == c.ids + end - 1, "ids", i);
+    }
+    check(c.offsets[items] == static_cast<int64_t>(c.header.id_bytes), "offsets", items);
+  }
+  for (int64_t i = 1; i < items; ++i) {
+    const int64_t a = c.by_id[i - 1], b = c.by_id[i];
+    check(c.header.text ? std::string_view(c.Text(a)) < std::string_view(c.Text(b))
+                        : c.Int(a) < c.Int(b),
+          "by_id", i);
+  }
+}
+
+// Refuses a part of another export.
+void CheckHash(const std::string& path, uint64_t wanted) {
+  if (wanted == 0) return;
+  const FileBlock block = FileBlock::Map(path);
+  uint64_t hash = 0;
+  if (block.size() >= kHashAt + sizeof hash) {
+    std::memcpy(&hash, block.data() + kHashAt, sizeof hash);
+  }
+  if (hash != wanted) Refuse(path + " is not the file that was exported with it");
+}
+
 Catalog LoadCatalog(const std::string& path) {
   Catalog c;
   c.block = FileBlock::Map(path);
   Header& h = c.header;
   h = ReadHeader<Header>(c.block.data(), c.block.size(), kCatalogFile, Refuse);
-  if (h.items >= kMost || h.leaves >= kMost || h.id_bytes >= kMost ||
-      Parts(h).end != h.file_bytes) {
+  if (h.items >= kMost || h.leaves >= kMost || h.id_bytes >= kMost || h.text > 1 || h.tagged > 1 ||
+      Parts(h).end != h.file_bytes || (!h.text && h.id_bytes != h.items * 8)) {
     Refuse("its parts do not fill the file");
   }
   CheckContent(h, c.block.data(), Refuse);
   SetParts(c);
+  CheckCatalog(c);
   return c;
+}
+
+void CheckOptions(int64_t beam_width, const std::optional<Scoring>& scoring, int num_threads) {
+  constexpr int64_t kMostBeams = int64_t{1} << 20;
+  constexpr int64_t kMostThreads = 4096;
+  CheckRange("beam_width", beam_width, 1, kMostBeams);
+  CheckRange("num_threads", num_threads, 1, kMostThreads);
+  if (scoring) CheckRange("scoring", static_cast<int64_t>(*scoring), 0, 2);
 }
 
 void CheckItem(const char* name, int64_t item, int64_t items) {
@@ -142,6 +208,8 @@ std::shared_ptr<const Recommender> Recommender::Load(const std::string& folder) 
            std::to_string(s.catalog.header.leaves));
   }
   const Catalog& c = s.catalog;
+  CheckHash(folder + "/engine.bin", c.header.engine);
+  CheckHash(folder + "/trie.bin", c.header.trie);
   const int64_t items = made->Items();
   if (c.header.tagged) {
     std::vector<uint64_t> tags(c.header.leaves, 0);
@@ -265,6 +333,7 @@ std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t
                                                        const std::vector<int64_t>& exclude,
                                                        const RecommendOptions& options) const {
   const Catalog& c = impl_->catalog;
+  CheckOptions(options.beam_width, options.scoring, options.num_threads);
   if (options.num_sessions < 1 || options.num_sessions > options.beam_width) {
     throw std::invalid_argument(WantedGot("num_sessions",
                                           Text("1..", options.beam_width, " (the beam width)"),
@@ -310,6 +379,8 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   if (options.k < 1) {
     throw std::invalid_argument(WantedGot("k", "1 or more", options.k));
   }
+  CheckOptions(options.beam_width == 0 ? 1 : options.beam_width, options.scoring,
+               options.num_threads);
   if (!(options.dense_weight >= 0 && options.dense_weight <= 1)) {
     throw std::invalid_argument(WantedGot("dense_weight", "0..1", options.dense_weight));
   }
@@ -387,7 +458,14 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
 }
 
 void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64_t* leaf_of_item,
-                 bool text, const void* ids, const int64_t* offsets, const uint64_t* tags) {
+                 bool text, const void* ids, const int64_t* offsets, const uint64_t* tags,
+                 uint64_t engine, uint64_t trie) {
+  for (int64_t i = 0; i < (text ? n : 0); ++i) {
+    const char* const id = static_cast<const char*>(ids) + offsets[i];
+    if (std::memchr(id, 0, offsets[i + 1] - offsets[i]) != id + (offsets[i + 1] - offsets[i] - 1)) {
+      throw std::invalid_argument(WantedGot("ids", "one zero, at the end", "others in item ", i));
+    }
+  }
   Catalog c;
   Header& h = c.header;
   Name(h, kCatalogFile);
@@ -395,6 +473,8 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
   h.leaves = static_cast<uint64_t>(leaves);
   h.text = text ? 1 : 0;
   h.tagged = tags != nullptr ? 1 : 0;
+  h.engine = engine;
+  h.trie = trie;
   h.id_bytes = static_cast<uint64_t>(text ? offsets[n] : n * 8);
   const Parts at(h);
   h.file_bytes = at.end;

@@ -26,6 +26,7 @@ void Tell(const char* what, char* error, size_t error_size) {
 // Runs body; no exception leaves it.
 template <class Body>
 onerec_status Guarded(char* error, size_t error_size, Body&& body) noexcept {
+  Tell("", error, error_size);
   try {
     body();
     return ONEREC_OK;
@@ -88,33 +89,42 @@ onerec_status onerec_create(const char* folder, onerec_recommender** made, char*
 
 void onerec_destroy(onerec_recommender* recommender) { delete recommender; }
 
-int64_t onerec_items(const onerec_recommender* recommender) { return recommender->held->Items(); }
+int64_t onerec_items(const onerec_recommender* recommender) {
+  return recommender == nullptr ? -1 : recommender->held->Items();
+}
 
 int64_t onerec_session_length(const onerec_recommender* recommender) {
-  return recommender->held->Config().session_length;
+  return recommender == nullptr ? -1 : recommender->held->Config().session_length;
 }
 
 int onerec_ids_are_text(const onerec_recommender* recommender) {
-  return recommender->held->TextIds() ? 1 : 0;
+  return recommender == nullptr ? -1 : recommender->held->TextIds();
 }
 
 int64_t onerec_find_int(const onerec_recommender* recommender, int64_t id) {
-  return recommender->held->Find(id);
+  return recommender == nullptr ? -1 : recommender->held->Find(id);
 }
 
 int64_t onerec_find_text(const onerec_recommender* recommender, const char* id) {
-  return id == nullptr ? -1 : recommender->held->Find(std::string_view(id));
+  if (recommender == nullptr || id == nullptr) return -1;
+  return recommender->held->Find(std::string_view(id));
 }
 
 int64_t onerec_int_id(const onerec_recommender* recommender, int64_t item) {
   int64_t id = INT64_MIN;
-  Guarded(nullptr, 0, [&] { id = recommender->held->IntId(item); });
+  Guarded(nullptr, 0, [&] {
+    Need(recommender != nullptr, "recommender");
+    id = recommender->held->IntId(item);
+  });
   return id;
 }
 
 const char* onerec_text_id(const onerec_recommender* recommender, int64_t item) {
   const char* id = nullptr;
-  Guarded(nullptr, 0, [&] { id = recommender->held->TextId(item); });
+  Guarded(nullptr, 0, [&] {
+    Need(recommender != nullptr, "recommender");
+    id = recommender->held->TextId(item);
+  });
   return id;
 }
 

@@ -48,11 +48,16 @@ FileBlock FileBlock::Allocate(size_t size) {
 }
 
 FileBlock FileBlock::Map(const std::string& path) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // A FIFO or a device would block, for ever perhaps.
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (file < 0) throw std::runtime_error(SystemError("cannot open", path));
   struct stat status;
   FileBlock block;
-  if (::fstat(file, &status) == 0 && S_ISREG(status.st_mode) && status.st_size > 0) {
+  if (::fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
+    ::close(file);
+    throw std::runtime_error("cannot open " + path + ": wanted a regular file");
+  }
+  if (status.st_size > 0) {
     block.size_ = status.st_size;
     void* data = ::mmap(nullptr, block.size_, PROT_READ, MAP_SHARED, file, 0);
     if (data != MAP_FAILED) {

@@ -11,6 +11,7 @@ from onerec._lazy import lazy
 from onerec.data.config import SessionConfig, SimulatorConfig
 
 if TYPE_CHECKING:
+    from onerec.data.exposures import read_exposures
     from onerec.data.readers import open_log
     from onerec.data.session_set import ExposedSessions, Samples, SessionSet
     from onerec.data.sessions import build_sessions
@@ -25,6 +26,7 @@ _HOMES = {
     "World": "onerec.data.simulator",
     "build_sessions": "onerec.data.sessions",
     "open_log": "onerec.data.readers",
+    "read_exposures": "onerec.data.exposures",
     "simulate": "onerec.data.simulator",
 }
 
@@ -38,6 +40,7 @@ __all__ = [
     "World",
     "build_sessions",
     "open_log",
+    "read_exposures",
     "simulate",
 ]
 

@@ -62,7 +62,7 @@ def export(
     with atomic_directory(folder) as temporary:
         packed.save(temporary / ENGINE)
         catalog.save(temporary)
-        save_catalog(catalog, temporary / CATALOG)
+        save_catalog(catalog, temporary / CATALOG, temporary)
         fields = {
             "model_type": OneRec.model_type,
             **model.config.to_dict(),
@@ -105,12 +105,19 @@ def check_catalog(model: OneRec | NativeModel, catalog: Catalog) -> None:
         raise ValueError("catalog must hold the semantic ids that the model was given, in order")
 
 
-def save_catalog(catalog: Catalog, path: str | Path) -> None:
+def save_catalog(catalog: Catalog, path: str | Path, folder: Path | None = None) -> None:
     """Writes item ids and their leaves for C++ programs (csrc/include/onerec/recommender.h).
+
+    Args:
+        catalog: The items.
+        path: Where to.
+        folder: With the engine.bin and trie.bin that C++ programs take with it, and no others;
+            None: any.
 
     Raises:
         OSError: It cannot be written.
     """
+    hashes = [0 if folder is None else _header_hash(folder / name) for name in (ENGINE, "trie.bin")]
     text = catalog.item_ids.dtype == object
     if text:
         parts = [item.encode() + b"\0" for item in catalog.item_ids.tolist()]
@@ -130,9 +137,16 @@ def save_catalog(catalog: Catalog, path: str | Path) -> None:
             values.ctypes.data,
             offsets.ctypes.data,
             0 if tags is None else tags.ctypes.data,
+            *hashes,
         )
     except RuntimeError as error:
         raise OSError(str(error)) from None
+
+
+def _header_hash(path: Path) -> int:
+    """The hash at the end of the header of engine.bin or trie.bin, which covers all of the file."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(256)[248:], "little")
 
 
 def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog, str]:

@@ -148,6 +148,8 @@ class Versions:
             )
         else:
             new = current.with_catalog(Catalog.load(folder))
+            if not force:
+                _check_quantizer(folder, current.catalog, new.catalog)
         new.warmup(beam_width=8)
         if not force:
             self._compare(folder, current.catalog, new.catalog)
@@ -178,6 +180,15 @@ class Versions:
                 f'of the {len(old):,} being served), got {len(new):,}; "force": true takes it all '
                 "the same"
             )
+
+
+def _check_quantizer(folder: Path, old: Catalog, new: Catalog) -> None:
+    """A network knows the codes of one quantizer; those of another are other items to it."""
+    if old.quantizer and new.quantizer != old.quantizer:
+        raise DataError(
+            f"{folder}: quantizer: wanted {old.quantizer} as in the catalogue being served, got "
+            f'{new.quantizer or "none"}; "force": true takes it all the same'
+        )
 
 
 def _load(

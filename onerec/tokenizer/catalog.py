@@ -102,7 +102,7 @@ class Catalog:
         codes = as_int_array("sids", sids, np.int32, 2)
         if len(ids) != len(codes):
             raise ValueError(f"sids: wanted a row for each of {len(ids)} items, got {len(codes)}")
-        _refuse_duplicates(ids)
+        _check_ids(ids)
         return cls(ids, codes, SidTrie.build(codes, codebook_size), quantizer=quantizer)
 
     def with_tags(
@@ -317,7 +317,7 @@ class Catalog:
         sids = np.ascontiguousarray(flat.to_numpy().reshape(-1, trie.levels))
         ids = table["item_id"].to_numpy()
         try:
-            _refuse_duplicates(ids)
+            _check_ids(ids)
         except ValueError as error:
             raise DataError(f"{file}, column item_id: {error}") from None
         wrong = np.flatnonzero(trie.lookup(sids) < 0)
@@ -392,7 +392,11 @@ def _tag_words(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _refuse_duplicates(ids: npt.NDArray[Any]) -> None:
+def _check_ids(ids: npt.NDArray[Any]) -> None:
+    if ids.dtype == object:  # C programs take an id to end at a zero
+        for row, item in enumerate(ids.tolist()):
+            if "\0" in item:
+                raise ValueError(f"item_ids: wanted no zero characters, got {item!r} in row {row}")
     values, first, counts = np.unique(ids, return_index=True, return_counts=True)
     if len(values) != len(ids):
         twice = np.flatnonzero(counts > 1)

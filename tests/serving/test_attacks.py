@@ -376,6 +376,22 @@ def test_parts_of_two_exports_are_refused(server: Server, folder: Path, tmp_path
     assert metric(server, f"onerec_served{{{served}}}") == 1
 
 
+def test_a_catalogue_of_another_quantizer_is_refused(model: OneRec, tmp_path: Path) -> None:
+    sids, ids = make_catalog(0, 0).sids, list(range(60))
+    for name in ("mine", "other", ""):
+        Catalog.build(ids, sids, K, quantizer=name).save(tmp_path / f"c{name}")
+    export(model, Catalog.load(tmp_path / "cmine"), tmp_path / "e")
+    running = Server(Recommender.from_exported(tmp_path / "e"), CONFIG, TOKEN)
+    assert running.send("GET", "/v1/version")[1]["quantizer"] == "mine"
+    assert (
+        "quantizer: wanted mine as in the catalogue being" in swap(running, tmp_path / "cother")[1]
+    )
+    assert "got none" in swap(running, tmp_path / "c")[1]
+    assert swap(running, tmp_path / "cmine")[0] == 200
+    assert swap(running, tmp_path / "cother", force=True)[0] == 200
+    running.stop()
+
+
 # --- Connections
 
 

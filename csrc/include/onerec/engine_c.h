@@ -2,7 +2,8 @@
    served on the CPU. An item is an index, its row in the catalogue; ids are looked up.
 
    A handle is read-only: threads may share it. A function that can fail returns a status and, if
-   `error` is not null, writes a message of at most error_size bytes, zero included. */
+   `error` is not null, writes a message of at most error_size bytes, zero included; an empty one if
+   it does not fail. Functions without a status give -1, or what they say, for a null handle. */
 #ifndef ONEREC_ENGINE_C_H_
 #define ONEREC_ENGINE_C_H_
 

@@ -4,7 +4,8 @@
 // `onerec export` writes the folder: engine.bin, trie.bin and catalog.bin. The last one, version 2,
 // little endian: char[8] "ONERCATL", u32 version, u32 0x01020304, u64 size of the file, u64 items
 // N, u64 leaves, u64 whether ids are text, u64 bytes of the ids, u64 whether items have tags, u64
-// XXH64 (seed 0) of bytes 128 .. end, u64 XXH64 of bytes 0 .. 72; zeros up to 128; then i64
+// XXH64 (seed 0) of bytes 128 .. end, u64 XXH64 of bytes 0 .. 72, the u64 at byte 248 of engine.bin
+// and of trie.bin of its export (0: any); zeros up to 128; then i64
 // leaf_of_item[N], i64 by_id[N] (items in ascending order of their ids), i64 leaf_offsets[leaves +
 // 1], i64 leaf_items[N] (items of each leaf, ascending), the tags u64 [N] if there are any, and the
 // ids: i64 [N], or i64 offsets[N + 1] and zero-terminated UTF-8.
@@ -92,9 +93,12 @@ class ONEREC_API Recommender {
 
 // Writes catalog.bin. `ids` are int64 [n], or, where `text`, zero-terminated UTF-8 beginning at
 // offsets[0 .. n], the last one being their size in bytes. `tags` [n] (bits 0 .. 62) may be null.
-// Throws std::invalid_argument for a leaf out of range, std::runtime_error if it cannot be written.
+// `engine` and `trie` are the u64 at byte 248 of the files that it belongs to, or 0.
+// Throws std::invalid_argument for a leaf out of range or an id with a zero in it,
+// std::runtime_error if it cannot be written.
 ONEREC_API void SaveCatalog(const std::string& path, int64_t n, int64_t leaves,
                             const int64_t* leaf_of_item, bool text, const void* ids,
-                            const int64_t* offsets, const uint64_t* tags = nullptr);
+                            const int64_t* offsets, const uint64_t* tags = nullptr,
+                            uint64_t engine = 0, uint64_t trie = 0);
 
 }  // namespace onerec

@@ -117,7 +117,7 @@ def fit(provider: str, n: int, clusters: int, d: int, steps: int) -> dict[str, f
     before = memory("VmRSS")
     begin, processor = time.perf_counter(), time.process_time()
     method, _, device = provider.partition(" on ")
-    if method in ("priced", "fast", "sequential"):
+    if method in ("priced", "sequential"):
         kmeans = BalancedKMeans(
             clusters,
             method=method,
@@ -182,7 +182,7 @@ def present(names: list[str]) -> list[str]:
     return [name for name in names if name not in PEERS or importlib.util.find_spec(PEERS[name])]
 
 
-ALL = ["priced", "fast", "sequential", "sinkhorn", "faiss", "scikit-learn", "k-means-constrained"]
+ALL = ["priced", "sequential", "sinkhorn", "faiss", "scikit-learn", "k-means-constrained"]
 
 
 @pytest.mark.parametrize(
@@ -212,10 +212,7 @@ SCALING = [
 def test_scaling(compare: Any, axis: str, value: int, n: int, clusters: int) -> None:
     """Time of a fit of three steps over N and over K, d = 64."""
     compare.alone(
-        {
-            name: partial(fit, name, n, clusters, 64, 3)
-            for name in present(["priced", "fast", "faiss"])
-        },
+        {name: partial(fit, name, n, clusters, 64, 3) for name in present(["priced", "faiss"])},
         facts={"axis": axis, "value": value},
     )
 
@@ -314,16 +311,15 @@ def test_exact_step(compare: Any, n: int, clusters: int, d: int) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("method", ["fast", "priced"])
 @pytest.mark.parametrize(
     ("n", "clusters", "d"),
     [(200_000, 1024, 128), (1_000_000, 8192, 256)],  # the second: OneRec's codebooks
     ids=["200k-1024", "1M-8192"],
 )
-def test_fit_on_gpu(compare: Any, n: int, clusters: int, d: int, method: str) -> None:
+def test_fit_on_gpu(compare: Any, n: int, clusters: int, d: int) -> None:
     """A Lloyd step: two assignments, the second from the first one's prices, and a certificate."""
     compare.alone(
-        {method: partial(fit, f"{method} on cuda", n, clusters, d, 1)},
+        {"priced": partial(fit, "priced on cuda", n, clusters, d, 1)},
         facts={"steps": 1, "data MiB": round(n * d * 4 / 2**20, 1)},
         device="cuda",
     )

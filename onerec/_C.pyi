@@ -89,9 +89,6 @@ def balanced_kmeans_fit(
     steps_done: int,
     inertia_done: float,
     on_iteration: Callable[[int, float], None] | None,
-    rank: int,
-    processes: int,
-    exchange: Callable[[int, list[int]], None] | None,
     cuda_device: int,
 ) -> BalancedFit: ...
 def balanced_assign(

@@ -189,8 +189,7 @@ class Search {
       maker_.Build(prices, given);
       over = annealer_.OverFull(lists_, prices);
     }
-    if (options_.method == BalancedMethod::kPriced && lists_.scale > 0 &&
-        (labels_given || x_.rows <= kSimplexRows * nodes_.count)) {
+    if (lists_.scale > 0 && (labels_given || x_.rows <= kSimplexRows * nodes_.count)) {
       if (!labels_given) Feasible(prices, labels);
       if (SolveLists(prices, labels)) return;
     } else {
@@ -389,7 +388,6 @@ class Search {
       return false;
     }
     ParallelFor(chunks, options_.num_threads, [&](int64_t c) { fill(c, 1); });
-    lists.total = lists.entries();
     return true;
   }
 
@@ -397,7 +395,6 @@ class Search {
   // wrong sizes cost little, and a greedy fill for what it leaves.
   void Feasible(double* prices, int32_t* labels) {
     const double begin = Seconds();
-    maker_.Gather();
     ListSimplex simplex(capacity_, lists_, options_.num_threads, ExactCosts(), prices, nullptr);
     for (double penalty = kFirstPenalty; penalty <= kLastPenalty; penalty *= 4) {
       const int64_t off = simplex.Solve(penalty * lists_.scale);
@@ -422,7 +419,6 @@ class Search {
   bool SolveLists(double* prices, int32_t* labels) {
     const auto begin = Seconds();
     const double passes = report_.pass_seconds;
-    maker_.Gather();
     ListSimplex simplex(capacity_, lists_, options_.num_threads, ExactCosts(), prices, labels);
     bool best = false;
     for (int round = 0; round < kRounds && !best; ++round) {
@@ -432,7 +428,6 @@ class Search {
       const int64_t open = maker_.ListAgain(prices, simplex);
       best = open == 0;
       if (best) break;
-      maker_.Gather();
       simplex.TakeLists();
     }
     std::copy(simplex.labels().begin(), simplex.labels().end(), labels);
@@ -517,7 +512,6 @@ class Search {
     std::vector<int64_t> lost;
     for (const auto& part : outside) lost.insert(lost.end(), part.begin(), part.end());
     Decide(lost, prices, labels);
-    Share(options_.processes, maker_.RowBounds(), 1, labels);
   }
 
   // Exact argmin of cost + price for some items, by a pass over all centres.
@@ -532,15 +526,9 @@ class Search {
   void Finish(bool certify, double* prices, int32_t* labels) {
     const double begin = Seconds();
     if (solved_ && !certify) return;
-    if (options_.method == BalancedMethod::kFast) {
-      GreedyFinish(prices, labels);
-      report_.finish_seconds += Seconds() - begin;
-      return;
-    }
     centers_.SetPrices(nullptr);
     std::unique_ptr<TileCosts> costs;
-    if (lists_.rows > 0 && lists_.total * kMoveBytes <= options_.memory_budget / 2) {
-      maker_.Gather();
+    if (lists_.rows > 0 && lists_.entries() * kMoveBytes <= options_.memory_budget / 2) {
       costs = std::make_unique<ListCosts>(
           x_, nodes_.centers.data(), centers_, kernels_, lists_, prices,
           solved_ ? kReach * lists_.scale : std::numeric_limits<double>::infinity());
@@ -637,22 +625,16 @@ class Search {
     const PassPlan plan = PlanPass(x_.rows, centers_.columns(), kernels_);
     std::vector<double> costs(plan.chunks);
     std::vector<double> duals(plan.chunks);
-    pass_.Run(
-        prices, 0, 0, nullptr, x_.rows,
-        [&](int64_t c, int64_t i, const Candidates& row) {
-          const double own = Cost(x_, i, nodes_.centers.data(), labels[i], kernels_);
-          double least = own + prices[labels[i]];
-          for (const int32_t k : row.code) {
-            if (k == labels[i]) continue;
-            least = std::min(least, Cost(x_, i, nodes_.centers.data(), k, kernels_) + prices[k]);
-          }
-          costs[c] += own;
-          duals[c] += least;
-        },
-        true);
-    const std::vector<int64_t> bounds = ChunkBounds(plan.chunks, options_.processes);
-    Share(options_.processes, bounds, 1, costs.data());
-    Share(options_.processes, bounds, 1, duals.data());
+    pass_.Run(prices, 0, 0, nullptr, x_.rows, [&](int64_t c, int64_t i, const Candidates& row) {
+      const double own = Cost(x_, i, nodes_.centers.data(), labels[i], kernels_);
+      double least = own + prices[labels[i]];
+      for (const int32_t k : row.code) {
+        if (k == labels[i]) continue;
+        least = std::min(least, Cost(x_, i, nodes_.centers.data(), k, kernels_) + prices[k]);
+      }
+      costs[c] += own;
+      duals[c] += least;
+    });
     ++report_.passes;
     report_.pass_seconds += Seconds() - begin;
     report_.cost = std::accumulate(costs.begin(), costs.end(), 0.0);

@@ -42,13 +42,6 @@ void CheckShape(const FloatRows& x, int64_t clusters, const BalancedKMeansOption
   if (clusters < 1) {
     throw std::invalid_argument(WantedGot("clusters", "at least 1", clusters));
   }
-  const Processes& processes = options.processes;
-  if (processes.count < 1 || processes.rank < 0 || processes.rank >= processes.count ||
-      (processes.count > 1 && !processes.exchange)) {
-    throw std::invalid_argument(
-        WantedGot("processes", Text("a rank in 0..", processes.count - 1, " and an exchange"),
-                  "rank ", processes.rank));
-  }
   if (options.num_threads < 1) {
     throw std::invalid_argument(WantedGot("num_threads", "at least 1", options.num_threads));
   }
@@ -58,10 +51,6 @@ void CheckShape(const FloatRows& x, int64_t clusters, const BalancedKMeansOption
       throw std::invalid_argument(
           WantedGot("cuda_device", Text("one of ", cuda.devices, " devices"), options.cuda_device,
                     (cuda.problem.empty() ? "" : ": " + cuda.problem)));
-    }
-    if (processes.count > 1) {
-      throw std::invalid_argument(
-          WantedGot("cuda_device", "-1 with several processes", options.cuda_device));
     }
   }
 }

@@ -19,19 +19,15 @@ namespace {
 double Inertia(const FloatRows& x, const float* centers, const int32_t* labels,
                const BalancedKMeansOptions& options) {
   const KMeansKernels& kernels = CurrentKMeansKernels();
-  const int64_t parts = (x.rows + 4095) / 4096;
+  const int64_t parts = DivideUp(x.rows, 4096);
   std::vector<double> sums(parts);
-  const std::vector<int64_t> bounds = Bounds(parts, options.processes);
-  const size_t rank = options.processes.rank;
-  ParallelFor(bounds[rank + 1] - bounds[rank], options.num_threads, [&](int64_t own) {
-    const int64_t c = bounds[rank] + own;
+  ParallelFor(parts, options.num_threads, [&](int64_t c) {
     double sum = 0;
     for (int64_t i = c * 4096; i < std::min(x.rows, (c + 1) * 4096); ++i) {
       sum += Cost(x, i, centers, labels[i], kernels);
     }
     sums[c] = sum;
   });
-  Share(options.processes, bounds, 1, sums.data());
   return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 

@@ -51,14 +51,12 @@ void BindBalancedKMeans(py::module_& m) {
          const std::string& method, int max_iter, double tolerance, uint64_t seed, int num_threads,
          int64_t memory_budget, bool centers_given, uintptr_t centers, uintptr_t prices,
          uintptr_t labels, int steps_done, double inertia_done, const py::object& on_iteration,
-         int rank, int processes, const py::object& exchange, int cuda_device) {
+         int cuda_device) {
         BalancedKMeansOptions options = Options(num_threads, memory_budget, cuda_device);
         if (method == "sequential") {
           options.method = BalancedMethod::kSequential;
-        } else if (method == "fast") {
-          options.method = BalancedMethod::kFast;
         } else if (method != "priced") {
-          throw std::invalid_argument(WantedGot("method", "priced, fast or sequential", method));
+          throw std::invalid_argument(WantedGot("method", "priced or sequential", method));
         }
         options.max_iter = max_iter;
         options.tolerance = tolerance;
@@ -69,16 +67,6 @@ void BindBalancedKMeans(py::module_& m) {
           options.on_iteration = [&](int steps, double inertia) {
             const py::gil_scoped_acquire gil;
             on_iteration(steps, inertia);
-          };
-        }
-        options.processes.rank = rank;
-        options.processes.count = processes;
-        if (!exchange.is_none()) {
-          options.processes.exchange = [&](void* data, const int64_t* offsets) {
-            const py::gil_scoped_acquire gil;
-            py::list ends;
-            for (int r = 0; r <= processes; ++r) ends.append(offsets[r]);
-            exchange(reinterpret_cast<uintptr_t>(data), ends);
           };
         }
         BalancedKMeansResult result;
@@ -100,8 +88,7 @@ void BindBalancedKMeans(py::module_& m) {
       py::arg("method"), py::arg("max_iter"), py::arg("tolerance"), py::arg("seed"),
       py::arg("num_threads"), py::arg("memory_budget"), py::arg("centers_given"),
       py::arg("centers"), py::arg("prices"), py::arg("labels"), py::arg("steps_done"),
-      py::arg("inertia_done"), py::arg("on_iteration"), py::arg("rank"), py::arg("processes"),
-      py::arg("exchange"), py::arg("cuda_device"));
+      py::arg("inertia_done"), py::arg("on_iteration"), py::arg("cuda_device"));
   m.def(
       "balanced_assign",
       [](uintptr_t x, int64_t rows, int64_t columns, int64_t stride, uintptr_t centers,

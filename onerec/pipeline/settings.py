@@ -31,8 +31,8 @@ class TokenizeConfig:
             below each, and K^L at least twice the number of items; with more levels the smallest
             with K^L at least 8 times that number, so that distinct ids are close to their vectors.
             At most the number of items.
-        method: Balanced k-means: "priced" (the best balanced cost, certified), "fast" (near it) or
-            "sequential" (the paper's Algorithm 1).
+        method: Balanced k-means: "priced" (the best balanced cost, certified) or "sequential" (the
+            paper's Algorithm 1).
         distinct: What is done about items with equal ids: "none", "cap", "distinct" or "rank".
         max_iter: Rounds of k-means a level.
         seed: Of the first centres.
@@ -40,7 +40,7 @@ class TokenizeConfig:
 
     levels: int | None = None
     codebook_size: int | None = None
-    method: Literal["priced", "fast", "sequential"] = "priced"
+    method: Literal["priced", "sequential"] = "priced"
     distinct: Literal["none", "cap", "distinct", "rank"] = "distinct"
     max_iter: int = 10
     seed: int = 0

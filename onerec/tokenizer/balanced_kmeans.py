@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import zipfile
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +16,7 @@ from onerec.errors import DataError
 from onerec.files import atomic_write
 from onerec.progress import Progress
 
-Method = Literal["priced", "fast", "sequential"]
+Method = Literal["priced", "sequential"]
 
 
 def as_rows(x: ArrayLike | torch.Tensor, name: str = "X") -> NDArray[np.float32]:
@@ -101,20 +99,19 @@ class BalancedKMeans:
     `priced` finds the cheapest assignment of these sizes at each step. It is a power diagram: item
     x goes to argmin_k |x - c_k|^2 + price_k (Aurenhammer, Hoffmann, Aronov, "Minkowski-type
     theorems and least-squares clustering"), so that new items are encoded by the same rule. The
-    prices come from Newton steps on the annealed entropic dual, over a sample and then over
-    candidate lists, the exact sizes from shortest augmenting paths over the clusters, and `gap_`
-    certifies the result. `fast` fills the sizes greedily at the prices instead; its `gap_` says
-    what that costs. `sequential` is
-    Algorithm 1 of OneRec (arXiv 2502.18965, section 3.1) as printed: clusters in turn take the
-    nearest items that are left; with N not divisible by K the first N mod K clusters take one more.
-    It depends on the order of the clusters and is much worse; it is the faithful baseline.
+    prices come from Newton steps on the annealed entropic dual of a sample, the exact sizes from a
+    network simplex over candidate lists (from shortest augmenting paths where a cluster holds more
+    than 1,024 items), and `gap_` certifies the result. `sequential` is Algorithm 1 of OneRec (arXiv
+    2502.18965, section 3.1) as printed: clusters in turn take the nearest items that are left; with
+    N not divisible by K the first N mod K clusters take one more. It depends on the order of the
+    clusters and is much worse; it is the faithful baseline.
 
     The same data and seed give the same result for every number of threads. Ties go to the smaller
     cluster, then to the smaller item index.
 
     Args:
         n_clusters: K.
-        method: "priced", "fast" or "sequential".
+        method: "priced" or "sequential".
         max_iter: Lloyd steps at most. Except with "sequential", one more assignment follows the
             last step, so that labels and prices belong to the final centres.
         tol: Except with "sequential", fitting stops when a step lowers the inertia by less than
@@ -123,10 +120,6 @@ class BalancedKMeans:
         random_state: Seed or generator of the starting centres; None draws a new one.
         num_threads: Threads; None takes `torch.get_num_threads()`.
         memory_budget: Bytes to use beside X and the results.
-        distributed: Fit together with the other processes of torch.distributed's default group:
-            each must see all rows of X (the same file, say) and call `fit` alike; passes and
-            sums are divided among them, the exact finish is not. Every process gets the result
-            that one alone would have got.
         device: "cuda" makes the passes over all items and centres on that device, which holds a
             copy of X; the exact finish stays on the host. None: where X is, if it is a tensor. The
             labels are those of the CPU but where two assignments cost the same up to the rounding
@@ -167,7 +160,6 @@ class BalancedKMeans:
         random_state: int | np.random.Generator | None = None,
         num_threads: int | None = None,
         memory_budget: int = 2 << 30,
-        distributed: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
         self.n_clusters = n_clusters
@@ -178,7 +170,6 @@ class BalancedKMeans:
         self.random_state = random_state
         self.num_threads = num_threads
         self.memory_budget = memory_budget
-        self.distributed = distributed
         self.device = device
 
     _parameters = (
@@ -190,7 +181,6 @@ class BalancedKMeans:
         "random_state",
         "num_threads",
         "memory_budget",
-        "distributed",
         "device",
     )
 
@@ -248,10 +238,8 @@ class BalancedKMeans:
                 "sample_weight: not supported, since cluster sizes count items; got weights"
             )
         clusters = positive("n_clusters", self.n_clusters)
-        if self.method not in ("priced", "fast", "sequential"):
-            raise ValueError(
-                f'method: wanted "priced", "fast" or "sequential", got {self.method!r}'
-            )
+        if self.method not in ("priced", "sequential"):
+            raise ValueError(f'method: wanted "priced" or "sequential", got {self.method!r}')
         if not self.tol >= 0:
             raise ValueError(f"tol: wanted a number of at least 0, got {self.tol!r}")
         x = as_rows(X)
@@ -272,10 +260,7 @@ class BalancedKMeans:
             centers = np.zeros((clusters, x.shape[1]), np.float32)
         prices = np.zeros(clusters, np.float64)
         labels = np.zeros(x.shape[0], np.int32)
-        rank, processes = _group(self.distributed)
         seed, steps, inertia = seed_of(self.random_state), 0, 0.0
-        if processes > 1:
-            seed = _agree(seed)
         task = {
             "shape": list(x.shape),
             "n_clusters": clusters,
@@ -290,7 +275,7 @@ class BalancedKMeans:
             given = True
 
         def after(steps: int, inertia: float) -> None:
-            if checkpoint is not None and rank == 0:
+            if checkpoint is not None:
                 state = {"task": task, "seed": seed, "steps": steps, "inertia": inertia}
                 with atomic_write(checkpoint) as path, path.open("wb") as file:
                     np.savez(
@@ -322,9 +307,6 @@ class BalancedKMeans:
             steps_done=steps,
             inertia_done=inertia,
             on_iteration=after,
-            rank=rank,
-            processes=processes,
-            exchange=_exchange if processes > 1 else None,
             cuda_device=cuda_device(self.device, X),
         )
         self.cluster_centers_ = centers
@@ -358,42 +340,6 @@ class BalancedKMeans:
         return priced_argmin(
             X, self.cluster_centers_, self.prices_, self._threads(), device=self.device
         )
-
-
-def _group(distributed: bool) -> tuple[int, int]:
-    """Rank and number of the processes that fit together."""
-    if not distributed:
-        return 0, 1
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        raise RuntimeError("distributed: wanted torch.distributed to be initialised")
-    return torch.distributed.get_rank(), torch.distributed.get_world_size()
-
-
-def _device() -> torch.device:
-    """Where the default group's tensors have to be."""
-    if torch.distributed.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
-def _agree(seed: int) -> int:
-    """The first process's seed."""
-    value = torch.tensor([seed - 2**63], dtype=torch.int64, device=_device())
-    torch.distributed.broadcast(value, 0)
-    return int(value.item()) + 2**63
-
-
-def _exchange(address: int, offsets: list[int]) -> None:
-    """Makes bytes offsets[r]..offsets[r + 1] at `address`, which process r has, known to all."""
-    if offsets[-1] == 0:
-        return
-    memory = (ctypes.c_ubyte * offsets[-1]).from_address(address)
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    for rank, (begin, end) in enumerate(pairwise(offsets)):
-        if begin < end:
-            part = whole[begin:end].to(_device())
-            torch.distributed.broadcast(part, rank)
-            whole[begin:end] = part
 
 
 def _restore(

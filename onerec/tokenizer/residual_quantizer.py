@@ -54,14 +54,12 @@ class ResidualQuantizer:
     Args:
         levels: L.
         codebook_size: K, the codes of each level.
-        method: "priced", "fast" or "sequential", see `BalancedKMeans`.
+        method: "priced" or "sequential", see `BalancedKMeans`.
         distinct: see above.
         max_iter: Lloyd steps of each level.
         random_state: Seed or generator.
         num_threads: Threads; None takes `torch.get_num_threads()`.
         memory_budget: Bytes to use beside the data, its residual and the results.
-        distributed: Fit together with the other processes of torch.distributed, see
-            `BalancedKMeans`. Give a seed.
         device: Where the levels are fitted, see `BalancedKMeans`.
 
     Attributes:
@@ -92,7 +90,6 @@ class ResidualQuantizer:
         random_state: int | np.random.Generator | None = None,
         num_threads: int | None = None,
         memory_budget: int = 2 << 30,
-        distributed: bool = False,
         device: str | torch.device | None = None,
     ) -> None:
         if distinct not in ("none", "cap", "distinct", "rank"):
@@ -107,7 +104,6 @@ class ResidualQuantizer:
         self.random_state = random_state
         self.num_threads = num_threads
         self.memory_budget = memory_budget
-        self.distributed = distributed
         self.device = device
 
     def fit(
@@ -168,7 +164,6 @@ class ResidualQuantizer:
                         random_state=seeds[level],
                         num_threads=self.num_threads,
                         memory_budget=self.memory_budget,
-                        distributed=self.distributed,
                         device=device,
                     ).fit(
                         residual,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -100,40 +98,6 @@ def test_a_file_larger_than_the_memory_budget(tmp_path: Path) -> None:
     ).fit(open_rows(tmp_path / "x.npy"))
     assert kmeans.gap_ <= 1e-6
     assert set(np.bincount(kmeans.labels_)) == {n // clusters, n // clusters + 1}
-
-
-def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
-    x = vectors(6000, 8)  # too many costs to hold at once: lists, shared
-    np.save(tmp_path / "x.npy", x)
-    script = Path(__file__).with_name("kmeans_processes.py")
-    ends = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                script,
-                str(rank),
-                "2",
-                *(tmp_path / n for n in ("meet", "x.npy", "part")),
-            ]
-        )
-        for rank in range(2)
-    ]
-    assert [end.wait() for end in ends] == [0, 0]
-    one = BalancedKMeans(40, max_iter=2, random_state=0, num_threads=1, memory_budget=2 << 20).fit(
-        x
-    )
-    assert one.work_["passes"] > one.n_iter_
-    for rank in range(2):
-        with np.load(tmp_path / f"part{rank}.npz") as found:
-            assert np.array_equal(found["labels"], one.labels_)
-            assert np.array_equal(found["prices"], one.prices_)
-            assert np.array_equal(found["centers"], one.cluster_centers_)
-            assert found["gap"] == one.gap_ <= 1e-6
-
-
-def test_distributed_wants_a_group() -> None:
-    with pytest.raises(RuntimeError, match=r"wanted torch\.distributed to be initialised"):
-        BalancedKMeans(2, distributed=True).fit(vectors(9))
 
 
 class Stop(Exception):

@@ -27,18 +27,7 @@ struct FloatRows {
 
 enum class BalancedMethod {
   kPriced,      // exact assignment by prices
-  kFast,        // prices, then a greedy fill: sizes hold, the gap says what it costs
   kSequential,  // Algorithm 1 of OneRec (arXiv 2502.18965): clusters in turn take the nearest left
-};
-
-// Processes that work on one fit together: each sees the same rows (the same file, say), does its
-// part of the passes, and has the whole result. The result does not depend on their number.
-struct Processes {
-  int rank = 0;
-  int count = 1;
-  // bytes offsets[r]..offsets[r + 1] of data are known to process r; must make them known to all.
-  // Called on the calling thread, by all processes in the same order.
-  std::function<void(void* data, const int64_t* offsets)> exchange;
 };
 
 struct BalancedKMeansOptions {
@@ -60,7 +49,6 @@ struct BalancedKMeansOptions {
   std::function<void(int steps, double inertia)> on_iteration;
   int steps_done = 0;       // Lloyd steps behind the given centers, prices and labels
   double inertia_done = 0;  // inertia after them
-  Processes processes;
 };
 
 struct BalancedAssignment {

@@ -37,10 +37,10 @@ CandidatePass::CandidatePass(const FloatRows& x, const Nodes& nodes,
 }
 
 void CandidatePass::Run(const double* prices, double threshold, double reach, const int64_t* subset,
-                        int64_t count, const Body& body, bool shared) {
+                        int64_t count, const Body& body) {
   centers_.SetPrices(prices);
   if (device_ == nullptr) {
-    OnHost(threshold, reach, subset, count, body, shared);
+    OnHost(threshold, reach, subset, count, body);
   } else {
     device_->SetPrices(prices);
     OnDevice(threshold, reach, subset, count, body);
@@ -48,30 +48,28 @@ void CandidatePass::Run(const double* prices, double threshold, double reach, co
 }
 
 void CandidatePass::OnHost(double threshold, double reach, const int64_t* subset, int64_t count,
-                           const Body& body, bool shared) const {
+                           const Body& body) const {
   const int64_t columns = centers_.columns();
-  DensePass(
-      x_, subset, count, centers_, kernels_, options_,
-      [&](int64_t chunk, int64_t position, const float* row, double square) {
-        thread_local std::vector<int32_t> where;
-        thread_local Candidates candidates;
-        if (static_cast<int64_t>(where.size()) < columns) {
-          where.resize(columns);
-        }
-        candidates.low = kernels_.row_min(row, columns);
-        candidates.error = 2 * centers_.Error(square);
-        SetLimit(threshold, candidates);
-        int64_t found = kernels_.collect(row, columns, std::nextafter(candidates.limit, kInfinity),
-                                         where.data());
-        if (reach > threshold) found = AddLeaders(row, candidates, reach, found, where);
-        candidates.code.assign(where.begin(), where.begin() + found);
-        candidates.value.resize(found);
-        for (int64_t t = 0; t < found; ++t) {
-          candidates.value[t] = row[where[t]];
-        }
-        body(chunk, position, candidates);
-      },
-      shared);
+  DensePass(x_, subset, count, centers_, kernels_, options_,
+            [&](int64_t chunk, int64_t position, const float* row, double square) {
+              thread_local std::vector<int32_t> where;
+              thread_local Candidates candidates;
+              if (static_cast<int64_t>(where.size()) < columns) {
+                where.resize(columns);
+              }
+              candidates.low = kernels_.row_min(row, columns);
+              candidates.error = 2 * centers_.Error(square);
+              SetLimit(threshold, candidates);
+              int64_t found = kernels_.collect(
+                  row, columns, std::nextafter(candidates.limit, kInfinity), where.data());
+              if (reach > threshold) found = AddLeaders(row, candidates, reach, found, where);
+              candidates.code.assign(where.begin(), where.begin() + found);
+              candidates.value.resize(found);
+              for (int64_t t = 0; t < found; ++t) {
+                candidates.value[t] = row[where[t]];
+              }
+              body(chunk, position, candidates);
+            });
 }
 
 // Adds the best of each group that has none below the limit yet, if it is within reach.
@@ -118,9 +116,8 @@ void CandidatePass::OnDevice(double threshold, double reach, const int64_t* subs
       full_items.push_back(item(r));
     }
     std::vector<Candidates> again(full.size());
-    OnHost(
-        threshold, reach, full_items.data(), static_cast<int64_t>(full.size()),
-        [&](int64_t, int64_t position, Candidates& row) { again[position] = row; }, false);
+    OnHost(threshold, reach, full_items.data(), static_cast<int64_t>(full.size()),
+           [&](int64_t, int64_t position, Candidates& row) { again[position] = row; });
     ParallelFor(DivideUp(rows, plan.chunk_rows), options_.num_threads, [&](int64_t c) {
       thread_local Candidates row;
       const int64_t begin = c * plan.chunk_rows;

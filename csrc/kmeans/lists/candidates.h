@@ -39,11 +39,11 @@ class CandidatePass {
   // smallest at the prices, those that its error leaves open included, and of each group that has
   // none of them the best, if it is within `reach`.
   void Run(const double* prices, double threshold, double reach, const int64_t* subset,
-           int64_t count, const Body& body, bool shared = false);
+           int64_t count, const Body& body);
 
  private:
   void OnHost(double threshold, double reach, const int64_t* subset, int64_t count,
-              const Body& body, bool shared) const;
+              const Body& body) const;
   void OnDevice(double threshold, double reach, const int64_t* subset, int64_t count,
                 const Body& body) const;
   int64_t AddLeaders(const float* row, const Candidates& of, double reach, int64_t found,

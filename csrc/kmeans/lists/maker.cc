@@ -66,39 +66,14 @@ int64_t ListMaker::Build(const double* prices, const int32_t* labels, const List
   lists_.chunk_rows = plan.chunk_rows;
   lists_.chunks.assign(plan.chunks, {});
   std::vector<int64_t> open(plan.chunks);
-  pass_.Run(
-      prices, lists_.threshold, lists_.reach, nullptr, x_.rows,
-      [&](int64_t c, int64_t i, Candidates& row) {
-        const size_t at = c;
-        open[at] += ListRow(lists_.chunks[at], i, row, prices, labels, basis) ? 1 : 0;
-      },
-      true);
-  lists_.shared = true;
-  CountEntries();
-  Share(options_.processes, ChunkBounds(plan.chunks, options_.processes), 1, open.data());
+  pass_.Run(prices, lists_.threshold, lists_.reach, nullptr, x_.rows,
+            [&](int64_t c, int64_t i, Candidates& row) {
+              const size_t at = c;
+              open[at] += ListRow(lists_.chunks[at], i, row, prices, labels, basis) ? 1 : 0;
+            });
   ++report_.passes;
   report_.pass_seconds += Seconds() - begin;
   return std::accumulate(open.begin(), open.end(), int64_t{0});
-}
-
-void ListMaker::CountEntries() {
-  const Processes& processes = options_.processes;
-  std::vector<int64_t> entries(processes.count);
-  const std::vector<int64_t> bounds =
-      ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), processes);
-  int64_t& own = entries[processes.rank];
-  for (int64_t c = bounds[processes.rank]; c < bounds[processes.rank + 1]; ++c) {
-    own += static_cast<int64_t>(lists_.chunks[c].code.size());
-  }
-  Share(processes, Bounds(processes.count, processes), 1, entries.data());
-  lists_.total = std::accumulate(entries.begin(), entries.end(), int64_t{0});
-}
-
-std::vector<int64_t> ListMaker::RowBounds() const {
-  std::vector<int64_t> bounds =
-      ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
-  for (int64_t& bound : bounds) bound = std::min(lists_.rows, bound * lists_.chunk_rows);
-  return bounds;
 }
 
 bool ListMaker::ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& row,
@@ -200,14 +175,9 @@ bool ListMaker::Extend(const double* prices) {
                        mean_, kernels_);
   packed.SetPrices(fallen_prices.data());
   const int64_t columns = packed.columns();
-  const std::vector<int64_t> bounds = RowBounds();
-  const size_t rank = options_.processes.rank;
-  const FloatRows own{x_.data + bounds[rank] * x_.stride, bounds[rank + 1] - bounds[rank],
-                      x_.columns, x_.stride};
-  std::vector<std::vector<Hit>> hits(PlanPass(own.rows, columns, kernels_).chunks);
-  DensePass(own, nullptr, own.rows, packed, kernels_, options_,
-            [&](int64_t c, int64_t position, const float* row, double square) {
-              const int64_t i = bounds[rank] + position;
+  std::vector<std::vector<Hit>> hits(PlanPass(x_.rows, columns, kernels_).chunks);
+  DensePass(x_, nullptr, x_.rows, packed, kernels_, options_,
+            [&](int64_t c, int64_t i, const float* row, double square) {
               const CandidateLists::Chunk& chunk = lists_.chunks[i / lists_.chunk_rows];
               const double low = chunk.low[i % lists_.chunk_rows];
               const float error = 2 * centers_.Error(square);
@@ -253,7 +223,6 @@ bool ListMaker::Extend(const double* prices) {
     chunk = std::move(next);
   });
   for (const int32_t k : fallen) lists_.prices[k] = prices[k] - common;
-  CountEntries();
   report_.pass_seconds += Seconds() - begin;
   return true;
 }
@@ -262,31 +231,20 @@ int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
   const double begin = Seconds();
   const MovedLists now(lists_, prices);
   lists_.margin = kMargin * lists_.scale;
-  const std::vector<int64_t> bounds =
-      ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
-  const size_t rank = options_.processes.rank;
-  const int64_t first = bounds[rank];
-  const int64_t count = bounds[rank + 1] - first;
+  const auto count = static_cast<int64_t>(lists_.chunks.size());
   std::vector<Missed> missed(count);
   ParallelFor(count, options_.num_threads,
-              [&](int64_t c) { missed[c] = Miss(first + c, now, prices, basis); });
+              [&](int64_t c) { missed[c] = Miss(c, now, prices, basis); });
   std::vector<int64_t> rows;
   int64_t found = 0;
   for (const Missed& part : missed) {
     rows.insert(rows.end(), part.rows.begin(), part.rows.end());
     found += part.open;
   }
-  std::vector<int64_t> counts(options_.processes.count);
-  const auto sum = [&](int64_t own) {
-    counts[rank] = own;
-    Share(options_.processes, Bounds(options_.processes.count, options_.processes), 1,
-          counts.data());
-    return std::accumulate(counts.begin(), counts.end(), int64_t{0});
-  };
   const auto number = static_cast<int64_t>(rows.size());
-  const int64_t all = sum(number);
-  if (5 * all > 4 * x_.rows || lists_.again.size() == kAges) return Build(prices, nullptr, &basis);
-
+  if (5 * number > 4 * x_.rows || lists_.again.size() == kAges) {
+    return Build(prices, nullptr, &basis);
+  }
   lists_.again.emplace_back(prices, prices + nodes_.count);
   const auto age = static_cast<uint8_t>(lists_.again.size());
   const PassPlan plan = PlanPass(number, centers_.columns(), kernels_);
@@ -297,15 +255,14 @@ int64_t ListMaker::ListAgain(const double* prices, const ListSimplex& basis) {
               const size_t at = c;
               open[at] += ListRow(listed[at], rows[position], row, prices, nullptr, &basis) ? 1 : 0;
             });
-  const int64_t total = sum(std::accumulate(open.begin(), open.end(), found));
+  const int64_t total = std::accumulate(open.begin(), open.end(), found);
   if (total > 0) {
     ParallelFor(count, options_.num_threads, [&](int64_t c) {
       const Missed& part = missed[c];
       if (part.rows.empty() && part.entries.empty()) return;
-      Replace(lists_.chunks[first + c], (first + c) * lists_.chunk_rows, rows, listed,
-              plan.chunk_rows, age, part.entries, basis);
+      Replace(lists_.chunks[c], c * lists_.chunk_rows, rows, listed, plan.chunk_rows, age,
+              part.entries, basis);
     });
-    CountEntries();
   }
   report_.pass_seconds += Seconds() - begin;
   return total;
@@ -408,11 +365,7 @@ void ListMaker::Replace(CandidateLists::Chunk& chunk, int64_t first,
 }
 
 void ListMaker::AddLabels(const int32_t* labels) {
-  const std::vector<int64_t> bounds =
-      ChunkBounds(static_cast<int64_t>(lists_.chunks.size()), options_.processes);
-  const size_t rank = options_.processes.rank;
-  ParallelFor(bounds[rank + 1] - bounds[rank], options_.num_threads, [&](int64_t own) {
-    const int64_t c = bounds[rank] + own;
+  ParallelFor(static_cast<int64_t>(lists_.chunks.size()), options_.num_threads, [&](int64_t c) {
     CandidateLists::Chunk& chunk = lists_.chunks[c];
     CandidateLists::Chunk next;
     for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
@@ -443,61 +396,6 @@ void ListMaker::AddLabels(const int32_t* labels) {
     }
     chunk = std::move(next);
   });
-  CountEntries();
-}
-
-void ListMaker::Gather() {
-  const Processes& processes = options_.processes;
-  if (processes.count == 1) return;
-  const std::vector<int64_t> rows = RowBounds();
-  const size_t all = lists_.rows;
-  std::vector<int64_t> ends(all + 1);
-  std::vector<float> error(all);
-  std::vector<double> low(all);
-  std::vector<uint8_t> age(all);
-  const auto place = [&](auto&& body) {
-    for (size_t c = 0; c < lists_.chunks.size(); ++c) {
-      body(lists_.chunks[c], c * lists_.chunk_rows);
-    }
-  };
-  place([&](const CandidateLists::Chunk& chunk, size_t first) {
-    for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
-      ends[first + r + 1] = chunk.offset[r + 1] - chunk.offset[r];
-      error[first + r] = chunk.error[r];
-      low[first + r] = chunk.low[r];
-      age[first + r] = chunk.age[r];
-    }
-  });
-  Share(processes, rows, 1, ends.data() + 1);
-  Share(processes, rows, 1, error.data());
-  Share(processes, rows, 1, low.data());
-  Share(processes, rows, 1, age.data());
-  std::partial_sum(ends.begin(), ends.end(), ends.begin());
-  std::vector<int32_t> code(ends.back());
-  std::vector<float> rel(code.size());
-  place([&](const CandidateLists::Chunk& chunk, size_t first) {
-    std::copy(chunk.code.begin(), chunk.code.end(), code.begin() + ends[first]);
-    std::copy(chunk.rel.begin(), chunk.rel.end(), rel.begin() + ends[first]);
-  });
-  std::vector<int64_t> entries;
-  for (const int64_t row : rows) entries.push_back(ends[row]);
-  Share(processes, entries, 1, code.data());
-  Share(processes, entries, 1, rel.data());
-  for (size_t c = 0; c < lists_.chunks.size(); ++c) {
-    CandidateLists::Chunk& chunk = lists_.chunks[c];
-    const auto first = static_cast<int64_t>(c) * lists_.chunk_rows;
-    const int64_t last = std::min(lists_.rows, first + lists_.chunk_rows);
-    const int64_t begin = ends[first];
-    chunk.code.assign(code.begin() + begin, code.begin() + ends[last]);
-    chunk.rel.assign(rel.begin() + begin, rel.begin() + ends[last]);
-    chunk.error.assign(error.begin() + first, error.begin() + last);
-    chunk.low.assign(low.begin() + first, low.begin() + last);
-    chunk.age.assign(age.begin() + first, age.begin() + last);
-    chunk.offset.clear();
-    for (int64_t r = first; r <= last; ++r) {
-      chunk.offset.push_back(ends[r] - begin);
-    }
-  }
 }
 
 }  // namespace onerec

@@ -45,10 +45,6 @@ class ListMaker {
   // miss, or lists them again. Returns the number of rows that some cluster suits better than what
   // the basis says.
   int64_t ListAgain(const double* prices, const ListSimplex& basis);
-  // Gives every process all of the lists.
-  void Gather();
-  // Where the processes' rows of the lists begin.
-  std::vector<int64_t> RowBounds() const;
 
   const CandidateLists& lists() const { return lists_; }
 
@@ -64,7 +60,6 @@ class ListMaker {
     std::vector<int64_t> rows;   // to be listed again
   };
 
-  void CountEntries();
   bool ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& row, const double* prices,
                const int32_t* labels, const ListSimplex* basis);
   bool Open(int64_t item, const Candidates& row, const double* prices,

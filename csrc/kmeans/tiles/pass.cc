@@ -75,19 +75,6 @@ void PackedCenters::SetPrices(const double* prices) {
   offset_ = kUnit * 4 * bias;
 }
 
-std::vector<int64_t> Bounds(int64_t n, const Processes& processes) {
-  std::vector<int64_t> bounds;
-  for (int64_t r = 0; r <= processes.count; ++r) bounds.push_back(n * r / processes.count);
-  return bounds;
-}
-
-std::vector<int64_t> ChunkBounds(int64_t chunks, const Processes& processes) {
-  const int64_t parts = std::min(kParts, chunks);
-  std::vector<int64_t> bounds = Bounds(parts, processes);
-  for (int64_t& bound : bounds) bound = parts > 0 ? bound * chunks / parts : 0;
-  return bounds;
-}
-
 PassPlan PlanPass(int64_t rows, int64_t columns, const KMeansKernels& kernels) {
   const int64_t mr = kernels.mr;
   PassPlan plan;
@@ -108,10 +95,7 @@ void ClusterMeans(const FloatRows& x, const int32_t* labels, int64_t clusters,
   for (int64_t i = 0; i < x.rows; ++i) {
     members[place[labels[i]]++] = static_cast<int32_t>(i);
   }
-  const std::vector<int64_t> bounds = Bounds(clusters, options.processes);
-  const size_t rank = options.processes.rank;
-  ParallelFor(bounds[rank + 1] - bounds[rank], options.num_threads, [&](int64_t own) {
-    const int64_t k = bounds[rank] + own;
+  ParallelFor(clusters, options.num_threads, [&](int64_t k) {
     const int64_t begin = offset[k];
     const int64_t end = offset[k + 1];
     if (begin == end) return;
@@ -124,7 +108,6 @@ void ClusterMeans(const FloatRows& x, const int32_t* labels, int64_t clusters,
       centers[k * x.columns + j] = static_cast<float>(sum[j] / static_cast<double>(end - begin));
     }
   });
-  Share(options.processes, bounds, x.columns, centers);
 }
 
 }  // namespace onerec

@@ -62,21 +62,6 @@ class PackedCenters {
 
 constexpr int64_t kParts = 32;  // parts of a sum over chunks, each summed in order
 
-// Where the parts of 0..n-1 of the processes begin, [processes + 1].
-std::vector<int64_t> Bounds(int64_t n, const Processes& processes);
-
-// The same for chunks: whole parts of kParts.
-std::vector<int64_t> ChunkBounds(int64_t chunks, const Processes& processes);
-
-// Makes each process's part of data, `width` values a place, known to all.
-template <class T>
-void Share(const Processes& processes, const std::vector<int64_t>& bounds, int64_t width, T* data) {
-  if (processes.count == 1) return;
-  std::vector<int64_t> offsets(bounds);
-  for (int64_t& offset : offsets) offset *= width * static_cast<int64_t>(sizeof(T));
-  processes.exchange(data, offsets.data());
-}
-
 struct PassPlan {
   int64_t block_rows;  // rows of a tile
   int64_t chunk_rows;  // rows of a unit of parallel work, whole tiles
@@ -87,11 +72,11 @@ PassPlan PlanPass(int64_t rows, int64_t columns, const KMeansKernels& kernels);
 
 // Calls body(chunk, position, tile_row, square), square being |x|^2 from the mean, for each of
 // `count` rows: those named by `subset`, or all in order if it is null. A chunk's rows come in
-// order on one thread. If `shared`, only the chunks of this process's ChunkBounds are done.
+// order on one thread.
 template <class Body>
 void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
                const PackedCenters& centers, const KMeansKernels& kernels,
-               const BalancedKMeansOptions& options, Body&& body, bool shared = false) {
+               const BalancedKMeansOptions& options, Body&& body) {
   const PassPlan plan = PlanPass(count, centers.columns(), kernels);
   const int64_t d = centers.d();
   const int64_t columns = centers.columns();
@@ -120,11 +105,8 @@ void DensePass(const FloatRows& x, const int64_t* subset, int64_t count,
   // In pieces of a second or so, so that on_step is heard.
   const double work = 2.0 * static_cast<double>(plan.chunk_rows) * static_cast<double>(columns * d);
   const int64_t piece = std::max<int64_t>(64, static_cast<int64_t>(4e10 / work));
-  const std::vector<int64_t> bounds =
-      ChunkBounds(plan.chunks, shared ? options.processes : Processes{});
-  const size_t rank = shared ? options.processes.rank : 0;
-  for (int64_t begin = bounds[rank]; begin < bounds[rank + 1]; begin += piece) {
-    const int64_t end = std::min(bounds[rank + 1], begin + piece);
+  for (int64_t begin = 0; begin < plan.chunks; begin += piece) {
+    const int64_t end = std::min(plan.chunks, begin + piece);
     ParallelFor(end - begin, options.num_threads, [&](int64_t c) { run(begin + c); });
     if (options.on_step) options.on_step();
   }

@@ -220,49 +220,25 @@ void Annealer::Couple(const std::vector<std::pair<int32_t, float>>& visible, dou
   }
 }
 
-// Takes the couplings out of the table, those of all processes if they share the rows.
-void Annealer::CollectEdges(bool shared) {
+// Takes the couplings out of the table.
+void Annealer::CollectEdges() {
   edges_.clear();
   for (size_t slot = 0; slot < slots_; ++slot) {
     const uint64_t key = keys_[slot].load(std::memory_order_relaxed);
     if (key == kEmpty) continue;
     edges_.push_back({key, values_[slot].load(std::memory_order_relaxed)});
   }
-  const Processes& processes = options_.processes;
-  if (shared && processes.count > 1) {
-    std::vector<int64_t> bounds(processes.count + 1);
-    const size_t rank = processes.rank;
-    bounds[rank + 1] = static_cast<int64_t>(edges_.size());
-    Share(processes, Bounds(processes.count, processes), 1, bounds.data() + 1);
-    std::partial_sum(bounds.begin(), bounds.end(), bounds.begin());
-    std::vector<Edge> all(bounds.back());
-    std::copy(edges_.begin(), edges_.end(), all.begin() + bounds[rank]);
-    Share(processes, bounds, 1, all.data());
-    edges_ = std::move(all);
-  }
   std::sort(edges_.begin(), edges_.end(),
             [](const Edge& left, const Edge& right) { return left.key < right.key; });
-  size_t last = 0;
-  for (size_t t = 1; t < edges_.size(); ++t) {
-    if (edges_[t].key == edges_[last].key) {
-      edges_[last].units += edges_[t].units;
-    } else {
-      edges_[++last] = edges_[t];
-    }
-  }
-  if (!edges_.empty()) edges_.resize(last + 1);
 }
 
 // Runs body(chunk, column sums, log-sum and smallest values, outside) over chunks in parts, each
 // summed in order.
 template <class Body>
 Annealer::Sums Annealer::Sum(double mass, int64_t chunks, int64_t columns, double eps,
-                             const double* prices, bool shared, const Body& body) {
+                             const double* prices, const Body& body) {
   const size_t nodes = share_.size();
   const int64_t groups = std::min(kParts, chunks);
-  const Processes processes = shared ? options_.processes : Processes{};
-  const std::vector<int64_t> bounds = Bounds(groups, processes);
-  const size_t rank = processes.rank;
   std::vector<float> partial(groups * columns);
   std::vector<float> ground(groups * columns);
   std::vector<double> value(groups);
@@ -280,8 +256,7 @@ Annealer::Sums Annealer::Sum(double mass, int64_t chunks, int64_t columns, doubl
     used_.store(0);
     std::fill(partial.begin(), partial.end(), 0.0f);
     std::fill(ground.begin(), ground.end(), 0.0f);
-    ParallelFor(bounds[rank + 1] - bounds[rank], options_.num_threads, [&](int64_t own) {
-      const int64_t g = bounds[rank] + own;
+    ParallelFor(groups, options_.num_threads, [&](int64_t g) {
       Part part{partial.data() + g * columns, ground.data() + g * columns, 0, 0, 0, 0, 1};
       for (int64_t c = g * chunks / groups; c < (g + 1) * chunks / groups; ++c) body(c, part);
       value[g] = part.least - eps * (part.logs + std::log(part.product));
@@ -293,12 +268,7 @@ Annealer::Sums Annealer::Sum(double mass, int64_t chunks, int64_t columns, doubl
     keys_.reset();
   }
   ++sweeps_;
-  Share(processes, bounds, columns, partial.data());
-  Share(processes, bounds, columns, ground.data());
-  Share(processes, bounds, 1, value.data());
-  Share(processes, bounds, 1, outside.data());
-  Share(processes, bounds, 1, looked.data());
-  CollectEdges(shared);
+  CollectEdges();
   Sums sums;
   sums.value = std::accumulate(value.begin(), value.end(), 0.0);
   for (size_t k = 0; k < nodes; ++k) {
@@ -322,12 +292,12 @@ Annealer::Sums Annealer::Sum(double mass, int64_t chunks, int64_t columns, doubl
 Annealer::Sums Annealer::Evaluate(const CandidateLists& lists, double eps, const double* prices) {
   const MovedLists moved(lists, prices);
   // A part of the rows is enough to tell how clusters hang together, and how far lists reach.
-  const double width = static_cast<double>(lists.total) / static_cast<double>(lists.rows);
+  const double width = static_cast<double>(lists.entries()) / static_cast<double>(lists.rows);
   const auto stride = std::max<int64_t>(
       1, static_cast<int64_t>(static_cast<double>(lists.rows) * std::min(1.0, width * width / 500) /
                               static_cast<double>(16 * share_.size())));
   const auto chunks = static_cast<int64_t>(lists.chunks.size());
-  return Sum(Mass(lists), chunks, static_cast<int64_t>(share_.size()), eps, prices, lists.shared,
+  return Sum(Mass(lists), chunks, static_cast<int64_t>(share_.size()), eps, prices,
              [&](int64_t c, Part& part) {
                const CandidateLists::Chunk& chunk = lists.chunks[c];
                std::vector<float> shares;
@@ -363,7 +333,7 @@ Annealer::Sums Annealer::Evaluate(const CostMatrix& matrix, double eps, const do
   for (size_t k = 0; k < share_.size(); ++k) p[k] = static_cast<float>(prices[k]);
   const auto stride = std::max<int64_t>(1, matrix.rows / static_cast<int64_t>(4 * share_.size()));
   constexpr int64_t kChunk = 64;
-  return Sum(Mass(matrix), DivideUp(matrix.rows, kChunk), matrix.columns, eps, prices, false,
+  return Sum(Mass(matrix), DivideUp(matrix.rows, kChunk), matrix.columns, eps, prices,
              [&](int64_t c, Part& part) {
                std::vector<float> shares(matrix.columns);
                std::vector<std::pair<int32_t, float>> visible;
@@ -519,11 +489,6 @@ void Annealer::ListLabels(const CandidateLists& lists, const double* prices,
       labels[c * lists.chunk_rows + static_cast<int64_t>(r)] = chunk.code[first + t];
     }
   });
-  if (lists.shared) {
-    std::vector<int64_t> bounds = ChunkBounds(chunks, options_.processes);
-    for (int64_t& bound : bounds) bound = std::min(lists.rows, bound * lists.chunk_rows);
-    Share(options_.processes, bounds, 1, labels);
-  }
 }
 
 double Annealer::OverFull(const CandidateLists& lists, const double* prices) const {

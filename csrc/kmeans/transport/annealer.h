@@ -39,8 +39,6 @@ struct CandidateLists {
   double reach = 0;                   // at least threshold
   double scale = 0;                   // a finite measure of the width of the lists
   std::vector<float> weights;         // items that a row stands for; empty: one
-  bool shared = false;                // each process has the chunks of its ChunkBounds
-  int64_t total = 0;                  // entries of all processes
 
   int64_t entries() const;
 };
@@ -140,8 +138,8 @@ class Annealer {
   Sums Evaluate(const CostMatrix& matrix, double eps, const double* prices);
   template <class Body>
   Sums Sum(double mass, int64_t chunks, int64_t columns, double eps, const double* prices,
-           bool shared, const Body& body);
-  void CollectEdges(bool shared);
+           const Body& body);
+  void CollectEdges();
   void Couple(const std::vector<std::pair<int32_t, float>>& visible, double weight, float* ground);
   std::vector<double> Solve(const std::vector<double>& excess, const std::vector<double>& ground,
                             double rows);

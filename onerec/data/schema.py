@@ -6,12 +6,12 @@ docs/data.md lists the columns for users.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from onerec.errors import DataError
 
@@ -21,7 +21,7 @@ _WANTED: dict[Kind, str] = {
     "id": "integers below 2^63 or strings, never null",
     "time": "integers of 0 or more (ms since 1970), timestamps or dates, never null",
     "integer": "integers of 0 or more, never null",
-    "number": "numbers of 0 or more (null where unknown)",
+    "number": "numbers of 0 or more and at most 10^12 (null where unknown)",
     "flag": "booleans or 0/1 (null counts as 0)",
     "text": "strings",
     "words": "strings or lists of strings",
@@ -122,27 +122,13 @@ def _fits(kind: Kind, type_: pa.DataType) -> bool:
     return kind != "text" and listed and is_text(type_.value_type)
 
 
-def read_footer(path: Path) -> tuple[pa.Schema, int]:
-    """The Arrow schema and the number of rows of a Parquet file.
-
-    Raises:
-        DataError: The file is missing, is not Parquet, or was cut short.
-    """
-    if not path.is_file():
-        raise bad(path, "there is no such file")
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.schema_arrow, int(file.metadata.num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise bad(
-            path, f"not a whole Parquet file (cut short or of another format): {error}"
-        ) from error
-
-
-def check_columns(path: Path, schema: pa.Schema, columns: tuple[Column, ...]) -> None:
+def check_columns(
+    path: Path, schema: pa.Schema, columns: tuple[Column, ...], *, any_time: bool = False
+) -> None:
     """Checks that a file has the required columns and that known columns have a right type.
 
-    An optional column without any value may have Arrow's null type.
+    An optional column without any value may have Arrow's null type. With `any_time` times may
+    also be floats and strings, whose unit somebody named.
 
     Raises:
         DataError: A column is missing or holds another type.
@@ -159,6 +145,8 @@ def check_columns(path: Path, schema: pa.Schema, columns: tuple[Column, ...]) ->
         type_ = schema.field(column.name).type
         if pa.types.is_null(type_) and not column.required:
             continue
+        if any_time and column.kind == "time" and (pa.types.is_floating(type_) or is_text(type_)):
+            continue
         if not _fits(column.kind, type_):
             raise bad(
                 path,
@@ -167,45 +155,47 @@ def check_columns(path: Path, schema: pa.Schema, columns: tuple[Column, ...]) ->
             )
 
 
-def check_values(path: Path, table: Any, columns: tuple[Column, ...], row: str) -> None:
-    """Checks the values of a file in one pass: nulls, negative numbers, NaN, flags beyond 0/1.
+MOST = 10**12  # of lengths and watch times, in ms: 31 years, so that sums fit
+
+
+def check_values(table: Any, found: Any, columns: Mapping[str, Column]) -> None:
+    """Checks the values of a table in one pass: nulls, negative numbers, NaN, flags beyond 0/1.
 
     Args:
-        path: The file, for messages.
-        table: An Ibis table over it.
-        columns: What to check; columns that the table lacks are passed over.
-        row: The column of the table that counts its rows from 0.
+        table: The `Table`, which makes messages.
+        found: An Ibis table over it with the column `row`.
+        columns: Name in `found` -> what to check.
 
     Raises:
         DataError: With the first bad row of the first bad column.
     """
     bad_rows = {}
-    for column in columns:
-        if column.name not in table.columns or column.kind in ("text", "words", "texts", "vectors"):
+    for name, column in columns.items():
+        if column.kind in ("text", "words", "texts", "vectors"):
             continue
-        values = table[column.name]
+        values = found[name]
         if column.kind == "id":
             wrong = values.isnull()
             if values.type().is_unsigned_integer():
                 wrong = wrong | (values > 2**63 - 1)
         elif column.kind in ("integer", "time"):
-            wrong = values.isnull() | (values < 0)
+            wrong = values.isnull()
+            if not values.type().is_string():
+                wrong = wrong | (values < 0)
         elif values.type().is_boolean():
             continue
         elif column.kind == "number":
-            wrong = values < 0
+            wrong = (values < 0) | (values > MOST)
         else:
             wrong = ~values.isin([0, 1])
         if values.type().is_floating():
             wrong = wrong | values.isnan() | values.isinf()
-        bad_rows[column.name] = table[row].min(where=wrong)
+        bad_rows[name] = found.row.min(where=wrong)
     if not bad_rows:
         return
-    found = table.aggregate(**bad_rows).to_pyarrow().to_pylist()[0]
-    for column in columns:
-        at = found.get(column.name)
+    rows = found.aggregate(**bad_rows).to_pyarrow().to_pylist()[0]
+    for name, column in columns.items():
+        at = rows.get(name)
         if at is not None:
-            value = table.filter(table[row] == at)[column.name].to_pyarrow()[0].as_py()
-            raise bad(
-                path, f"wanted {_WANTED[column.kind]}, got {value}", column=column.name, row=at
-            )
+            value = found.filter(found.row == at)[name].to_pyarrow()[0].as_py()
+            raise table.bad(f"wanted {_WANTED[column.kind]}, got {value}", column.name, at)

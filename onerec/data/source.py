@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onerec.data.vectors import VectorFile
 from onerec.errors import OneRecError
+
+if TYPE_CHECKING:
+    from onerec.data.readers.table import Table
 
 TimeUnit = Literal["ms", "partial", "position"]
 Rule = Literal["request", "session", "gap", "next"]
@@ -26,12 +30,22 @@ class Connection(Protocol):
 
     Attributes:
         backend: The Ibis backend.
+        scratch: A folder for files that are gone when the connection is closed.
     """
 
     backend: Any
+    scratch: Path
 
-    def read_parquet(self, path: Path) -> Any:
-        """An Ibis table over a Parquet file or folder, with `file_row_number` (from 0)."""
+    def read_parquet(self, table: Table, names: Mapping[str, str]) -> Any:
+        """An Ibis table over the files of a table.
+
+        Args:
+            table: The files.
+            names: Name of a column to read under -> its name in the files.
+
+        Returns:
+            The columns, and `row` int64: the number of the file times 2^40 plus the row in it.
+        """
         ...
 
     def milliseconds(self, times: Any) -> Any:
@@ -73,17 +87,40 @@ class DuckDB:
         import ibis  # half a second; loaded only where a log is opened
         import torch
 
-        self._spill = tempfile.mkdtemp(prefix="onerec-duckdb-")
+        self.scratch = Path(tempfile.mkdtemp(prefix="onerec-duckdb-"))
+        self._tables = 0
         self.backend: Any = ibis.duckdb.connect(
             ":memory:",
             memory_limit=memory_limit,
             threads=threads or torch.get_num_threads(),
-            temp_directory=self._spill,
+            temp_directory=str(self.scratch / "spill"),
             preserve_insertion_order=False,
         )
 
-    def read_parquet(self, path: Path) -> Any:
-        return self.backend.read_parquet(str(path), file_row_number=True)
+    def read_parquet(self, table: Table, names: Mapping[str, str]) -> Any:
+        files = "[" + ", ".join(_text(str(part)) for part in table.parts) + "]"
+        source = f"read_parquet({files}, hive_partitioning=false)"
+        # DuckDB tells names apart without their case and renames twins: they go by their places.
+        theirs = [row[0] for row in self.backend.con.execute(f"DESCRIBE FROM {source}").fetchall()]
+        own = [name for name in table.names if name not in table.keys]
+        chosen = []
+        for name, column in names.items():
+            if column in table.keys:
+                values = ", ".join(
+                    "NULL" if value is None else _text(value) for value in table.keys[column]
+                )
+                value = f"([{values}])[CAST(file_index AS BIGINT) + 1]"
+                if pa.types.is_integer(table.schema.field(column).type):
+                    value = f"CAST({value} AS BIGINT)"
+            else:
+                value = _quoted(theirs[own.index(column)])
+            chosen.append(f"{value} AS {_quoted(name)}")
+        row = f"CAST(file_index AS BIGINT) * {2**40} + file_row_number AS row"
+        self._tables += 1
+        view = f"onerec_file_{self._tables}"
+        query = f"SELECT {', '.join([*chosen, row])} FROM {source}"
+        self.backend.con.execute(f"CREATE TEMP VIEW {view} AS {query}")
+        return self.backend.table(view)
 
     def milliseconds(self, times: Any) -> Any:
         if times.type().is_unknown():  # TIMESTAMPTZ_NS, which neither Ibis nor epoch_us knows
@@ -112,7 +149,7 @@ class DuckDB:
 
     def close(self) -> None:
         self.backend.disconnect()
-        shutil.rmtree(self._spill, ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 class Spark:
@@ -128,16 +165,32 @@ class Spark:
             from pyspark.sql import SparkSession
         except ImportError as error:
             raise OneRecError("engine 'spark' needs pyspark: pip install onerec[spark]") from error
+        self.scratch = Path(tempfile.mkdtemp(prefix="onerec-spark-"))
         self._own = SparkSession.getActiveSession() is None
         self._session = SparkSession.builder.appName("onerec").getOrCreate()
+        self._session.conf.set("spark.sql.caseSensitive", "true")  # "Like" is not "like"
+        self._tables = 0
         self.backend: Any = ibis.pyspark.connect(self._session)
 
-    def read_parquet(self, path: Path) -> Any:
-        frame = self._session.read.parquet(str(path))
-        name = f"onerec_file_{path.stem}"
-        frame.selectExpr("*", "_metadata.row_index AS file_row_number").createOrReplaceTempView(
-            name
-        )
+    def read_parquet(self, table: Table, names: Mapping[str, str]) -> Any:
+        from pyspark.sql import functions as f
+
+        frames = []
+        for number, part in enumerate(table.parts):
+            frame = self._session.read.parquet(str(part))
+            row = (f.col("_metadata.row_index") + number * 2**40).alias("row")
+            columns = [
+                f.lit(table.keys[theirs][number])
+                .cast("long" if pa.types.is_integer(table.schema.field(theirs).type) else "string")
+                .alias(name)
+                if theirs in table.keys
+                else f.col(f"`{theirs}`").alias(name)
+                for name, theirs in names.items()
+            ]
+            frames.append(frame.select(*columns, row))
+        self._tables += 1
+        name = f"onerec_file_{self._tables}"
+        functools.reduce(lambda a, b: a.union(b), frames).createOrReplaceTempView(name)
         return self.backend.table(name)
 
     def milliseconds(self, times: Any) -> Any:
@@ -174,11 +227,22 @@ class Spark:
             self._session.catalog.dropTempView(name)
 
     def close(self) -> None:
+        shutil.rmtree(self.scratch, ignore_errors=True)
         if self._own:
             self._session.stop()
 
     def _frame(self, expression: Any) -> Any:
         return self._session.sql(self.backend.compile(expression))
+
+
+def _text(value: str) -> str:
+    """A string in SQL."""
+    return "'" + value.replace("'", "''") + "'"
+
+
+def _quoted(name: str) -> str:
+    """A name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _builtin(name: str) -> Any:
@@ -196,12 +260,12 @@ class LogSource:
     """A log in the canonical schema. Close it, or use it in a `with` statement.
 
     Args:
-        kind: "kuairand", "amazon" or "parquet".
-        path: The folder.
+        kind: "kuairand", "amazon", "movielens" or "parquet".
+        path: The folder, the file or the glob.
         connection: Owns the expressions below.
         interactions: Ibis table: user_id, item_id, timestamp int64, row int64 (order among equal
             timestamps) and the optional columns of the schema that the log has.
-        interactions_path: The file named in messages about unknown items.
+        table: The files behind them, which messages name.
         items: pa.Table: item_index int32 (= row), item_id, text, tags, duration_ms.
         vectors: Item vectors by name; the first is the default.
         time: "ms" (UTC), "partial" (order is known everywhere, the hour only in part) or
@@ -212,13 +276,14 @@ class LogSource:
         default_split: What `split="auto"` takes.
         split_column: Whether interactions has a column `split` (train, valid, test).
         default_cuts: (valid, test) cut times in ms of this log.
+        notes: What somebody should know of how the log was read, a line each.
     """
 
     kind: str
     path: Path
     connection: Connection
     interactions: Any
-    interactions_path: Path
+    table: Table
     items: pa.Table
     vectors: dict[str, VectorFile]
     time: TimeUnit
@@ -226,6 +291,7 @@ class LogSource:
     default_rule: tuple[Rule, str] | None = None
     default_split: SplitRule = "time"
     default_cuts: tuple[int, int] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """One line: the kind and what was found."""

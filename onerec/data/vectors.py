@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -29,12 +30,14 @@ class VectorFile:
         about: Where the vectors come from, for reports.
         column: For a Parquet file, the column of lists, all of one length (null where an item has
             none).
+        parts: The Parquet files that hold the column; none: `path` alone.
     """
 
     path: Path
     item_ids: npt.NDArray[Any] | None
     about: str
     column: str | None = None
+    parts: tuple[Path, ...] = ()
 
     def load(self) -> tuple[npt.NDArray[Any], Floats]:
         """Reads and checks the file.
@@ -46,10 +49,10 @@ class VectorFile:
             DataError: The file is missing or cut short, has another length than the items file,
                 repeats an id, or holds NaN or infinity.
         """
-        if not self.path.is_file():
-            raise bad(self.path, "there is no such file")
         if self.column is not None:
             return self._load_column(self.column)
+        if not self.path.is_file():
+            raise bad(self.path, "there is no such file")
         try:
             # An open file of ours is closed even where NumPy fails on a damaged archive.
             with self.path.open("rb") as file:
@@ -79,7 +82,13 @@ class VectorFile:
 
     def _load_column(self, name: str) -> tuple[npt.NDArray[Any], Floats]:
         assert self.item_ids is not None
-        column = pq.read_table(self.path, columns=[name])[name]
+        column = pa.chunked_array(
+            [
+                chunk
+                for part in self.parts or (self.path,)
+                for chunk in pq.read_table(part, columns=[name])[name].chunks
+            ]
+        )
         given = column.is_valid().to_numpy()
         if not given.any():
             raise bad(self.path, "every vector is null", column=name)
@@ -106,12 +115,14 @@ def checked(path: Path, ids: npt.NDArray[Any], vectors: npt.NDArray[Any]) -> Flo
     Raises:
         DataError: With the first bad row.
     """
-    wrong = ~np.isfinite(vectors).all(axis=1)
+    # NaN is not at most anything.
+    wrong = ~(np.abs(vectors) <= np.finfo(np.float32).max).all(axis=1)
     if wrong.any():
         row = int(wrong.argmax())
         raise bad(
             path,
-            f"wanted finite numbers, got NaN or infinity in the vector of item {ids[row]}",
+            "wanted finite numbers, got NaN or infinity (or more than float32 holds) in the "
+            f"vector of item {ids[row]}",
             row=row,
         )
     if len(np.unique(ids)) != len(ids):

@@ -9,7 +9,7 @@ from typing import Any
 from onerec.errors import OneRecError
 from onerec.pipeline.inputs import Inputs
 from onerec.pipeline.settings import Settings
-from onerec.pipeline.stage import StageResult, data_digest, run_stage
+from onerec.pipeline.stage import StageResult, data_digest, data_files, run_stage
 from onerec.progress import Listener
 
 SPLITS = ("train", "valid", "test")
@@ -24,11 +24,8 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         read = inputs.fingerprints("world")
     else:
         source = Path(settings.data)
-        if not source.is_dir():
-            found = "a file" if source.exists() else "nothing"
-            raise OneRecError(
-                f"--data {source}: wanted the folder of interactions.parquet, found {found}"
-            )
+        if not data_files(source):
+            raise OneRecError(f"--data {source}: wanted a folder, a file or a glob, found nothing")
         read = {"data": data_digest(source)}
 
     def build(folder: Path) -> dict[str, Any]:
@@ -37,7 +34,8 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         with open_log(
             source, kind=settings.kind, columns=settings.columns, engine=settings.engine
         ) as log:
-            listener.say(f"sessions: {log.describe()}")
+            for line in (log.describe(), *log.notes):
+                listener.say(f"sessions: {line}")
             with listener.progress("sessions") as report:
                 found = build_sessions(log, settings.sessions, folder, progress=report)
         for line in found.describe():

@@ -9,6 +9,7 @@ leaves the earlier result as it was.
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -65,10 +66,24 @@ def file_digest(path: Path) -> str:
     return state.hexdigest()
 
 
+def data_files(path: Path) -> list[Path]:
+    """The files of a log: those below a folder, those of a glob, or the file itself with those
+    beside it."""
+    if path.is_file():
+        path = path.parent
+    if path.is_dir():
+        files = [p for p in path.rglob("*") if not p.name.startswith(".")]
+    else:
+        files = [Path(p) for p in glob.glob(str(path), recursive=True)]
+    return sorted(p for p in files if p.is_file())
+
+
 def data_digest(path: Path) -> str:
-    """A hash of the names and contents of the files of a data folder."""
-    files = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
-    return digest([[str(p.relative_to(path)), file_digest(p)] for p in files])
+    """A hash of the names and contents of the files of a log, and of which of them it names."""
+    root = path if path.is_dir() else path.parent
+    named = [] if path.is_dir() else [path.name]
+    files = data_files(path)
+    return digest([[os.path.relpath(p, root), file_digest(p)] for p in files] + named)
 
 
 def code_digest(parts: Sequence[str]) -> str:

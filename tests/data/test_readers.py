@@ -173,10 +173,12 @@ def test_damaged_parquet(
 
 
 def test_missing_folder_file_and_rows(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere: there is no such folder"):
+    with pytest.raises(DataError, match=r"nowhere: there is no such folder or file"):
         open_log(tmp_path / "nowhere")
-    (tmp_path / "log.csv").write_text("user_id,item_id\n1,2\n")
-    told = r"interactions\.parquet: there is no such file; the folder has log\.csv \(.* CSV"
+    (tmp_path / "log.xlsx").write_text("user_id,item_id\n1,2\n")
+    told = (
+        r"interactions\.parquet: there is no such file; the folder has log\.xlsx \(.*what is read"
+    )
     with pytest.raises(DataError, match=told):
         open_log(tmp_path)
     write(tmp_path, interactions().slice(0, 0))
@@ -355,7 +357,7 @@ def test_canonical_log(tmp_path: Path) -> None:
         ]
 
 
-WHEN = np.array(["2026-03-29T01:30:00.123456789", "1970-01-01T00:00:00.000999"], "datetime64[ns]")
+WHEN = np.array(["2026-03-29T01:30:00.123456789", "1990-01-01T00:00:00.000999"], "datetime64[ns]")
 
 
 @pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
@@ -367,15 +369,15 @@ def test_times_are_utc_milliseconds_of_any_unit_and_zone(
     write(tmp_path, interactions(timestamp=pa.array(at).cast(pa.timestamp(unit, tz=zone))))
     whole = 1774747800000 if unit == "s" else 1774747800123
     with open_log(tmp_path) as source:
-        assert [row["timestamp"] for row in rows_of(source)[:2]] == [whole, 0]
-        assert "times 1970-01-01 to 2026-03-29" in source.describe()
+        assert [row["timestamp"] for row in rows_of(source)[:2]] == [whole, 631152000000]
+        assert "times 1990-01-01 to 2026-03-29" in source.describe()
 
 
 @pytest.mark.parametrize("type_", [pa.date32(), pa.date64()])
 def test_a_date_is_its_midnight(type_: pa.DataType, tmp_path: Path) -> None:
     write(tmp_path, interactions(timestamp=pa.array(np.resize(WHEN, N)).cast(type_, safe=False)))
     with open_log(tmp_path) as source:
-        assert [row["timestamp"] for row in rows_of(source)[:2]] == [1774742400000, 0]
+        assert [row["timestamp"] for row in rows_of(source)[:2]] == [1774742400000, 631152000000]
 
 
 def test_a_time_before_1970_or_null_is_refused(tmp_path: Path) -> None:
@@ -601,6 +603,6 @@ def test_connections_close_without_a_warning(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         with open_log(tmp_path) as log:
-            spill = Path(log.connection._spill)
+            spill = Path(log.connection.scratch)
             assert spill.is_dir()
         assert not spill.exists()

@@ -8,7 +8,7 @@ from typing import Any
 import ibis
 
 from onerec.data.config import SessionConfig
-from onerec.data.schema import FLAGS, bad
+from onerec.data.schema import FLAGS
 from onerec.data.sessions.windows import TEST, TRAIN, VALID
 from onerec.data.source import LogSource
 
@@ -46,8 +46,7 @@ def read_exposures(log: LogSource, config: SessionConfig) -> Exposures:
     total = int(t.count().to_pyarrow().as_py())
     items = log.connection.keep("onerec_items", log.items.select(["item_index", "item_id"]))
     if t.item_id.type().is_string() != items.item_id.type().is_string():
-        raise bad(
-            log.interactions_path,
+        raise log.table.bad(
             f"wanted the type of the items table ({items.item_id.type()}), got {t.item_id.type()}",
             column="item_id",
         )
@@ -56,8 +55,7 @@ def read_exposures(log: LogSource, config: SessionConfig) -> Exposures:
     if stray["n"]:
         if config.unknown_items == "refuse":
             first = unknown.filter(unknown.row == stray["row"]).item_id.to_pyarrow()[0].as_py()
-            raise bad(
-                log.interactions_path,
+            raise log.table.bad(
                 f"item {first} is not in the items table ({stray['n']:,} such rows of {total:,}; "
                 "--sessions.unknown_items drop, or unknown_items='drop' in Python, drops them)",
                 column="item_id",

@@ -9,7 +9,7 @@ from typing import Any
 import ibis
 
 from onerec.data.config import SessionConfig
-from onerec.data.schema import FLAGS, bad
+from onerec.data.schema import FLAGS
 from onerec.data.sessions.exposures import Exposures
 from onerec.data.sessions.windows import numbered_gaps, session_query
 from onerec.data.source import LogSource, Rule, SplitRule
@@ -256,8 +256,7 @@ def check_order(log: LogSource, exposures: Any) -> None:
     rows = exposures.mutate(before=before)
     at = rows.filter(rows.period < rows.before).row.min().to_pyarrow().as_py()
     if at is not None:
-        raise bad(
-            log.interactions_path,
+        raise log.table.bad(
             "wanted each user's rows in the order train, valid, test by time, got an earlier "
             "split after a later one",
             column="split",

@@ -188,8 +188,8 @@ def test_missing_folder_file_and_rows(tmp_path: Path) -> None:
         open_log(tmp_path, kind="movielens")
 
 
-def build(folder: Path) -> SessionSet:
-    config = SessionConfig(rule="next", length=1, split="last")
+def build(folder: Path, embeddings: str = "auto") -> SessionSet:
+    config = SessionConfig(rule="next", length=1, split="last", embeddings=embeddings)
     with open_log(folder) as log:
         return build_sessions(log, config, folder / "out")
 
@@ -272,7 +272,7 @@ def test_vectors_as_a_column(type_: pa.DataType, tmp_path: Path) -> None:
     """Of a fixed size, and as pandas writes them."""
     column = pa.array([*VECTORS[:4].tolist(), None], type_)
     write(tmp_path, catalogue=items(embedding=column))
-    found = build(tmp_path)
+    found = build(tmp_path, "embedding")
     assert found.funnel["embeddings"]["source"] == "embedding"
     assert found.funnel["embeddings"]["filled"] == 1
     np.testing.assert_array_equal(found.embeddings[:4], VECTORS[:4])

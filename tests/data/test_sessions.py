@@ -756,7 +756,7 @@ def test_kuairand_pure(data_dir: Path, tmp_path: Path) -> None:
             "earlier exposures": 817_187,
             "items": 7_583,
         }
-        found = build_sessions(log, SessionConfig(), tmp_path)
+        found = build_sessions(log, SessionConfig(embeddings="graph64"), tmp_path)
     assert found.funnel["rule"] == "next"
     assert found.funnel["steps"][0]["count"] == 91_812 + 817_187
     history = pq.read_table(folder / "train_history.parquet")
@@ -781,7 +781,7 @@ def test_amazon_beauty(data_dir: Path, tmp_path: Path) -> None:
         pytest.skip(f"no {folder}")
     with open_log(folder) as log:
         assert log.time == "position"
-        found = build_sessions(log, SessionConfig(), tmp_path)
+        found = build_sessions(log, SessionConfig(embeddings="minilm"), tmp_path)
     # Every user has one test and one valid item, and n - 3 windows with a history in train.
     assert found.funnel["sessions"] == {
         "train": 198_502 - 3 * 22_363,

@@ -20,7 +20,8 @@ world: {n_users: 240, n_items: 120, n_creators: 20, requests_per_user: 8, seed: 
 sessions: {length: 3}
 tokenize: {levels: 2, codebook_size: 16}
 model: {history_length: 16, d_model: 32, n_heads: 2, encoder_layers: 1, decoder_layers: 1,
-        d_ff: 64, n_experts: 4, expert_d_ff: 32}
+        d_ff: 64, n_experts: 4, expert_d_ff: 32, dropout: 0.0, decoder_dropout: 0.0,
+        item_dropout: 0.0, vector_dropout: 0.0, item_negatives: 0}
 train: {steps: 40, batch_size: 32, eval_every: 20, checkpoint_every: 10, log_every: 5}
 reward: {max_steps: 40, batch_size: 64, d_model: 16, n_heads: 2, min_positives: 20}
 align: {iterations: 2, steps: 6, rate: 0.2, candidates: 12, batch_size: 32, monitor: 20,

@@ -163,7 +163,9 @@ def _tables(log: str | Path, scratch: Path) -> tuple[Path | None, Table, Table |
             about = parquet_table(published.items, [made], text=text, told=[published.items])
         file = published.interactions
         return folder, parquet_table(file, [table], text=text, told=[file]), about, published
-    if path.is_dir() and not parts_below(path):
+    # A folder with items or vectors is a log of one's own, no folder of parts.
+    beside = [*path.glob("items.*"), *path.glob("embeddings*")] if path.is_dir() else []
+    if path.is_dir() and (beside or not parts_below(path)):
         here = ", ".join(sorted(one.name for one in path.glob("[!.]*"))[:8]) or "nothing"
         raise bad(
             path / "interactions.parquet",

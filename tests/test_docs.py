@@ -64,7 +64,9 @@ def test_the_data_page_makes_a_log_of_other_files(
     rows: dict[str, Any] = {
         "uid": ["u1", "u1", "u2", "u1"],
         "video": ["a", "b", "a", "b"],
-        "shown_at": pa.array([1_700_000_000, 1_700_000_001, 5, 1_700_000_001], pa.timestamp("s")),
+        "shown_at": pa.array(
+            [1_700_000_000, 1_700_000_001, 1_600_000_000, 1_700_000_001], pa.timestamp("s")
+        ),
         "watched_s": [20.5, None, 3.0, None],
         "event": ["click", "purchase", "like", "purchase"],  # the last row is a repeat
     }
@@ -91,7 +93,11 @@ def test_the_data_page_makes_a_log_of_other_files(
     with open_log(tmp_path / "logs") as log:
         found = log.interactions.order_by("row").to_pyarrow().to_pylist()
         assert [row["item_id"] for row in found] == ["a", "a", "b"]
-        assert [row["timestamp"] for row in found] == [5000, 1_700_000_000_000, 1_700_000_001_000]
+        assert [row["timestamp"] for row in found] == [
+            1_600_000_000_000,
+            1_700_000_000_000,
+            1_700_000_001_000,
+        ]
         assert [row["watch_time_ms"] for row in found] == [3000, 20500, None]
         assert [row["like"] for row in found] == [1, 0, 1]
         assert log.items["tags"].to_pylist() == [["film", "NL"], ["news"]]

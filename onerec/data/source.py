@@ -9,16 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from onerec.data.vectors import VectorFile
 from onerec.errors import OneRecError
-
-if TYPE_CHECKING:
-    from onerec.data.readers.table import Table
 
 TimeUnit = Literal["ms", "partial", "position"]
 Rule = Literal["request", "session", "gap", "next"]
@@ -36,11 +33,11 @@ class Connection(Protocol):
     backend: Any
     scratch: Path
 
-    def read_parquet(self, table: Table, names: Mapping[str, str]) -> Any:
+    def read_parquet(self, table: Any, names: Mapping[str, str]) -> Any:
         """An Ibis table over the files of a table.
 
         Args:
-            table: The files.
+            table: The files, an `onerec.data.readers.table.Table`.
             names: Name of a column to read under -> its name in the files.
 
         Returns:
@@ -97,7 +94,7 @@ class DuckDB:
             preserve_insertion_order=False,
         )
 
-    def read_parquet(self, table: Table, names: Mapping[str, str]) -> Any:
+    def read_parquet(self, table: Any, names: Mapping[str, str]) -> Any:
         files = "[" + ", ".join(_text(str(part)) for part in table.parts) + "]"
         source = f"read_parquet({files}, hive_partitioning=false)"
         # DuckDB tells names apart without their case and renames twins: they go by their places.
@@ -172,7 +169,7 @@ class Spark:
         self._tables = 0
         self.backend: Any = ibis.pyspark.connect(self._session)
 
-    def read_parquet(self, table: Table, names: Mapping[str, str]) -> Any:
+    def read_parquet(self, table: Any, names: Mapping[str, str]) -> Any:
         from pyspark.sql import functions as f
 
         frames = []
@@ -283,7 +280,7 @@ class LogSource:
     path: Path
     connection: Connection
     interactions: Any
-    table: Table
+    table: Any
     items: pa.Table
     vectors: dict[str, VectorFile]
     time: TimeUnit

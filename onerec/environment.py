@@ -95,7 +95,7 @@ def _gpus() -> list[dict[str, Any]]:
 
 def _cpu() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
-    with open("/proc/cpuinfo") as file:
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
         for line in file:
             if line.startswith("model name"):
                 name = line.split(":", 1)[1].strip()
@@ -110,7 +110,7 @@ def _cpu() -> dict[str, Any]:
 
 def _memory() -> dict[str, float]:
     fields = {}
-    with open("/proc/meminfo") as file:
+    with open("/proc/meminfo", encoding="utf-8") as file:
         for line in file:
             key, value = line.split(":", 1)
             fields[key] = int(value.split()[0])

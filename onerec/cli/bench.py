@@ -82,7 +82,7 @@ def measure(files: list[Path], *, gpu: bool) -> dict[str, Any]:
             raise OneRecError(f"pytest ended with code {ended.returncode}; see its output above")
         if not record.is_file():
             raise OneRecError(f"no benchmark {'for' if gpu else 'without'} a CUDA device has run")
-        found = json.loads(record.read_text())
+        found = json.loads(record.read_text(encoding="utf-8"))
     return {
         "datetime": found["datetime"],
         "commit": {key: found["commit_info"].get(key) for key in ("id", "time", "dirty")},

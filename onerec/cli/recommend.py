@@ -34,7 +34,7 @@ def _line(item: dict[str, Any], width: int = 58) -> str:
 
 def show(folder: Path, summary: dict[str, Any]) -> None:
     """Prints the examples and where the file is."""
-    examples = json.loads((folder / EXAMPLES).read_text())
+    examples = json.loads((folder / EXAMPLES).read_text(encoding="utf-8"))
     if examples:
         console.stdout().print(examples_table(examples))
     users, everybody = summary["users"], summary["users_of_log"]

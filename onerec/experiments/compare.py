@@ -62,14 +62,16 @@ def save_runs(folder: Path, runs: Sequence[Run]) -> None:
     with atomic_write(folder / "scores.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
     with atomic_write(folder / "facts.json") as temporary:
-        temporary.write_text(json.dumps([{"row": r.row, **r.facts} for r in runs], indent=1))
+        temporary.write_text(
+            json.dumps([{"row": r.row, **r.facts} for r in runs], indent=1), encoding="utf-8"
+        )
 
 
 def load_runs(folder: Path, system: str, seed: int) -> list[Run]:
     """What `save_runs` wrote."""
     runs = []
     with np.load(folder / "scores.npz") as scores:
-        for facts in json.loads((folder / "facts.json").read_text()):
+        for facts in json.loads((folder / "facts.json").read_text(encoding="utf-8")):
             row = facts.pop("row")
             by_case = {
                 case: scores[f"{row}|{case[0]}|{case[1]}"].astype(np.float64) for case in CASES

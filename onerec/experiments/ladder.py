@@ -362,5 +362,7 @@ def _made(
         resumable=True,
         scratch=["training"],
     )
-    facts: dict[str, Any] = json.loads((folder / f"seed-{seed}" / "facts.json").read_text())
+    facts: dict[str, Any] = json.loads(
+        (folder / f"seed-{seed}" / "facts.json").read_text(encoding="utf-8")
+    )
     return facts

@@ -120,7 +120,9 @@ class Mixture:
         """
         self.counts.save(Path(folder) / "counts.npz")
         with atomic_write(Path(folder) / "mixture.json") as temporary:
-            temporary.write_text(json.dumps({"format": 1, "weights": self.weights.tolist()}))
+            temporary.write_text(
+                json.dumps({"format": 1, "weights": self.weights.tolist()}), encoding="utf-8"
+            )
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -132,7 +134,7 @@ class Mixture:
         path = Path(folder) / "mixture.json"
         counts = CountRanker.load(Path(folder) / "counts.npz")
         try:
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             if stored["format"] != 1:
                 raise DataError(f"{path}: wanted format 1, got {stored['format']!r}")
             return cls(counts, np.asarray(stored["weights"], dtype=np.float64))

@@ -246,7 +246,9 @@ class Settings:
         """Writes the settings as YAML that `--config` reads."""
         text = yaml.safe_dump(_plain(asdict(self)), sort_keys=False)
         with atomic_write(path) as temporary:
-            temporary.write_text("# Settings of this run; `onerec run --config` reads it.\n" + text)
+            temporary.write_text(
+                "# Settings of this run; `onerec run --config` reads it.\n" + text, encoding="utf-8"
+            )
 
     def saved(self, path: Path) -> ExitStack:
         """Saves the settings, and puts back what was there where the `with` block ends in an error.

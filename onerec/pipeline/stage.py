@@ -130,7 +130,7 @@ class StageRecord:
 def read_record(folder: Path) -> StageRecord | None:
     """The record of a finished stage, or None if the folder holds none that can be read."""
     try:
-        return StageRecord(**json.loads((folder / "stage.json").read_text()))
+        return StageRecord(**json.loads((folder / "stage.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
@@ -227,14 +227,14 @@ def run_stage(
         say(f"{name}: {_difference(found, wanted)} changed, making it again")
 
     started = partial / "started.json"
-    same = started.is_file() and started.read_text() == wanted.fingerprint
+    same = started.is_file() and started.read_text(encoding="utf-8") == wanted.fingerprint
     if not (resumable and same):
         shutil.rmtree(partial, ignore_errors=True)
     begin = time.monotonic()
     try:
         partial.mkdir(parents=True, exist_ok=True)
         if resumable:
-            started.write_text(wanted.fingerprint)
+            started.write_text(wanted.fingerprint, encoding="utf-8")
         with naming(folder):
             wanted.summary = build(partial)
         started.unlink(missing_ok=True)
@@ -246,7 +246,9 @@ def run_stage(
                     "blake2b": file_digest(path),
                 }
         wanted.seconds = round(time.monotonic() - begin, 3)
-        (partial / "stage.json").write_text(json.dumps(asdict(wanted), indent=1) + "\n")
+        (partial / "stage.json").write_text(
+            json.dumps(asdict(wanted), indent=1) + "\n", encoding="utf-8"
+        )
         replace_directory(partial, folder)
     except BaseException:
         if not resumable:
@@ -292,7 +294,7 @@ def join_stage(
         return
     started = partial / "started.json"
     deadline = time.monotonic() + patience
-    while not (started.is_file() and started.read_text() == wanted.fingerprint):
+    while not (started.is_file() and started.read_text(encoding="utf-8") == wanted.fingerprint):
         if time.monotonic() > deadline:
             raise OneRecError(f"{partial}: the first process has not begun for {patience:.0f} s")
         time.sleep(0.05)
@@ -349,7 +351,7 @@ def locked(directory: Path, verb: str) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise OneRecError(f"--out {directory}: wanted a directory, found a file") from None
-    with (directory / ".lock").open("a+") as file:
+    with (directory / ".lock").open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -368,4 +370,4 @@ def locked(directory: Path, verb: str) -> Iterator[None]:
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file that appears whole."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

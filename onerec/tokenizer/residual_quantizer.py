@@ -225,10 +225,10 @@ class ResidualQuantizer:
         }
         if not path.exists():
             with atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(task) + "\n")
+                temporary.write_text(json.dumps(task) + "\n", encoding="utf-8")
             return seed
         try:
-            found = json.loads(path.read_text())
+            found = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise DataError(f"{path}: wanted JSON, got {error}") from error
         for name, wanted in task.items():

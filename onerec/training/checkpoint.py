@@ -165,7 +165,7 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
         str(path.relative_to(folder)): (path.stat().st_size, _checksum(path)) for path in files
     }
     body = json.dumps(manifest, sort_keys=True)
-    (folder / MANIFEST).write_text(f"{body}\n{zlib.crc32(body.encode()):08x}\n")
+    (folder / MANIFEST).write_text(f"{body}\n{zlib.crc32(body.encode()):08x}\n", encoding="utf-8")
     for path in [*files, folder / MANIFEST, folder]:
         _sync(path)
 
@@ -173,7 +173,7 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 def _read_manifest(path: Path) -> dict[str, Any]:
     file = path / MANIFEST
     try:
-        body, _, checksum = file.read_text().partition("\n")
+        body, _, checksum = file.read_text(encoding="utf-8").partition("\n")
         if f"{zlib.crc32(body.encode()):08x}" != checksum.strip():
             raise DataError(f"{file}: contents do not match the checksum in its last line")
     except (OSError, UnicodeDecodeError) as problem:

@@ -45,8 +45,10 @@ class MetricsLog:
     def __init__(self, path: Path, up_to_step: int) -> None:
         kept = [r for r in read_metrics(path) if r["step"] <= up_to_step] if path.exists() else []
         with atomic_write(path) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a")
+            temporary.write_text(
+                "".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8"
+            )
+        self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Record) -> None:
         self._file.write(json.dumps(record) + "\n")

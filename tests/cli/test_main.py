@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -306,3 +307,26 @@ def test_a_record_of_benchmarks_names_no_folder(monkeypatch: pytest.MonkeyPatch)
     assert "/somewhere" not in text
     assert sys.prefix not in text
     assert str(Path(onerec.__file__).parent) not in text
+
+
+def test_text_files_are_utf8_whatever_the_locale(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.mkdir()
+    table = {"用户": [n % 6 for n in range(90)], "item_id": [f"é{n % 7}" for n in range(90)]}
+    rows = zip(*table.values(), range(90), strict=True)
+    text = "用户,item_id,timestamp\n" + "".join(f"{u},{i},{t}\n" for u, i, t in rows)
+    (log / "interactions.csv").write_text(text, encoding="utf-8")
+    settings = f"data: {log}\ncolumns: {{user_id: 用户}}\n"
+    (tmp_path / "c.yaml").write_text(settings, encoding="utf-8")
+    words = ["sessions", "--config", str(tmp_path / "c.yaml"), "--out", str(tmp_path / "out")]
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "onerec", *words],
+        env={**os.environ, **plain},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    funnel = (tmp_path / "out" / "sessions" / "funnel.json").read_bytes().decode("utf-8")
+    assert json.loads(funnel)["log"]["interactions"] == 90
+    assert "user_id:" in (tmp_path / "out" / "config.yaml").read_text(encoding="utf-8")

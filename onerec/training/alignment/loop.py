@@ -223,7 +223,7 @@ class _Alignment(Run):
         """alignment.json as of the checkpoint that was restored, or a new one."""
         path = self.out_dir / "alignment.json"
         if self.step and path.is_file():
-            state: dict[str, Any] = json.loads(path.read_text())
+            state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             state["iterations"] = [r for r in state["iterations"] if r["step"] <= self.step]
             last = state["iterations"][-1] if state["iterations"] else {"broken": None}
             state["stopped"] = last["broken"]
@@ -243,7 +243,7 @@ class _Alignment(Run):
         if self.main:
             path = self.out_dir / "alignment.json"
             with writing(path), atomic_write(path) as temporary:
-                temporary.write_text(json.dumps(self.state, indent=1) + "\n")
+                temporary.write_text(json.dumps(self.state, indent=1) + "\n", encoding="utf-8")
         self.accelerator.wait_for_everyone()
 
     def _snapshot(self, iteration: int) -> Path:

@@ -439,4 +439,6 @@ def save_reward(result: RewardResult, folder: Path) -> None:
     if result.judge is not None:
         result.judge.save_pretrained(folder / "judge")
     with atomic_write(folder / "metrics.json") as temporary:
-        temporary.write_text(json.dumps(result.metrics, indent=1, allow_nan=False) + "\n")
+        temporary.write_text(
+            json.dumps(result.metrics, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+        )

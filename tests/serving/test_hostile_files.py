@@ -265,9 +265,8 @@ def mutated(draw: random.Random, data: bytes) -> bytes:
         elif kind == 1:
             struct.pack_into("<Q", made, at // 8 * 8, draw.choice(numbers))
         elif kind == 2:
-            struct.pack_into(
-                "<I", made, draw.randrange(0, 128) // 4 * 4, draw.choice(numbers) & 0xFFFFFFFF
-            )
+            at = draw.randrange(min(128, len(made) - 4)) // 4 * 4
+            struct.pack_into("<I", made, at, draw.choice(numbers) & 0xFFFFFFFF)
         elif kind == 3:
             del made[draw.randrange(len(made)) :]
         elif kind == 4:

@@ -9,6 +9,7 @@
 
 #include "kmeans/assign.h"
 #include "kmeans/check.h"
+#include "kmeans/rounding.h"
 #include "kmeans/tiles/device.h"
 #include "kmeans/tiles/pass.h"
 #include "kmeans/transport/paths.h"
@@ -42,7 +43,7 @@ class GroupCosts : public FinishCosts {
         row[k] = static_cast<float>(exact[k] - exact[0]);
         largest = std::max(largest, std::abs(row[k]));
       }
-      body(i, row.data(), 4e-7f * largest);
+      body(i, row.data(), static_cast<float>(kListRounding) * largest);
     }
   }
 

@@ -11,9 +11,12 @@
 #include "kmeans/lists/candidates.h"
 #include "kmeans/lists/maker.h"
 #include "kmeans/nodes.h"
+#include "kmeans/options.h"
+#include "kmeans/rounding.h"
 #include "kmeans/sample.h"
 #include "kmeans/tiles/pass.h"
 #include "kmeans/transport/annealer.h"
+#include "kmeans/transport/capacity.h"
 #include "kmeans/transport/paths.h"
 #include "kmeans/transport/simplex.h"
 #include "support/int_math.h"
@@ -22,27 +25,7 @@
 namespace onerec {
 namespace {
 
-constexpr int64_t kSampleRows = 16;          // rows for each centre in the search on a sample
-constexpr int64_t kSampleEntries = 1 << 22;  // but at least so many costs
-constexpr int64_t kMatrixEntries = 1
-                                   << 22;  // costs up to which all are kept, and no lists are made
-constexpr double kNear = 0.08;          // share above size from which a sample brings prices home
-constexpr double kNearLabels = 0.16;    // the same from given labels
-constexpr int64_t kChangedRows = 4096;  // of the sample that says if prices are far off
-constexpr double kChanged = 0.23;       // share that prefers another cluster, from which they are
-constexpr double kLost = 0.15;          // share off balance at which a larger eps has to help
-constexpr int64_t kSimplexRows = 1024;  // rows for each centre up to which the simplex pays
-constexpr double kFirstPenalty = 0.02;  // of the first simplex, in the scale of the lists
-constexpr double kLastPenalty = 0.32;
-constexpr double kReach = 0.1;          // of the moves that the centring of prices looks at
-constexpr int64_t kAhead = 8;           // rows that are on their way from memory
-constexpr int kRounds = 16;             // of lists and simplex
-constexpr double kWorth = 0.9;          // share above size, of that before, that is worth new lists
-constexpr int64_t kMoveBytes = 24;      // of an entry as a move of the exact finish
-constexpr int64_t kNewtonEntries = 64;  // entries up to which lists pay in the search on a sample
-constexpr size_t kOffers = 4;           // free clusters that an item looks at in a greedy round
-constexpr double kListReach = 20;       // width of those lists in eps
-constexpr double kCooling = 3;          // from one eps to the next
+constexpr int64_t kAhead = 8;  // rows that are on their way from memory
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kLargest = std::numeric_limits<float>::max();
 
@@ -93,7 +76,7 @@ class ListCosts : public TileCosts {
       edge = std::min(edge, moved_.Edge(chunk, row, edge + stay) - stay);
       for (auto at = begin; at < end; ++at) {
         const double above = static_cast<double>(chunk.rel[at - chunk.code.begin()]);
-        const double delta = rel(at) - stay - 1.2e-7 * above;
+        const double delta = rel(at) - stay - kEntryRounding * above;
         if (*at != from && delta + now_[*at] < limit) body(i, *at, delta);
       }
     }
@@ -103,7 +86,7 @@ class ListCosts : public TileCosts {
  private:
   // Bound on the error of a difference of two entries.
   double Rounding(const CandidateLists::Chunk& chunk, size_t row) const {
-    return static_cast<double>(chunk.error[row]) + 4e-7 * lists_.scale;
+    return static_cast<double>(chunk.error[row]) + kListRounding * lists_.scale;
   }
 
   const CandidateLists& lists_;
@@ -289,14 +272,14 @@ class Search {
     }
     const double fill = Seconds();
     std::nth_element(spread.begin(), spread.begin() + count / 2, spread.end());
-    const double widest = 0.3 * spread[count / 2];
+    const double widest = kWidestEps * spread[count / 2];
     double eps = prices_given ? widest / (kCooling * kCooling) : widest;
     if (!prices_given) {
       for (int sweep = 0; sweep < 3 && eps > 0; ++sweep) annealer_.Sweep(matrix, eps, prices);
     }
     CandidateLists lists;
     // A sample says little at the smallest.
-    const double last = widest / (all ? 100 : 20);
+    const double last = widest / (all ? kLastEps : kLastSampleEps);
     for (int climbs = 0; eps > last;) {
       eps_ = eps;
       const Annealer::State state = SampleLists(matrix, kListReach * eps, prices, lists)
@@ -330,7 +313,7 @@ class Search {
         const float low = kernels_.row_min(row.data(), columns);
         // Prices and sums are rounded to float32 once each.
         const double error = static_cast<double>(matrix.errors[i]) +
-                             2e-7 * (2 * most + std::abs(static_cast<double>(low)));
+                             kSumRounding * (2 * most + std::abs(static_cast<double>(low)));
         const float limit =
             std::nextafter(static_cast<float>(static_cast<double>(low) + 2 * error), kInfinity);
         contenders.resize(columns);
@@ -464,7 +447,7 @@ class Search {
     int32_t best = 0;
     for (const int32_t k : contenders) {
       const double cost = Cost(x_, item, nodes_.centers.data(), k, kernels_);
-      const double rounding = k == preferred ? 1e-15 * (cost + std::abs(prices[k])) : 0;
+      const double rounding = k == preferred ? kDoubleTie * (cost + std::abs(prices[k])) : 0;
       const double exact = cost + prices[k] - rounding;
       if (exact < least || (exact == least && nodes_.first[k] < nodes_.first[best])) {
         least = exact;
@@ -493,7 +476,7 @@ class Search {
                              &low);
         // float32 rounding of the sums in `low` and below is part of the error.
         const double error = static_cast<double>(chunk.error[r]) +
-                             4e-7 * (std::abs(static_cast<double>(low)) + lists_.scale);
+                             kListRounding * (std::abs(static_cast<double>(low)) + lists_.scale);
         const double edge = lists_now.Edge(chunk, r);
         if (static_cast<double>(low) + error > edge - error) {
           outside[c].push_back(item);
@@ -531,7 +514,7 @@ class Search {
     if (lists_.rows > 0 && lists_.entries() * kMoveBytes <= options_.memory_budget / 2) {
       costs = std::make_unique<ListCosts>(
           x_, nodes_.centers.data(), centers_, kernels_, lists_, prices,
-          solved_ ? kReach * lists_.scale : std::numeric_limits<double>::infinity());
+          solved_ ? kCenteringReach * lists_.scale : std::numeric_limits<double>::infinity());
     } else {
       costs = std::make_unique<TileCosts>(x_, nodes_.centers.data(), nullptr, centers_, kernels_);
     }
@@ -549,16 +532,10 @@ class Search {
     std::vector<int64_t> room(capacity_.units);
     for (int64_t i = 0; i < x_.rows; ++i) --room[labels[i]];
     // The smaller clusters are those that have fewest of what they may hold.
-    std::vector<int32_t> order(nodes_.count);
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(),
-                     [&](int32_t a, int32_t b) { return room[a] > room[b]; });
-    int64_t left = capacity_.dummies;
-    for (const int32_t k : order) {
-      const int64_t held = std::min(left, capacity_.extra[k]);
-      room[k] -= held;
-      left -= held;
-    }
+    std::vector<int64_t> taken;
+    for (const int64_t free : room) taken.push_back(-free);
+    const Dummies dummies = PlaceDummies(capacity_, taken);
+    for (int64_t k = 0; k < nodes_.count; ++k) room[k] -= dummies.held[k];
     struct Offer {
       float loss;
       int32_t item;
@@ -584,16 +561,16 @@ class Search {
                            mean_, kernels_);
       packed.SetPrices(open_prices.data());
       const int64_t columns = packed.columns();
-      std::vector<Offer> offers(kOffers * crowd.size());
+      std::vector<Offer> offers(kGreedyOffers * crowd.size());
       DensePass(x_, crowd.data(), static_cast<int64_t>(crowd.size()), packed, kernels_, options_,
                 [&](int64_t, int64_t i, float* row, double square) {
                   const auto item = static_cast<int32_t>(crowd[i]);
                   const auto own = static_cast<float>(
                       Cost(x_, item, nodes_.centers.data(), labels[item], kernels_) +
                       prices[labels[item]] - square);
-                  for (size_t t = 0; t < kOffers; ++t) {
+                  for (size_t t = 0; t < kGreedyOffers; ++t) {
                     const float least = kernels_.row_min(row, columns);
-                    Offer& offer = offers[kOffers * i + t];
+                    Offer& offer = offers[kGreedyOffers * i + t];
                     offer = {least - own, item, -1};
                     if (least > kLargest) continue;
                     const auto k = std::find(row, row + columns, least) - row;
@@ -639,16 +616,10 @@ class Search {
     report_.pass_seconds += Seconds() - begin;
     report_.cost = std::accumulate(costs.begin(), costs.end(), 0.0);
     report_.dual = std::accumulate(duals.begin(), duals.end(), 0.0);
-    std::vector<size_t> order(nodes_.count);
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::sort(order.begin(), order.end(), [&](size_t a, size_t b) {
-      return prices[a] != prices[b] ? prices[a] < prices[b] : a < b;
-    });
-    int64_t left = capacity_.dummies;
-    for (const size_t k : order) {
-      const int64_t held = std::min(left, capacity_.extra[k]);
-      left -= held;
-      report_.dual -= static_cast<double>(capacity_.units[k] - held) * prices[k];
+    const Dummies dummies =
+        PlaceDummies(capacity_, std::vector<double>(prices, prices + nodes_.count));
+    for (int64_t k = 0; k < nodes_.count; ++k) {
+      report_.dual -= static_cast<double>(capacity_.units[k] - dummies.held[k]) * prices[k];
     }
     report_.gap = report_.cost > 0 ? (report_.cost - report_.dual) / report_.cost : 0;
   }

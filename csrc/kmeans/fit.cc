@@ -6,6 +6,7 @@
 
 #include "kmeans/assign.h"
 #include "kmeans/check.h"
+#include "kmeans/rounding.h"
 #include "kmeans/sample.h"
 #include "kmeans/tiles/device.h"
 #include "kmeans/tiles/pass.h"
@@ -71,7 +72,8 @@ void SequentialRound(const FloatRows& x, const std::vector<double>& mean, const 
       }
       std::nth_element(values.begin(), values.begin() + size - 1, values.end());
       const float edge = values[size - 1];
-      const float error = packed.Error(longest) + 4e-7f * std::abs(edge);
+      const float error =
+          packed.Error(longest) + static_cast<float>(kListRounding) * std::abs(edge);
       int64_t taken = 0;
       doubtful.clear();
       for (int64_t i = 0; i < count; ++i) {

@@ -6,20 +6,15 @@
 #include <numeric>
 #include <utility>
 
+#include "kmeans/options.h"
+#include "kmeans/rounding.h"
 #include "kmeans/sample.h"
 #include "support/thread_pool.h"
 
 namespace onerec {
 namespace {
 
-constexpr size_t kAges = 250;          // times that rows are listed again
-constexpr int64_t kShortest = 6;       // entries of an average candidate list, of few clusters
-constexpr int64_t kLongest = 16;       // and of many
-constexpr int64_t kListShare = 10;     // clusters for each entry between
-constexpr int64_t kFewSuspects = 8;    // of so many clusters one: a row's are looked at one by one
-constexpr double kMargin = 0.25;       // of a row's first look, in the lists' scale
-constexpr int64_t kSampled = 1 << 19;  // costs that the width of the lists is taken from
-constexpr int64_t kRowBytes = 20;      // of a list beside its entries
+constexpr int64_t kRowBytes = 20;  // of a list beside its entries
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 }  // namespace
@@ -35,7 +30,7 @@ int64_t ListMaker::Build(const double* prices, const int32_t* labels, const List
   lists_.again.clear();
   lists_.group_offset = nodes_.group_offset;
   if (basis == nullptr) {
-    const int64_t count = std::min(x_.rows, std::max<int64_t>(256, kSampled / columns));
+    const int64_t count = std::min(x_.rows, std::max<int64_t>(256, kListSample / columns));
     const std::vector<int64_t> rows = SampleRows(x_.rows, count, options_.seed ^ 0x1175);
     const auto groups = static_cast<int64_t>(nodes_.group_offset.size()) - 1;
     std::vector<float> above(count * nodes_.count);
@@ -116,7 +111,7 @@ bool ListMaker::ListRow(CandidateLists::Chunk& chunk, int64_t item, Candidates& 
       chunk.code.push_back(row.code[t]);
       chunk.rel.push_back(static_cast<float>(above));
     }
-    error = static_cast<float>(1e-6 * lists_.scale);
+    error = static_cast<float>(kExactEntry * lists_.scale);
   } else {
     chunk.code.insert(chunk.code.end(), row.code.begin(), row.code.end());
     for (const float value : row.value) chunk.rel.push_back(value - row.low);
@@ -274,15 +269,15 @@ ListMaker::Missed ListMaker::Miss(int64_t number, const MovedLists& now, const d
   const CandidateLists::Chunk& chunk = lists_.chunks[number];
   Missed missed;
   std::vector<int32_t> suspects;
-  const double rounded = 1 - 6e-8 * static_cast<double>(x_.columns + 8);  // of near_cost
+  const double rounded = 1 - kFloatUnitUp * static_cast<double>(x_.columns + 8);  // of near_cost
   for (size_t r = 0; r + 1 < chunk.offset.size(); ++r) {
     const int64_t item = number * lists_.chunk_rows + static_cast<int64_t>(r);
     const size_t place = Place(chunk, r, basis.labels()[item]);
     const int32_t own = chunk.code[place];
     const auto value = static_cast<double>(chunk.rel[place] + now.moved()[own]);
-    const double error =
-        static_cast<double>(chunk.error[r]) +
-        4e-7 * (std::abs(static_cast<double>(chunk.rel[place])) + std::abs(value) + lists_.scale);
+    const double error = static_cast<double>(chunk.error[r]) +
+                         kListRounding * (std::abs(static_cast<double>(chunk.rel[place])) +
+                                          std::abs(value) + lists_.scale);
     const double limit = value + 2 * error + (lists_.again.empty() ? lists_.margin : 0);
     now.Suspects(chunk, r, limit, suspects);
     if (static_cast<int64_t>(suspects.size()) > nodes_.count / kFewSuspects) {
@@ -359,7 +354,8 @@ void ListMaker::Replace(CandidateLists::Chunk& chunk, int64_t first,
       next.rel.push_back(static_cast<float>(base + then(t)));
       widest = std::max(widest, std::abs(base + then(t)));
     }
-    EndRow(next, source.error[row] + 4e-7f * static_cast<float>(widest), chunk.low[r], age);
+    EndRow(next, source.error[row] + static_cast<float>(kListRounding) * static_cast<float>(widest),
+           chunk.low[r], age);
   }
   chunk = std::move(next);
 }

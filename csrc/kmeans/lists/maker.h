@@ -29,10 +29,10 @@ class ListMaker {
         pass_(pass),
         report_(report) {}
 
-  // One pass over everything: candidate lists of about kListTarget entries on average, and as many
-  // leaders of groups, or what half of the budget has room for. Lists also each row's label, if
-  // they are not null, and what `basis` needs, if it is not null; returns the number of rows that
-  // some cluster suits better than what the basis says.
+  // One pass over everything: candidate lists of kShortest to kLongest entries on average, and as
+  // many leaders of groups, or what half of the budget has room for. Lists also each row's label,
+  // if they are not null, and what `basis` needs, if it is not null; returns the number of rows
+  // that some cluster suits better than what the basis says.
   int64_t Build(const double* prices, const int32_t* labels = nullptr,
                 const ListSimplex* basis = nullptr);
   // Prices of a few centres have fallen so far that lists miss them: looks at these centres alone,

@@ -5,17 +5,12 @@
 #include <limits>
 #include <numeric>
 
+#include "kmeans/rounding.h"
 #include "onerec/runtime.h"
 #include "support/dispatch.h"
 #include "support/int_math.h"
 
 namespace onerec {
-namespace {
-
-constexpr double kUnit = 5.9604644775390625e-08;  // 2^-24, half the spacing of float32 at 1
-
-}  // namespace
-
 const KMeansKernels& CurrentKMeansKernels() { return ONEREC_DISPATCH(kKMeansKernels); }
 
 std::vector<double> ColumnMeans(const FloatRows& x, int num_threads) {
@@ -71,8 +66,8 @@ void PackedCenters::SetPrices(const double* prices) {
     bias = std::max(bias, std::abs(value));
   }
   // d products and sums, both operands rounded once, the bias rounded and added.
-  slope_ = kUnit * (2.0 * static_cast<double>(d_) + 16) * largest_ * 1.001;
-  offset_ = kUnit * 4 * bias;
+  slope_ = kFloatUnit * (2.0 * static_cast<double>(d_) + 16) * largest_ * 1.001;
+  offset_ = kFloatUnit * 4 * bias;
 }
 
 PassPlan PlanPass(int64_t rows, int64_t columns, const KMeansKernels& kernels) {

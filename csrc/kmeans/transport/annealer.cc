@@ -5,6 +5,7 @@
 #include <numeric>
 #include <utility>
 
+#include "kmeans/options.h"
 #include "support/int_math.h"
 #include "support/thread_pool.h"
 
@@ -14,10 +15,6 @@ namespace {
 constexpr uint64_t kEmpty = ~uint64_t{0};
 constexpr double kFixedPoint = 1 << 30;  // units of a coupling
 constexpr size_t kPad = 16;              // that a kernel may read beyond the end
-constexpr double kStep = 4;              // most that a price moves in a step, in eps
-constexpr int kSteps = 8;                // of Newton at one eps
-constexpr double kSmall = 0.02;          // share off balance from which slow progress ends a search
-constexpr double kOutside = 0.02;        // share of rows with too short lists that ends a search
 
 // Items that the rows stand for.
 template <class Rows>
@@ -416,8 +413,8 @@ Annealer::State Annealer::Newton(const Rows& rows, double eps, double tolerance,
   const double count = Mass(rows);
   Sums sums = Evaluate(rows, eps, prices);
   std::vector<double> trial(nodes);
-  for (int step = 0; step < kSteps; ++step) {
-    if (sums.off < tolerance || sums.outside > kOutside) break;
+  for (int step = 0; step < kNewtonSteps; ++step) {
+    if (sums.off < tolerance || sums.outside > kOutsideRows) break;
     std::vector<double> rise(nodes);
     for (size_t k = 0; k < nodes; ++k) rise[k] = sums.columns[k] - count * share_[k];
     rise = Solve(rise, sums.ground, count);
@@ -427,7 +424,7 @@ Annealer::State Annealer::Newton(const Rows& rows, double eps, double tolerance,
     bool better = false;
     for (double length = 1; length > 0.1 && !better; length /= 3) {
       for (size_t k = 0; k < nodes; ++k) {
-        trial[k] = prices[k] + length * eps * std::clamp(rise[k] - mean, -kStep, kStep);
+        trial[k] = prices[k] + length * eps * std::clamp(rise[k] - mean, -kNewtonStep, kNewtonStep);
       }
       Sums next = Evaluate(rows, eps, trial.data());
       better = next.value > sums.value + 1e-9 * std::abs(sums.value);
@@ -440,7 +437,7 @@ Annealer::State Annealer::Newton(const Rows& rows, double eps, double tolerance,
       // A step that is clipped or goes too far where the dual is nearly flat; a sweep always helps.
       for (size_t k = 0; k < nodes; ++k) {
         const double ratio = std::max(sums.columns[k], 1e-30) / (count * share_[k]);
-        trial[k] = prices[k] + eps * std::clamp(std::log(ratio), -kStep, kStep);
+        trial[k] = prices[k] + eps * std::clamp(std::log(ratio), -kNewtonStep, kNewtonStep);
       }
       Sums next = Evaluate(rows, eps, trial.data());
       better = next.value > sums.value + 1e-9 * std::abs(sums.value);
@@ -450,7 +447,7 @@ Annealer::State Annealer::Newton(const Rows& rows, double eps, double tolerance,
       }
     }
     // Small eps leaves some to the finish, which moves them faster than many short steps would.
-    if (!better || (off < kSmall && sums.off > 0.7 * off)) break;
+    if (!better || (off < kNearlyBalanced && sums.off > 0.7 * off)) break;
   }
   return {sums.off, sums.outside};
 }

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <stdexcept>
 
+#include "kmeans/options.h"
 #include "kmeans/tiles/pass.h"
 #include "support/thread_pool.h"
 
@@ -12,11 +13,6 @@ namespace onerec {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int64_t kFirstWidth = 256;     // arcs kept of a node at first, at least
-constexpr int64_t kFirstArcs = 1 << 20;  // arcs kept of all nodes at first
-
-constexpr int kCentringSweeps = 64;
-constexpr int64_t kTogether = 8;  // paths of a search for which it starts from all sources
 
 }  // namespace
 
@@ -526,7 +522,7 @@ void ExactFinish::CentrePrices(double reach) {
   fall = std::max(0.0, fall);
   std::vector<double> low(count_);
   std::vector<double> high(count_);
-  for (int sweep = 0; sweep < kCentringSweeps; ++sweep) {
+  for (int sweep = 0; sweep < kCenteringSweeps; ++sweep) {
     for (int32_t k = 0; k < count_; ++k) {
       const Node& node = nodes_[k];
       const size_t at = k;

@@ -8,17 +8,9 @@
 #include <utility>
 #include <vector>
 
-namespace onerec {
+#include "kmeans/transport/capacity.h"
 
-// Every node k must end with exactly units[k] units; an item is one unit, and a node may hold up to
-// extra[k] dummies, which cost nothing anywhere. `dummies` of them exist, so that sum(units) =
-// items
-// + dummies. Sizes floor/ceil: units = ceil(N/K), extra = 1. Upper bounds alone: extra = units.
-struct NodeCapacity {
-  std::vector<int64_t> units;
-  std::vector<int64_t> extra;
-  int64_t dummies = 0;
-};
+namespace onerec {
 
 // What it costs to put an item in a node.
 class FinishCosts {

@@ -5,6 +5,8 @@
 #include <limits>
 #include <numeric>
 
+#include "kmeans/options.h"
+#include "kmeans/rounding.h"
 #include "support/int_math.h"
 #include "support/thread_pool.h"
 
@@ -12,13 +14,7 @@ namespace onerec {
 namespace {
 
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
-constexpr int64_t kBlock = 512;  // items that offer moves at a time, at least
-constexpr int64_t kPart = 128;   // of a block, that a thread looks at
-constexpr int64_t kLargestBlock = 1 << 14;
-constexpr size_t kFewOffers = 256;  // of a block, below which the next is larger
-constexpr int kAgain = 3;
-constexpr double kStale = 0.3;       // share of its gain that an offer may lose before its turn
-constexpr double kTolerance = 1e-6;  // gain worth a pivot, in the lists' scale
+constexpr int64_t kPart = 128;  // of a block, that a thread looks at
 
 }  // namespace
 
@@ -75,21 +71,10 @@ void ListSimplex::Count() {
   std::vector<int64_t> sizes(root_, 0);
   for (const int32_t k : labels_) ++sizes[k];
   // Dummies are worth most where prices are lowest.
-  std::vector<int32_t> order(root_);
-  std::iota(order.begin(), order.end(), 0);
-  std::sort(order.begin(), order.end(), [&](int32_t a, int32_t b) {
-    const double left = prices_[a];
-    const double right = prices_[b];
-    return left != right ? left < right : a < b;
-  });
-  int64_t left = capacity_.dummies;
-  for (const int32_t node : order) {
-    const size_t k = node;
-    if (left > 0) {
-      hub_ = prices_[k];
-      dummies_[k] = std::min(left, capacity_.extra[k]);
-      left -= dummies_[k];
-    }
+  const Dummies placed = PlaceDummies(capacity_, prices_);
+  if (placed.last >= 0) hub_ = prices_[placed.last];
+  for (int32_t k = 0; k < root_; ++k) {
+    dummies_[k] = placed.held[k];
     if (sizes_hold_) {
       dummies_[k] = capacity_.units[k] - sizes[k];
       continue;
@@ -168,9 +153,9 @@ ListSimplex::Offer ListSimplex::Best(int64_t item) const {
   const float own = own_[i] + moved_[label];
   best.gain = static_cast<double>(own) - static_cast<double>(least);
   const double error = static_cast<double>(chunk.error[row]) +
-                       4e-7 * (std::abs(static_cast<double>(own)) + lists_.scale +
-                               std::abs(static_cast<double>(moved_[label])) +
-                               std::abs(static_cast<double>(moved_[best.code])));
+                       kListRounding * (std::abs(static_cast<double>(own)) + lists_.scale +
+                                        std::abs(static_cast<double>(moved_[label])) +
+                                        std::abs(static_cast<double>(moved_[best.code])));
   if (!exact_costs_ || std::abs(best.gain) > error) return best;
   // Too close to say: all that may be the cheapest, exactly.
   best.gain = -std::numeric_limits<double>::infinity();
@@ -352,7 +337,7 @@ void ListSimplex::Pivot(const Entering& entering) {
 // Brings in the links to the root that gain; false if there were none.
 bool ListSimplex::RootPivots(double penalty) {
   bool any = false;
-  const double tolerance = kTolerance * lists_.scale;
+  const double tolerance = kPivotGain * lists_.scale;
   for (int32_t node = 0; node < root_; ++node) {
     const size_t k = node;
     const double rise = prices_[k] - start_[k];
@@ -399,8 +384,9 @@ void ListSimplex::FindOffers(int64_t begin, int64_t end, double tolerance) {
         // Above what Best() takes for too close to say.
         limits[r] +=
             chunk.error[row + r] +
-            static_cast<float>(5e-7 * (std::abs(static_cast<double>(limits[r])) +
-                                       std::abs(static_cast<double>(moved)) + lists_.scale + most));
+            static_cast<float>(kScreenRounding *
+                               (std::abs(static_cast<double>(limits[r])) +
+                                std::abs(static_cast<double>(moved)) + lists_.scale + most));
       }
       int32_t where[kPart];
       const int64_t count =
@@ -444,7 +430,7 @@ void ListSimplex::Search(double penalty) {
 
 // Pivots until nothing gains by a move.
 void ListSimplex::Pivots(double penalty) {
-  const double tolerance = exact_costs_ ? rounding() : kTolerance * lists_.scale;
+  const double tolerance = exact_costs_ ? rounding() : kPivotGain * lists_.scale;
   int64_t idle = 0;  // items looked at since the last pivot
   int64_t block = kBlock;
   for (int64_t begin = 0, end = 0; idle < lists_.rows; begin = end < lists_.rows ? end : 0) {
@@ -454,12 +440,12 @@ void ListSimplex::Pivots(double penalty) {
     FindOffers(begin, end, tolerance);
     block = offers_.size() < kFewOffers ? std::min(kLargestBlock, 2 * block)
                                         : std::max(kBlock, block / 2);
-    for (int again = 0; again < kAgain && !offers_.empty(); ++again) {
+    for (int again = 0; again < kOfferRounds && !offers_.empty(); ++again) {
       size_t kept = 0;
       for (const auto& [loss, item] : offers_) {
         Offer offer = Best(item);
         if (!(offer.gain > tolerance)) continue;
-        if (!(offer.gain > -kStale * loss)) {
+        if (!(offer.gain > -kStaleOffer * loss)) {
           offers_[kept++] = {-offer.gain, item};
           continue;
         }

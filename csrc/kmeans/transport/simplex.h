@@ -6,9 +6,10 @@
 #include <utility>
 #include <vector>
 
+#include "kmeans/rounding.h"
 #include "kmeans/tiles/kernels.h"
 #include "kmeans/transport/annealer.h"
-#include "kmeans/transport/paths.h"
+#include "kmeans/transport/capacity.h"
 
 namespace onerec {
 
@@ -55,7 +56,7 @@ class ListSimplex {
   const std::vector<int32_t>& labels() const { return labels_; }
 
   // Gain below which a move is a matter of rounding.
-  double rounding() const { return kRounding * lists_.scale; }
+  double rounding() const { return kDoubleGain * lists_.scale; }
 
   int64_t pivots() const { return pivots_; }
 
@@ -88,7 +89,6 @@ class ListSimplex {
   Node& At(int32_t node) { return tree_[node]; }
   const Node& At(int32_t node) const { return tree_[node]; }
   size_t ItemAt(int32_t node) const { return item_of_[node - root_ - 1]; }
-  static constexpr double kRounding = 1e-11;  // of a gain, in the lists' scale
 
   Offer Best(int64_t item) const;
   double ExactGain(int64_t item, int32_t to) const;

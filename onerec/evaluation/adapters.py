@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +12,6 @@ import torch
 
 from onerec.evaluation import metrics as m
 from onerec.evaluation.metrics import FloatArray, IntArray
-from onerec.inference.mixture import Mixture
 
 _ORACLE_CELLS = 2_000_000  # user-item pairs valued at once
 
@@ -89,8 +88,7 @@ class RecommenderRanker:
         recommender: Takes and gives item ids.
         item_ids: [N], the id of each item index.
         beam_width: Beams of the next-item search.
-        mixtures: "masked" and "unmasked": the mixture that ranks without and with the items to
-            exclude; None for the generator's own ranking.
+        dense_weight: As for `onerec.Recommender.rank`.
     """
 
     def __init__(
@@ -99,10 +97,10 @@ class RecommenderRanker:
         item_ids: Sequence[Any],
         *,
         beam_width: int,
-        mixtures: Mapping[str, Mixture] | None = None,
+        dense_weight: float | None = None,
     ) -> None:
         self.recommender = recommender
-        self._mixtures = mixtures
+        self._options = {} if dense_weight is None else {"dense_weight": dense_weight}
         self._beam_width = beam_width
         self._ids = np.empty(len(item_ids), dtype=object)
         self._ids[:] = list(item_ids)
@@ -131,16 +129,13 @@ class RecommenderRanker:
         k: int,
         exclude: Sequence[npt.ArrayLike] | None = None,
     ) -> IntArray:
-        options: dict[str, Any] = {}
-        if self._mixtures is not None:
-            options["mixture"] = self._mixtures["unmasked" if exclude is None else "masked"]
         ranked = self.recommender.rank(
             self.ids(histories),
             k,
             beam_width=self._beam_width,
             exclude=None if exclude is None else self.ids(exclude),
-            exclude_history=False,
-            **options,
+            exclude_history=exclude is not None,
+            **self._options,
         )
         return self.indices(ranked, k)
 

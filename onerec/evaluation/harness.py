@@ -33,7 +33,6 @@ from onerec.evaluation.config import EvaluationConfig
 from onerec.evaluation.counting import CountBaselines, fit_counts
 from onerec.evaluation.metrics import FloatArray, IntArray
 from onerec.evaluation.result import EvalResult, Measure
-from onerec.inference.mixture import Mixture
 from onerec.progress import Progress
 
 _WARM_UP = 3
@@ -48,7 +47,6 @@ def evaluate(
     pretrained: SessionRecommender | None = None,
     judge: SessionJudge | None = None,
     others: Mapping[str, Ranker] | None = None,
-    mixtures: Mapping[str, Mixture] | None = None,
     exclude_history: bool = True,
     progress: Progress | None = None,
 ) -> EvalResult:
@@ -58,7 +56,8 @@ def evaluate(
     and hit rate against all items of the session), and a whole session is generated.
 
     Args:
-        recommender: Trained model with its catalogue.
+        recommender: Trained model with its catalogue. The generator of one that ranks by a
+            mixture is measured beside it as "generator".
         session_set: Items, histories and held-out sessions.
         config: Options; the defaults of `EvaluationConfig` when None.
         world: The simulated world behind the log; adds the true expected watch time of generated
@@ -68,8 +67,6 @@ def evaluate(
         judge: A reward model that took no part in the alignment; adds the reward that it gives to
             every system's sessions.
         others: More rankers by name, measured beside the model.
-        mixtures: Of "masked" and "unmasked" rankings: the model ranks by them, and its generator
-            is measured beside it as "generator"; None where the generator's ranking is served.
         exclude_history: Whether recommendations leave the history out: which of the measures are
             told first.
         progress: Called as `progress(done, total, note)` with sessions measured.
@@ -85,13 +82,11 @@ def evaluate(
     if config.sasrec and "SASRec" not in (others or {}):
         raise ValueError("sasrec: wanted the trained ranker as others['SASRec'], got none")
     items = _Items.of(session_set)
-    alone = RecommenderRanker(recommender, items.ids, beam_width=config.beam_width)
-    ranker = alone
-    if mixtures is not None:
-        ranker = RecommenderRanker(
-            recommender, items.ids, beam_width=config.beam_width, mixtures=mixtures
-        )
-        others = {"generator": alone, **(others or {})}
+    width = config.beam_width
+    ranker = RecommenderRanker(recommender, items.ids, beam_width=width)
+    if getattr(recommender, "mixture", None) is not None:
+        generator = RecommenderRanker(recommender, items.ids, beam_width=width, dense_weight=0.0)
+        others = {"generator": generator, **(others or {})}
     rng = np.random.default_rng(config.seed)
     parts = {}
     for name in config.splits:

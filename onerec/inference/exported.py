@@ -1,7 +1,8 @@
 """Folders for serving: the packed network and the catalogue, for Python and for C++ programs.
 
-config.json (the network's, and the folder's lineage), engine.bin, catalog.parquet and trie.bin, and
-catalog.bin, the catalogue for programs without Parquet.
+config.json (the network's, and the folder's lineage), engine.bin, catalog.parquet and trie.bin,
+catalog.bin, the catalogue for programs without Parquet, and, where items are ranked by a mixture,
+mixture.json and counts.npz.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import torch
 from onerec._native import core
 from onerec.errors import DataError
 from onerec.files import atomic_directory, atomic_write, check_replaceable, is_regular
+from onerec.inference.mixture import FILES as mixture_files
+from onerec.inference.mixture import Mixture
 from onerec.inference.native import NativeModel
 from onerec.model.config import OneRecConfig
 from onerec.model.onerec import OneRec
@@ -32,6 +35,7 @@ def export(
     folder: str | Path,
     *,
     dtype: torch.dtype | None = None,
+    mixture: Mixture | None = None,
 ) -> NativeModel:
     """Writes a folder that `Recommender.from_exported` and C++ programs load.
 
@@ -42,13 +46,14 @@ def export(
         catalog: Its items.
         folder: Where to.
         dtype: Type of the packed matrices; as for `NativeModel.pack`.
+        mixture: How rankings weigh generator, dense head and counts; None: by the generator.
 
     Returns:
         The packed network.
 
     Raises:
-        ValueError: A network that the engine cannot run, or a catalogue of other levels, codebook
-            size or, for a network that knows its items, other items.
+        ValueError: A network that the engine cannot run, a catalogue of other levels, codebook
+            size or, for a network that knows its items, other items; or such a mixture.
         DataError: Weights that are not finite, or a catalogue without items.
         OSError: It cannot be written, or holds other files.
     """
@@ -56,6 +61,8 @@ def export(
     check_catalog(model, catalog)
     if not len(catalog):
         raise DataError("catalog: wanted items, got none")
+    if mixture is not None:
+        check_mixture(model, mixture)
     if isinstance(model, OneRec):
         check_finite(model)
     packed = NativeModel.pack(model, dtype=dtype) if isinstance(model, OneRec) else model
@@ -63,6 +70,8 @@ def export(
         packed.save(temporary / ENGINE)
         catalog.save(temporary)
         save_catalog(catalog, temporary / CATALOG, temporary)
+        if mixture is not None:
+            mixture.save(temporary)
         fields = {
             "model_type": OneRec.model_type,
             **model.config.to_dict(),
@@ -103,6 +112,21 @@ def check_catalog(model: OneRec | NativeModel, catalog: Catalog) -> None:
         catalog.sids, torch.as_tensor(model.item_sids).cpu().numpy()
     ):
         raise ValueError("catalog must hold the semantic ids that the model was given, in order")
+
+
+def check_mixture(model: OneRec | NativeModel, mixture: Mixture) -> None:
+    """Refuses a mixture that does not rank the network's items.
+
+    Raises:
+        ValueError: The network has no dense head, or the counts are of other items.
+    """
+    if not model.config.item_loss:
+        raise ValueError("mixture: wanted a model with a dense head (item_loss above 0), got none")
+    if mixture.counts.n_items != model.config.n_items:
+        raise ValueError(
+            f"mixture: wanted counts of the model's {model.config.n_items} items, got "
+            f"{mixture.counts.n_items}"
+        )
 
 
 def save_catalog(catalog: Catalog, path: str | Path, folder: Path | None = None) -> None:
@@ -149,8 +173,8 @@ def _header_hash(path: Path) -> int:
         return int.from_bytes(file.read(256)[248:], "little")
 
 
-def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog, str]:
-    """The network and the catalogue of a folder that `export` wrote, and its fingerprint.
+def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog, Mixture | None, str]:
+    """Network, catalogue, mixture and fingerprint of a folder that `export` wrote.
 
     Raises:
         DataError: A file is missing or broken, or does not fit the others.
@@ -179,7 +203,13 @@ def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog, str]:
     _check_size(config, folder / ENGINE)
     model, catalog = NativeModel.load(folder / ENGINE, config), Catalog.load(folder)
     _check_lineage(folder, lineage, catalog)
-    return model, catalog, lineage["export"]
+    mixture = Mixture.load(folder) if mixture_files[0] in lineage else None
+    if mixture is not None:
+        try:
+            check_mixture(model, mixture)
+        except ValueError as error:
+            raise DataError(f"{folder}: {error}") from None
+    return model, catalog, mixture, lineage["export"]
 
 
 LINEAGE = "lineage"  # of an export, in its config.json
@@ -189,7 +219,8 @@ _PARTS = (ENGINE, "trie.bin", "catalog.parquet", CATALOG)
 
 def _lineage(folder: Path, catalog: Catalog) -> dict[str, str]:
     """What ties the parts of an export to each other: a digest of each, and one of all."""
-    digests = {name: _digest(folder / name) for name in _PARTS}
+    parts = [*_PARTS, *(name for name in mixture_files if (folder / name).exists())]
+    digests = {name: _digest(folder / name) for name in parts}
     whole = hashlib.blake2b("".join(digests.values()).encode(), digest_size=16).hexdigest()
     return {"export": whole, "quantizer": catalog.quantizer, **digests}
 
@@ -221,8 +252,8 @@ def _read_lineage(folder: Path) -> dict[str, str]:
 
 
 def _check_lineage(folder: Path, lineage: dict[str, str], catalog: Catalog) -> None:
-    for name in _PARTS:
-        if (folder / name).exists() and _digest(folder / name) != lineage[name]:
+    for name in (*_PARTS, *mixture_files):
+        if (folder / name).exists() and _digest(folder / name) != lineage.get(name):
             raise DataError(
                 f"{folder / name}: wanted the file that was exported with {CONFIG}, got another"
             )

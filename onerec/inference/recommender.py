@@ -15,7 +15,12 @@ import torch
 from onerec.errors import DataError
 from onerec.inference.backends import Model, decoder_of, fastest, prepared
 from onerec.inference.decoding import FreeBeams, TorchDecoder
-from onerec.inference.exported import check_catalog, check_finite, load_exported
+from onerec.inference.exported import (
+    check_catalog,
+    check_finite,
+    check_mixture,
+    load_exported,
+)
 from onerec.inference.graph import GraphDecoder, GraphModel
 from onerec.inference.lineage import Lineage
 from onerec.inference.mixture import Mixture
@@ -85,14 +90,16 @@ class Recommender:
         max_rows: Most beams (requests times width) decoded at once, which bounds memory; a single
             request may exceed it.
         num_threads: Threads of a "native" call; None asks torch. "torch" has its own setting.
+        mixture: How `rank` weighs generator, dense head and counts; None: by the generator.
         export: Fingerprint of the export that the network came from, for `lineage`.
 
     Attributes:
         lineage: Fingerprints of what it was made from.
 
     Raises:
-        ValueError: A catalogue of other levels or codebook size, an unknown backend, or one that
-            cannot run this network or device.
+        ValueError: A catalogue of other levels or codebook size, an unknown backend, one that
+            cannot run this network or device, or a mixture of other items or for a network without
+            a dense head.
         DataError: Weights that are not finite.
     """
 
@@ -107,6 +114,7 @@ class Recommender:
         batching: bool | None = None,
         max_rows: int = 4096,
         num_threads: int | None = None,
+        mixture: Mixture | None = None,
         export: str = "",
     ) -> None:
         _check_integer("max_rows", max_rows, 1)
@@ -114,6 +122,8 @@ class Recommender:
             _check_integer("num_threads", num_threads, 1, 4096)
         network = model.network if isinstance(model, GraphModel) else model
         check_catalog(network, catalog)
+        if mixture is not None:
+            check_mixture(network, mixture)
         if isinstance(network, OneRec):
             check_finite(network)
         self.device = torch.device(device)
@@ -124,7 +134,7 @@ class Recommender:
         if backend is None:
             backend = fastest(model, self.device, dtype)
         self.config, self.catalog, self.backend = model.config, catalog, backend
-        self.max_rows, self.num_threads = max_rows, num_threads
+        self.max_rows, self.num_threads, self.mixture = max_rows, num_threads, mixture
         if batching is None:
             batching = backend == "native" or self.device.type != "cpu"
         self.batching = batching
@@ -163,13 +173,14 @@ class Recommender:
         Raises:
             DataError: A file is missing or broken, or does not fit the others.
         """
-        model, catalog, export = load_exported(folder)
+        model, catalog, mixture, export = load_exported(folder)
         made = cls(
             model,
             catalog,
             backend="native",
             num_threads=num_threads,
             max_rows=max_rows,
+            mixture=mixture,
             export=export,
         )
         made._folder = Path(folder).resolve()
@@ -188,6 +199,7 @@ class Recommender:
                 "batching": self.batching,
                 "max_rows": self.max_rows,
                 "num_threads": self.num_threads,
+                "mixture": self.mixture,
                 "export": self.lineage.export,
             }
             return _remade, (type(self), self._network, self.catalog, options)
@@ -216,6 +228,7 @@ class Recommender:
             batching=self.batching,
             max_rows=self.max_rows,
             num_threads=self.num_threads,
+            mixture=self.mixture,
             export=self.lineage.export,
         )
         made._folder, made._own = self._folder, catalog
@@ -286,11 +299,13 @@ class Recommender:
         allow_tags: Sequence[Tags | None] | None = None,
         scoring: str | None = None,
         temperature: float = 1.0,
-        dense_weight: float = 0.0,
+        dense_weight: float | None = None,
         dense_top: int = 50,
-        mixture: Mixture | None = None,
     ) -> list[list[ItemId]]:
-        """The next items of each user, best first: a beam search for one item, for Recall@k.
+        """The next items of each user, best first.
+
+        With a `mixture` they are what the beam, the dense head or counts find, ranked by all of
+        them; otherwise what a beam search for one item finds.
 
         Args:
             histories: As for `recommend`.
@@ -302,24 +317,24 @@ class Recommender:
             allow_tags: As for `recommend`.
             scoring: As for `recommend`.
             temperature: As for `recommend`.
-            dense_weight: Above 0, rank what the beam or the dense head finds by both heads, see
-                `next_items` and `NextItems.best`; `scoring` and `temperature` then steer the beam
-                alone.
+            dense_weight: None ranks by the mixture where there is one. 0 ranks by the generator.
+                Above 0 ranks what the beam or the dense head finds by both heads, see `next_items`
+                and `NextItems.best`; `scoring` and `temperature` then steer the beam only.
             dense_top: As for `next_items`.
-            mixture: Rank what the beam, the dense head or counts find by a fitted mixture of all
-                of them, instead of `dense_weight`.
 
         Raises:
             ValueError: An argument out of range.
             TypeError: Item ids of another kind than the catalogue's.
         """
         _check_integer("k", k, 1)
-        if not 0 <= dense_weight <= 1:
-            raise ValueError(f"dense_weight must lie in [0, 1], got {dense_weight}")
+        mixture = self.mixture if dense_weight is None else None
+        weight = dense_weight or 0.0
+        if not 0 <= weight <= 1:
+            raise ValueError(f"dense_weight must lie in [0, 1], got {weight}")
         width = max(min(k, self.catalog.trie.n_leaves), 128) if beam_width is None else beam_width
         self._check_search(1, width, scoring, temperature)
         histories = _each("histories", histories)
-        if dense_weight or mixture is not None:
+        if weight or mixture is not None:
             fused = self.next_items(
                 histories,
                 beam_width=width,
@@ -331,9 +346,11 @@ class Recommender:
                 scoring=scoring,
                 temperature=temperature,
             )
-            best = [
-                c.best(k, dense_weight) if mixture is None else mixture.best(c, k)[0] for c in fused
-            ]
+            best = (
+                [found.best(k, weight) for found in fused]
+                if mixture is None
+                else [mixture.best(f, k, exclude_history=exclude_history)[0] for f in fused]
+            )
             return [self.catalog.item_ids[items].tolist() for items in best]
         results: list[list[ItemId]] = [[] for _ in histories]
         requests = self._rules.requests(histories, exclude, exclude_history, 1, allow_tags)

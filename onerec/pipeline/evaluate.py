@@ -24,8 +24,7 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
     if aligned:
         names += ["reward", "align"]
     trained = ["training", "pipeline/sasrec.py"] if settings.evaluate.sasrec else []
-    mixed = inputs.ranks_items(settings)
-    if mixed:
+    if inputs.ranks_items(settings):
         names.append("mixture")
 
     def build(folder: Path) -> dict[str, Any]:
@@ -34,8 +33,9 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         from onerec.model import RewardModel
 
         data, catalog = inputs.load()
+        mixture = inputs.mixture(settings)
         models = {
-            stage: inputs.recommender(stage, catalog)
+            stage: inputs.recommender(stage, catalog, mixture)
             for stage in dict.fromkeys(("pretrain", served.stage))
         }
         world = World.load(directory / "world") if settings.data is None else None
@@ -60,7 +60,6 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
                 pretrained=models["pretrain"] if aligned else None,
                 judge=RewardModel.from_pretrained(judge) if aligned and judge.is_dir() else None,
                 others=others,
-                mixtures=inputs.mixtures() if mixed else None,
                 exclude_history=data.exclude_history,
                 progress=report,
             )

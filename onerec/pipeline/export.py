@@ -57,7 +57,8 @@ def export_run(
     items = Catalog.load(catalog or inputs.directory / "tokenize")
     if tags is not None:
         items = _tagged(items, inputs, tags)
-    packed = export(network, items, folder, dtype=getattr(torch, dtype))
+    mixture = inputs.mixture(Settings.load(inputs.directory / "config.yaml"))
+    packed = export(network, items, folder, dtype=getattr(torch, dtype), mixture=mixture)
     return {
         "folder": str(folder),
         "items": len(items),

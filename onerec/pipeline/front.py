@@ -110,8 +110,9 @@ class Fitted:
         inputs = Inputs(directory)
         self._data, self._catalog = inputs.load()
         served = inputs.served_model(self.settings)
-        self._recommender = inputs.recommender(served.stage, self._catalog)
-        self._mixtures = inputs.mixtures() if inputs.ranks_items(self.settings) else None
+        self._recommender = inputs.recommender(
+            served.stage, self._catalog, inputs.mixture(self.settings)
+        )
         self._row = {user: n for n, user in enumerate(self._data.sequences["user_id"].to_pylist())}
 
     def recommend(
@@ -155,11 +156,8 @@ class Fitted:
             ids = self._catalog.item_ids
             known = [ids[np.asarray(sequences[self._row[u]].as_py(), int)].tolist() for u in keys]
         exclude = self._data.exclude_history if exclude_history is None else exclude_history
-        mixture = None
-        if self._mixtures is not None:
-            mixture = self._mixtures["masked" if exclude else "unmasked"]
         config = replace(self.settings.recommend, items=k, num_sessions=1)
-        found = recommendation_rows(self._recommender, known, mixture, config, exclude)
+        found = recommendation_rows(self._recommender, known, config, exclude)
         rows = [
             {name: key, "rank": rank, "item_id": row["item_id"], "score": row["score"]}
             for key, mine in zip(keys, found, strict=True)

@@ -81,13 +81,15 @@ class Inputs:
             return pretrain
         return self.require("align")
 
-    def recommender(self, stage: str, catalog: Catalog) -> Recommender:
+    def recommender(
+        self, stage: str, catalog: Catalog, mixture: Mixture | None = None
+    ) -> Recommender:
         """The model of `pretrain` or `align`."""
         from onerec.inference import Recommender
         from onerec.model import OneRec
 
         model = OneRec.from_pretrained(self.directory / stage / "model")
-        return Recommender(model, catalog, batching=True)
+        return Recommender(model, catalog, batching=True, mixture=mixture)
 
     def aligned(self, settings: Settings) -> bool:
         """Whether the run has a reward model and an alignment, which are for sessions."""
@@ -99,12 +101,18 @@ class Inputs:
         sessions = self.require("sessions").summary
         return bool(sessions["session_length"] == 1 and settings.model["item_loss"] > 0)
 
-    def mixtures(self) -> dict[str, Mixture]:
-        """The mixtures of a run that ranks items, for rankings without and with the history."""
+    def mixture(self, settings: Settings) -> Mixture | None:
+        """The mixture of a run that ranks items; None for a run of sessions.
+
+        Raises:
+            OneRecError: The stage has not been made, or is damaged.
+        """
+        if not self.ranks_items(settings):
+            return None
         from onerec.inference import Mixture
 
-        folder = self.directory / "mixture"
-        return {history: Mixture.load(folder / history) for history in ("masked", "unmasked")}
+        self.require("mixture")
+        return Mixture.load(self.directory / "mixture")
 
     def load(self) -> tuple[SessionSet, Catalog]:
         """The sessions and the catalogue of the run.

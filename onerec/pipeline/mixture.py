@@ -1,7 +1,6 @@
 """The stage `mixture`, weights of generator, dense head and counts fitted on valid.
 
-Only a run that ranks items has the stage; its two folders, `masked` and `unmasked`, are for
-rankings without and with the user's history.
+Only a run that ranks items has the stage.
 """
 
 from __future__ import annotations
@@ -37,18 +36,17 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
     def build(folder: Path) -> dict[str, Any]:
         from onerec.evaluation.counting import fit_counts
         from onerec.evaluation.watched import some_users
-        from onerec.inference import Mixture
+        from onerec.inference import Mixture, NextItems
 
         data, catalog = inputs.load()
         recommender = inputs.recommender(served.stage, catalog)
         valid = some_users(data.samples("valid"), USERS)
         histories = [catalog.item_ids[valid.history(i)].tolist() for i in range(len(valid))]
         summary: dict[str, Any] = {"users": len(valid)}
-        baselines = fit_counts(data)
+        counts = fit_counts(data)["unmasked"].evidence
+        requests: dict[str, list[tuple[NextItems, Any]]] = {"masked": [], "unmasked": []}
         with listener.progress("mixture") as report:
-            for number, (history, counted) in enumerate(baselines.items()):
-                counts = counted.evidence
-                requests = []
+            for number, (history, rows_of) in enumerate(requests.items()):
                 for begin in range(0, len(valid), _BLOCK):
                     rows = range(begin, min(begin + _BLOCK, len(valid)))
                     found = recommender.next_items(
@@ -58,14 +56,15 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
                         counts=counts,
                         exclude_history=history == "masked",
                     )
-                    requests += [
+                    rows_of += [
                         (one, valid.target(row)) for one, row in zip(found, rows, strict=True)
                     ]
-                    report(number * len(valid) + rows.stop, len(baselines) * len(valid), history)
-                mixture = Mixture.fit(counts, requests)
-                (folder / history).mkdir()
-                mixture.save(folder / history)
-                summary[f"weights_{history}"] = [round(w, 4) for w in mixture.weights.tolist()]
+                    report(number * len(valid) + rows.stop, len(requests) * len(valid), history)
+        mixture = Mixture.fit(counts, **requests)
+        mixture.save(folder)
+        for history in requests:
+            weights = getattr(mixture, history).tolist()
+            summary[f"weights_{history}"] = [round(w, 4) for w in weights]
         return summary
 
     return run_stage(

@@ -16,7 +16,7 @@ from onerec.progress import Listener
 
 if TYPE_CHECKING:
     from onerec.data import SessionSet
-    from onerec.inference import Mixture, Recommender
+    from onerec.inference import Recommender
 
 FILE = "recommendations.parquet"
 EXAMPLES = "examples.json"
@@ -29,15 +29,13 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
     served = inputs.served_model(settings)
     read = inputs.fingerprints("sessions", "tokenize")
     read[served.stage] = served.fingerprint
-    mixed = inputs.ranks_items(settings)
-    if mixed:
+    if inputs.ranks_items(settings):
         read |= inputs.fingerprints("mixture")
 
     def build(folder: Path) -> dict[str, Any]:
         data, catalog = inputs.load()
-        recommender = inputs.recommender(served.stage, catalog)
-        mixtures = inputs.mixtures() if mixed else None
-        return _write(folder, data, recommender, mixtures, settings, listener)
+        recommender = inputs.recommender(served.stage, catalog, inputs.mixture(settings))
+        return _write(folder, data, recommender, settings, listener)
 
     return run_stage(
         directory,
@@ -54,7 +52,6 @@ def _write(
     folder: Path,
     data: SessionSet,
     recommender: Recommender,
-    mixtures: dict[str, Mixture] | None,
     settings: Settings,
     listener: Listener,
 ) -> dict[str, Any]:
@@ -63,7 +60,6 @@ def _write(
     exclude = config.exclude_history
     if exclude is None:
         exclude = data.exclude_history
-    mixture = None if mixtures is None else mixtures["masked" if exclude else "unmasked"]
     item_ids = data.items["item_id"].to_pylist()
     texts = [text or "" for text in data.items["text"].to_pylist()]
     index = {item_id: row for row, item_id in enumerate(item_ids)}
@@ -89,7 +85,7 @@ def _write(
             users = data.sequences.slice(begin, min(config.batch_size, n_users - begin))
             user_ids = users["user_id"].to_pylist()
             histories = [[item_ids[i] for i in row] for row in users["items"].to_pylist()]
-            found = recommendation_rows(recommender, histories, mixture, config, exclude)
+            found = recommendation_rows(recommender, histories, config, exclude)
             rows: list[dict[str, Any]] = []
             for user_id, history, one in zip(user_ids, histories, found, strict=True):
                 mine = [
@@ -128,12 +124,12 @@ def _write(
 def recommendation_rows(
     recommender: Recommender,
     histories: list[list[Any]],
-    mixture: Mixture | None,
     config: RecommendConfig,
     exclude_history: bool,
 ) -> list[list[dict[str, Any]]]:
     """For each history the rows session, position, item_id and score: one list of items ranked by
     the mixture, or the best sessions, whose items have their session's score."""
+    mixture = recommender.mixture
     if mixture is None:
         sessions = recommender.recommend(
             histories,
@@ -158,7 +154,7 @@ def recommendation_rows(
     )
     lists = []
     for one in candidates:
-        items, scores = mixture.best(one, config.items)
+        items, scores = mixture.best(one, config.items, exclude_history=exclude_history)
         ids = recommender.catalog.item_ids[items].tolist()
         lists.append(
             [

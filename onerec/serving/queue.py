@@ -34,7 +34,7 @@ class Options:
     scoring: str | None
     temperature: float
     k: int | None = None
-    dense_weight: float = 0.0
+    dense_weight: float | None = None
     arm: str = "a"
 
 

@@ -65,8 +65,13 @@ class WantedRanking(Wanted):
     k: Annotated[int, Field(ge=1, le=100_000, strict=True)] = Field(
         default=10, description="Most items."
     )
-    dense_weight: float = Field(
-        default=0.0, ge=0, le=1, description="Weight of the dense head of a model that has one."
+    dense_weight: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Null ranks as the run measured: by its mixture of generator, dense head and "
+        "counts where the export has one, else by the generator. 0: by the generator. Above 0: by "
+        "both heads of a model that has a dense one.",
     )
 
 

@@ -30,22 +30,24 @@ def requests(weights: list[float], count: int = 3000) -> list[tuple[NextItems, n
 
 def test_the_weights_that_made_the_choices_are_found() -> None:
     wanted = [1.0, 0.5, -0.7]
-    fitted = Mixture.fit(COUNTS, requests(wanted))
-    np.testing.assert_allclose(fitted.weights, wanted, atol=0.08)
+    other = [0.2, 1.0, 0.4]
+    fitted = Mixture.fit(COUNTS, requests(wanted), requests(other))
+    np.testing.assert_allclose(fitted.masked, wanted, atol=0.08)
+    np.testing.assert_allclose(fitted.unmasked, other, atol=0.08)
     found = requests(wanted, 1)[0][0]
-    score = fitted.weights @ found.features()
-    items, scores = fitted.best(found, 5)
-    np.testing.assert_array_equal(items, found.items[np.argsort(-score)[:5]])
-    np.testing.assert_array_equal(scores, np.sort(score)[::-1][:5])
+    for masked, weights in ((True, fitted.masked), (False, fitted.unmasked)):
+        score = weights @ found.features()
+        items, scores = fitted.best(found, 5, exclude_history=masked)
+        np.testing.assert_array_equal(items, found.items[np.argsort(-score)[:5]])
+        np.testing.assert_array_equal(scores, np.sort(score)[::-1][:5])
 
 
 def test_requests_without_a_hit_teach_nothing() -> None:
     some = requests([1.0, 0.0, 0.0], 200)
     lost = [(found, np.array([99])) for found, _ in requests([0.0, 0.0, 5.0], 50)]
-    np.testing.assert_array_equal(
-        Mixture.fit(COUNTS, some).weights, Mixture.fit(COUNTS, some + lost).weights
-    )
-    np.testing.assert_array_equal(Mixture.fit(COUNTS, lost).weights, [1, 0, 0])
+    fitted = Mixture.fit(COUNTS, some, some + lost)
+    np.testing.assert_array_equal(fitted.masked, fitted.unmasked)
+    np.testing.assert_array_equal(Mixture.fit(COUNTS, lost, some).masked, [1, 0, 0])
 
 
 def test_a_constant_feature_gets_no_weight() -> None:
@@ -54,15 +56,16 @@ def test_a_constant_feature_gets_no_weight() -> None:
         (NextItems(f.items, f.beamed, f.generator, f.dense, np.ones_like(f.counts)), taken)
         for f, taken in some
     ]
-    assert abs(Mixture.fit(COUNTS, flat).weights[2]) < 1e-6
+    assert abs(Mixture.fit(COUNTS, flat, []).masked[2]) < 1e-6
 
 
 def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
-    mixture = Mixture(COUNTS, np.array([1.0, 0.5, 0.25]))
+    mixture = Mixture(COUNTS, np.array([1.0, 0.5, 0.25]), np.array([1.0, 0.0, 2.0]))
     mixture.save(tmp_path)
     loaded = Mixture.load(tmp_path)
-    np.testing.assert_array_equal(loaded.weights, mixture.weights)
-    (tmp_path / "mixture.json").write_text('{"format": 1, "weights": [1, 2]}')
+    np.testing.assert_array_equal(loaded.masked, mixture.masked)
+    np.testing.assert_array_equal(loaded.unmasked, mixture.unmasked)
+    (tmp_path / "mixture.json").write_text('{"format": 2, "masked": [1, 2], "unmasked": [1, 2]}')
     with pytest.raises(DataError, match="damaged"):
         Mixture.load(tmp_path)
     (tmp_path / "mixture.json").unlink()
@@ -72,5 +75,6 @@ def test_saved_and_loaded_is_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, np.nan, 0.0]])
 def test_weights_that_do_not_fit_are_refused(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="weights: wanted"):
-        Mixture(COUNTS, np.array(weights))
+    right = np.ones(3)
+    with pytest.raises(ValueError, match="unmasked: wanted"):
+        Mixture(COUNTS, right, np.array(weights))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,17 @@ import torch
 
 from onerec import OneRec, OneRecConfig, Recommendation, Recommender
 from onerec.errors import DataError
+from onerec.inference import Mixture
 from onerec.inference.decoding import TorchDecoder
 from onerec.inference.exported import export
 from onerec.inference.native import NativeDecoder, NativeModel, refuse_unsupported
+from onerec.model.counting import (
+    CountRanker,
+    co_consumption,
+    personal_frequency,
+    popularity,
+    transition,
+)
 from onerec.tokenizer import Catalog
 from onerec.trie import LiveTrie, SidTrie
 
@@ -289,6 +299,42 @@ def test_networks_that_know_their_items(
         assert np.array_equal(alone.items, found.items)
         assert np.array_equal(alone.generator, found.generator)
         assert np.array_equal(alone.dense, found.dense)
+
+
+def test_an_export_ranks_by_its_mixture(catalog: Catalog, tmp_path: Path) -> None:
+    model, rng = knowing(catalog, node_outputs=True), np.random.default_rng(7)
+    n = len(catalog)
+    walks, offsets = rng.integers(0, n, 900), np.arange(0, 901, 9)
+    seen = np.bincount(walks, minlength=n)
+    parts = [
+        transition(walks, offsets, n),
+        co_consumption(walks, offsets, n),
+        popularity(seen),
+        personal_frequency(n),
+    ]
+    counts = CountRanker(parts, seen)
+    weights = rng.uniform(0.1, 1.0, (2, 6))
+    mixture = Mixture(counts, weights[0], weights[1])
+    made = Recommender(model, catalog, backend="native", mixture=mixture)
+    folder = tmp_path / "exported"
+    export(model, catalog, folder, mixture=mixture)
+    loaded = Recommender.from_exported(folder)
+    for masked in (True, False):
+        options: dict[str, Any] = {"beam_width": 30, "exclude_history": masked}
+        found = loaded.rank(HISTORIES, 20, **options)
+        assert found == made.rank(HISTORIES, 20, **options)
+        assert found != made.rank(HISTORIES, 20, dense_weight=0.0, **options)
+    assert pickle.loads(pickle.dumps(loaded)).rank(HISTORIES, 20) == loaded.rank(HISTORIES, 20)
+    # The parts belong to each other: another file, one too many and one too few are refused.
+    other = tmp_path / "other"
+    export(model, catalog, other)
+    assert Recommender.from_exported(other).mixture is None
+    shutil.copy(folder / "mixture.json", other)
+    with pytest.raises(DataError, match=r"mixture.json: wanted the file that was exported with"):
+        Recommender.from_exported(other)
+    (folder / "counts.npz").unlink()
+    with pytest.raises(DataError, match=r"counts.npz: there is no such file"):
+        Recommender.from_exported(folder)
 
 
 @pytest.mark.parametrize("scoring", ["full_softmax", "legal_softmax", "raw"])

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from onerec import OneRec, OneRecConfig, Recommender
+from onerec.inference import Mixture
 from onerec.inference.exported import export
 from onerec.inference.native import NativeModel
+from onerec.model.counting import CountRanker, popularity, transition
 from onerec.tokenizer import Catalog
 
 K, LEVELS = 5, 2
@@ -466,6 +468,43 @@ def test_candidates_are_scored_exactly_and_never_excluded(catalog: Catalog) -> N
     # Everything excluded: nothing is left.
     (empty,) = recommender.next_items([list(ITEMS)], beam_width=2)
     assert len(empty.items) == 0
+
+
+def test_a_mixture_ranks_what_beam_dense_head_and_counts_find(catalog: Catalog) -> None:
+    sequences, offsets = np.array([0, 5, 1, 0, 5, 9, 3, 9]), np.array([0, 3, 8])
+    seen = np.bincount(sequences, minlength=12)
+    counts = CountRanker([transition(sequences, offsets, 12), popularity(seen)], seen)
+    masked, unmasked = np.array([0.0, 0.0, 1.0, 0.1]), np.array([1.0, 0.5, 0.0, 0.0])
+    mixture = Mixture(counts, masked, unmasked)
+    recommender = Recommender(fused_model(), catalog, backend="torch", mixture=mixture)
+    ids = np.array(list(ITEMS))
+    history = [ids[0]]
+    # Without the history only counts weigh: what followed item 0, then the popular ones.
+    (ranked,) = recommender.rank([history], 3, beam_width=2, dense_top=4)
+    assert ranked[0] == ids[5]
+    expected = counts.with_weights([1.0, 0.1]).rank([[0]], 3, [[0]])[0]
+    assert ranked == ids[expected].tolist()
+    # With the history the two heads weigh, by the other weights.
+    (ranked,) = recommender.rank([history], 12, exclude_history=False, dense_top=12)
+    (both,) = recommender.rank(
+        [history], 12, exclude_history=False, dense_top=12, dense_weight=1 / 3
+    )
+    assert ranked == both
+    # A weight of the dense head, and none of it, keep their meaning.
+    plain = Recommender(fused_model(), catalog, backend="torch")
+    assert recommender.rank([history], 5, dense_weight=0.0) == plain.rank([history], 5)
+    assert pickle.loads(pickle.dumps(recommender)).rank([history], 5) == recommender.rank(
+        [history], 5
+    )
+
+
+def test_a_mixture_of_other_items_is_refused(catalog: Catalog) -> None:
+    counts = CountRanker([popularity(np.ones(11))], np.ones(11))
+    mixture = Mixture(counts, np.ones(3), np.ones(3))
+    with pytest.raises(ValueError, match="mixture: wanted counts of the model's 12 items, got 11"):
+        Recommender(fused_model(), catalog, mixture=mixture)
+    with pytest.raises(ValueError, match="mixture: wanted a model with a dense head"):
+        Recommender(build(), catalog, mixture=mixture)
 
 
 def test_fusion_needs_a_dense_head_and_the_catalogue_of_the_model(catalog: Catalog) -> None:

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -32,7 +33,9 @@ uvicorn = pytest.importorskip("uvicorn", reason='needs the extra "serve"')
 from serving_helpers import TOKEN, K, Server, Slow, make_catalog, run_command  # noqa: E402
 
 from onerec import OneRec, OneRecConfig, Recommender  # noqa: E402
+from onerec.inference import Mixture  # noqa: E402
 from onerec.inference.exported import export  # noqa: E402
+from onerec.model.counting import CountRanker, popularity  # noqa: E402
 from onerec.serving.answer import Answer  # noqa: E402
 from onerec.serving.app import JsonLines, create_app  # noqa: E402
 from onerec.serving.config import ServeConfig  # noqa: E402
@@ -224,7 +227,9 @@ def test_tags_and_the_softmax_of_training_reach_the_engine(
     catalog = make_catalog(0, 0).with_tags([words[i % 3] for i in range(60)], words)
     model = OneRec(config).eval()
     model.set_catalog(catalog.sids)
-    recommender = Recommender(model, catalog, backend="native", num_threads=1)
+    seen = np.arange(60)
+    mixture = Mixture(CountRanker([popularity(seen)], seen), np.ones(3), np.zeros(3))
+    recommender = Recommender(model, catalog, backend="native", num_threads=1, mixture=mixture)
     running = Server(recommender, CONFIG, TOKEN)
     try:
         body = {"history": [3], "allow_tags": ["de", 2], "num_sessions": 4}
@@ -233,9 +238,11 @@ def test_tags_and_the_softmax_of_training_reach_the_engine(
         refused = running.send("POST", "/v1/rank", {"history": [3], "allow_tags": ["be"]})
         body = {"history": [3], "k": 5, "dense_weight": 0.4, "exclude": [7]}
         _, ranked, _ = running.send("POST", "/v1/rank", body)
+        _, mixed, _ = running.send("POST", "/v1/rank", {"history": [3], "k": 5})
+        _, alone, _ = running.send("POST", "/v1/rank", {"history": [3], "k": 5, "dense_weight": 0})
     finally:
         running.stop()
-    plain = Recommender(model, catalog, backend="torch")
+    plain = Recommender(model, catalog, backend="torch", mixture=mixture)
     (wanted,) = plain.recommend(
         [[3]], beam_width=8, num_sessions=4, allow_tags=[["fr", "de"]], scoring="legal_softmax"
     )
@@ -245,6 +252,8 @@ def test_tags_and_the_softmax_of_training_reach_the_engine(
     assert refused[1]["error"] == "allow_tags: the catalogue has no tag 'be'; it has de, nl, fr"
     assert all(item % 3 != 1 for s in wanted.item_ids for item in s)
     assert [ranked["items"]] == plain.rank([[3]], 5, beam_width=8, dense_weight=0.4, exclude=[[7]])
+    assert [mixed["items"]] == plain.rank([[3]], 5, beam_width=8) != [alone["items"]]
+    assert [alone["items"]] == plain.rank([[3]], 5, beam_width=8, dense_weight=0.0)
 
 
 def test_slow_and_vanishing_clients_hold_nobody_up(server: Server) -> None:

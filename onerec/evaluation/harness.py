@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from onerec._version import __version__
 from onerec.data.session_set import Samples, SessionSet
@@ -115,6 +116,7 @@ def evaluate(
     before = None
     if pretrained is not None:
         before = RecommenderRanker(pretrained, items.ids, beam_width=config.beam_width)
+    rows = []
     users_of_world = None
     if world is not None:
         users_of_world = WorldRows(world, session_set.sequences["user_id"].to_pylist(), items.ids)
@@ -133,6 +135,8 @@ def evaluate(
         )
         split.measure(advance)
         split.report(result)
+        rows.append(split.rows(session_set.sequences["user_id"]))
+    result.rows = pa.concat_tables(rows)
     last, (samples, _) = next(reversed(parts.items()))
     result.latency = _latency(recommender, ranker, samples, config)
     result.samples = _examples(recommender, ranker, samples, session_set, items, config, last)
@@ -370,6 +374,24 @@ class _SplitRun:
                 )
         self._report_exposures(result)
 
+    def rows(self, user_ids: pa.ChunkedArray) -> pa.Table:
+        """The model's values of each session, as `EvalResult.rows` describes them."""
+        samples = self.samples
+        columns: dict[str, Any] = {
+            "split": [self.name] * len(samples),
+            "user_id": user_ids.take(pa.array(samples.user_row)),
+            "start": samples.history_end - samples.history_begin,
+            "target": [
+                " ".join(str(self.items.ids[item]) for item in samples.target(row))
+                for row in range(len(samples))
+            ],
+        }
+        for (history, system, metric), values in self.values.items():
+            whole = metric.startswith(("recall@", "ndcg@", "hit@")) and not metric.endswith("]")
+            if system == "model" and whole:
+                columns[f"{metric}, {history}"] = np.concatenate(values)
+        return pa.table(columns)
+
     def _report_exposures(self, result: EvalResult) -> None:
         k = max(self.config.ks)
         for (history, system), counts in self.exposures.items():
@@ -478,14 +500,15 @@ def _latency(
         "p99_ms": float(p99),
         "mean_ms": float(kept.mean()),
         "times_ms": [round(float(t), 4) for t in kept],
-        "setting": f"one request at a time, {config.beam_width} beams, {_threads()} threads",
+        "setting": f"one request at a time, {config.beam_width} beams, {_threads()}",
     }
 
 
-def _threads() -> int:
+def _threads() -> str:
     import torch
 
-    return torch.get_num_threads()
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count > 1)}"
 
 
 def _examples(

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from onerec.errors import DataError
 from onerec.evaluation.metrics import Interval
 from onerec.files import atomic_write
@@ -20,6 +22,7 @@ FORMAT = 2
 SYSTEMS = (
     "model",
     "pretrained",
+    "generator",
     "SASRec",
     "count ranker",
     "co-consumption",
@@ -28,7 +31,7 @@ SYSTEMS = (
     "popularity",
     "random",
 )
-_OWN = ("model", "pretrained")
+_OWN = ("model", "pretrained", "generator")
 UPPER_BOUNDS = ("oracle", "logged")  # know what no recommender can
 _GREATER_IS_BETTER = (
     "recall@",
@@ -121,6 +124,9 @@ class EvalResult:
         samples: Example sessions: {"user", "split", "history", "recommended", "watched"}, lists
             of {"item", "text", "tags", "hit"}.
         versions: onerec, python, numpy, torch, platform.
+        rows: A row a held-out session: split, user_id, start, target (item ids as words), and the
+            model's value of each ranking metric, such as "recall@10, masked"; None for a result
+            that was read from evaluation.json, which does not hold it.
     """
 
     protocol: dict[str, Any]
@@ -129,6 +135,7 @@ class EvalResult:
     latency: dict[str, Any] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
+    rows: pa.Table | None = None
 
     def value(
         self,
@@ -152,12 +159,16 @@ class EvalResult:
         raise KeyError(f"no measure {metric} of {system} on {split}, {history}")
 
     def baselines(self) -> list[str]:
-        """What the model is compared with, in the order of tables; not itself before alignment."""
+        """What the model is compared with, in the order of tables.
+
+        Its own parts, the model before alignment and the generator of a mixture, are no baselines.
+        """
         return [s for s in in_order(m.system for m in self.measures) if s not in _OWN]
 
     def save(self, path: str | Path) -> None:
-        """Writes evaluation.json (NaN as null)."""
-        document = {"format": FORMAT, **dataclasses.asdict(self)}
+        """Writes evaluation.json (NaN as null), without `rows`."""
+        document = {"format": FORMAT, **dataclasses.asdict(dataclasses.replace(self, rows=None))}
+        del document["rows"]
         with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(_finite(document), indent=1), encoding="utf-8")
 

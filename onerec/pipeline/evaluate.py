@@ -6,6 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from onerec.pipeline.inputs import Inputs
 from onerec.pipeline.sasrec import sasrec_ranker
 from onerec.pipeline.settings import Settings
@@ -64,6 +66,7 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
                 progress=report,
             )
         result.save(folder / "evaluation.json")
+        pq.write_table(result.rows, folder / "rows.parquet")
         return headline(result)
 
     return run_stage(

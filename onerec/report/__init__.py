@@ -1,5 +1,6 @@
-"""The HTML report of a run, from the files of its directory."""
+"""The HTML report of a run, and of two side by side, from the files of their directories."""
 
+from onerec.report.compare import render_comparison
 from onerec.report.render import render_report
 
-__all__ = ["render_report"]
+__all__ = ["render_comparison", "render_report"]

@@ -1,21 +1,24 @@
 """The report's figures as inline SVG: no display, no global state, no texts from the data.
 
 Item texts and tags stay in the HTML, where every script can be shown; figures hold only numbers
-and this package's own words.
+and this package's own words. Colors are CSS variables, so that a figure follows the page into dark
+mode, and points tell their numbers as SVG titles. Panels side by side are SVGs of their own, which
+a narrow screen stacks.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import TwoSlopeNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
@@ -24,6 +27,7 @@ from onerec.evaluation.result import Measure
 SYSTEM_COLOURS = {
     "model": "#2457c5",
     "pretrained": "#4a90a4",
+    "generator": "#7a9be0",
     "SASRec": "#b5453c",
     "count ranker": "#1b9e77",
     "co-consumption": "#ccbb44",
@@ -59,6 +63,35 @@ TAG_COLOURS = (
 )
 OTHER_TAG, NO_TAG = "#9aa1a9", "#dfe3e8"
 
+INK, SOFT, GRAY, GRID, PAPER = "#1f242a", "#4a525c", "#8a929c", "#e6e9ed", "#ffffff"
+# Color of a figure -> (name of its CSS variable, color in dark mode).
+_NEUTRAL = {
+    INK: ("ink", "#e6e9ed"),
+    SOFT: ("axis", "#b4bcc6"),
+    GRAY: ("gray", "#8a929c"),
+    GRID: ("grid", "#333a43"),
+    PAPER: ("paper", "#15191e"),
+}
+
+
+def _lighter(colour: str) -> str:
+    return "#" + "".join(f"{round(255 * (0.62 * part + 0.38)):02x}" for part in to_rgb(colour))
+
+
+_VARIABLES = _NEUTRAL | {
+    colour: (f"c{colour[1:]}", _lighter(colour))
+    for colour in (*SYSTEM_COLOURS.values(), *LEVEL_COLOURS, *TAG_COLOURS)
+    if colour not in _NEUTRAL
+}
+
+
+def colour_rules(*, dark: bool) -> str:
+    """CSS declarations of the variables that figures take their colors from."""
+    return " ".join(
+        f"--{name}: {other if dark else colour};" for colour, (name, other) in _VARIABLES.items()
+    )
+
+
 _STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -67,42 +100,55 @@ _STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#8a929c",
+    "axes.edgecolor": GRAY,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#e6e9ed",
+    "grid.color": GRID,
     "grid.linewidth": 0.8,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "xtick.color": "#4a525c",
-    "ytick.color": "#4a525c",
-    "axes.labelcolor": "#2b3138",
-    "text.color": "#1f242a",
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "axes.labelcolor": INK,
+    "text.color": INK,
     "figure.facecolor": "none",
     "axes.facecolor": "none",
 }
 
 
 def _svg(
-    name: str,
-    size: tuple[float, float],
-    draw: Callable[..., None],
-    *,
-    panels: int = 1,
-    ratios: Sequence[float] | None = None,
+    name: str, size: tuple[float, float], draw: Callable[..., None], *, panels: int = 1
 ) -> str:
-    """A figure of `panels` axes side by side as an <svg> element with ids of its own."""
+    """A figure of `panels` axes, each of `size` inches, as <svg> elements with ids of their own."""
     with mpl.rc_context(_STYLE), mpl.rc_context({"svg.hashsalt": name}):
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False, width_ratios=ratios)[0]
-        draw(*axes)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figures = [Figure(figsize=size, layout="constrained") for _ in range(panels)]
+        draw(*(figure.subplots() for figure in figures))
+        return "\n".join(
+            _element(figure, name if panels == 1 else f"{name}-{number}")
+            for number, figure in enumerate(figures, start=1)
+        )
+
+
+def _element(figure: Figure, name: str) -> str:
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r"(?<=: )#[0-9a-f]{6}\b",
+        lambda found: f"var(--{_VARIABLES[found[0]][0]})" if found[0] in _VARIABLES else found[0],
+        text,
+    )
+    text = re.sub(r'<g id="tell:(.*?)">', r"<g><title>\1</title>", text)
     text = re.sub(r'\bid="', f'id="{name}-', text)
     return re.sub(r"(url\(|href=\")#", rf"\g<1>#{name}-", text)
+
+
+def _tell(artists: Artist | Iterable[Artist], text: str) -> None:
+    """Shows `text` where the pointer rests on one of the artists."""
+    for artist in [artists] if isinstance(artists, Artist) else artists:
+        artist.set_gid(f"tell:{text}")
 
 
 def _thousands(axis: Any) -> None:
@@ -139,7 +185,7 @@ def data_shape(
             _thousands(axis)
             axis.set_minor_locator(NullLocator())
 
-    return _svg("data-shape", (9.2, 3.0), draw, panels=2)
+    return _svg("data-shape", (4.7, 3.0), draw, panels=2)
 
 
 def code_usage(sids: npt.NDArray[np.int32], codebook_size: int) -> str:
@@ -154,15 +200,15 @@ def code_usage(sids: npt.NDArray[np.int32], codebook_size: int) -> str:
             ax.fill_between(rank, sizes, step="mid", color=colour, alpha=0.25, lw=0)
             ax.step(rank, sizes, where="mid", color=colour, lw=1.4)
             even = len(sids) / codebook_size
-            ax.axhline(even, color="#1f242a", lw=1, ls=(0, (4, 3)))
+            ax.axhline(even, color=INK, lw=1, ls=(0, (4, 3)))
             ax.set_ylim(0, 1.15 * max(float(sizes.max(initial=0)), even))
             ax.set_title(f"Level {level + 1}")
             ax.set_xlabel("code, by size")
             ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes[0].set_ylabel("items (dashed: even)")
+            ax.set_ylabel("items (dashed: even)")
 
-    return _svg("code-usage", (9.2, 2.6), draw, panels=levels)
+    return _svg("code-usage", (4.7, 2.6), draw, panels=levels)
 
 
 def collisions(items_per_id: npt.NDArray[np.int64]) -> str:
@@ -171,7 +217,12 @@ def collisions(items_per_id: npt.NDArray[np.int64]) -> str:
     def draw(ax: Axes) -> None:
         most = int(items_per_id.max(initial=1))
         count = np.bincount(items_per_id, minlength=most + 1)[1:]
-        ax.bar(np.arange(1, most + 1), count, color=LEVEL_COLOURS[0], width=0.8)
+        for bar, (size, number) in zip(
+            ax.bar(np.arange(1, most + 1), count, color=LEVEL_COLOURS[0], width=0.8),
+            enumerate(count, start=1),
+            strict=True,
+        ):
+            _tell(bar, f"ids with {size} item{'s' * (size > 1)}: {number:,}")
         ax.set_yscale("symlog", linthresh=1)
         ax.set_ylim(0, max(10.0, count.max(initial=1) * 3.0))
         ax.set_xlim(0.3, max(most, 4) + 0.7)
@@ -215,10 +266,9 @@ def id_tree(
     for level in range(sids.shape[1]):
         starts = prefix_starts(sids, level + 1)
         dominant, share = dominant_tags(tags, starts, len(colours))
-        strength = (0.15 + 0.85 * share)[:, None]
-        rows.append(palette[dominant] * strength + (1.0 - strength))
+        rows.append(np.c_[palette[dominant], 0.15 + 0.85 * share])
         boundaries.append(np.flatnonzero(starts))
-    rows.append(palette[tags])
+    rows.append(np.c_[palette[tags], np.ones(len(tags))])
 
     def draw(ax: Axes) -> None:
         n = len(sids)
@@ -233,7 +283,7 @@ def id_tree(
         for level, at in enumerate(boundaries):
             if len(at) <= 300:
                 top = len(rows) - level
-                ax.vlines(at[1:], top - 0.94, top, color="white", lw=0.7)
+                ax.vlines(at[1:], top - 0.94, top, color=PAPER, lw=0.7)
         ax.set_xlim(0, n)
         ax.set_ylim(0, len(rows))
         names = [f"level {i + 1}\n{len(b):,} prefixes" for i, b in enumerate(boundaries)]
@@ -245,7 +295,7 @@ def id_tree(
         _thousands(ax.xaxis)
         ax.set_xlabel("items in the order of their ids")
 
-    return _svg("id-tree", (9.2, 0.8 + 0.62 * len(rows)), draw)
+    return _svg("id-tree", (8.2, 0.8 + 0.62 * len(rows)), draw)
 
 
 def prefix_starts(sorted_sids: npt.NDArray[np.int32], length: int) -> npt.NDArray[np.bool_]:
@@ -279,12 +329,15 @@ def dominant_tags(
     return (keys[first] % (n_tags + 1))[group], (counts[first] / sizes)[group]
 
 
-def training(records: list[dict[str, Any]], uniform: float | None) -> str:
-    """Loss against steps, whole and by level; the best validation marked.
+def training(
+    records: list[dict[str, Any]], uniform: float | None, kept: dict[str, Any] | None
+) -> str:
+    """Loss against steps, whole and by level; the validation whose model is kept is marked.
 
     Args:
         records: Of metrics.jsonl.
         uniform: Loss of a uniform guess of one code, ln K.
+        kept: The validation whose model is kept.
     """
     train = [r for r in records if r["kind"] == "train"]
     valid = [r for r in records if r["kind"] == "valid"]
@@ -309,21 +362,22 @@ def training(records: list[dict[str, Any]], uniform: float | None) -> str:
                 ms=3.5,
                 label="valid",
             )
-            best = min(valid, key=lambda r: float(r["loss"]))
+            for r in valid:
+                (point,) = left.plot(r["step"], r["loss"], "o", ms=8, alpha=0.0)
+                _tell(point, f"step {r['step']:,}: valid loss {r['loss']:.4f}")
+        if kept is not None:
             left.plot(
-                best["step"],
-                best["loss"],
+                kept["step"],
+                kept["loss"],
                 marker="*",
                 ms=12,
                 color=LEVEL_COLOURS[1],
-                mec="white",
+                mec=PAPER,
                 ls="none",
-                label=f"best {best['loss']:.3f}",
+                label=f"kept, step {kept['step']:,}",
             )
         if uniform is not None:
-            left.axhline(
-                uniform * levels, color="#8a929c", lw=1, ls=(0, (4, 3)), label="uniform guess"
-            )
+            left.axhline(uniform * levels, color=GRAY, lw=1, ls=(0, (4, 3)), label="uniform guess")
         left.set_title("Loss of an item (sum over levels)")
         left.legend(loc="lower left")
         for level in range(levels):
@@ -345,7 +399,7 @@ def training(records: list[dict[str, Any]], uniform: float | None) -> str:
                 label=f"level {level + 1}",
             )
         if uniform is not None:
-            right.axhline(uniform, color="#8a929c", lw=1, ls=(0, (4, 3)))
+            right.axhline(uniform, color=GRAY, lw=1, ls=(0, (4, 3)))
         right.set_title("Loss by level (dots: valid, thin: train)")
         right.legend(loc="lower left")
         for ax in (left, right):
@@ -355,7 +409,7 @@ def training(records: list[dict[str, Any]], uniform: float | None) -> str:
             ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             _thousands(ax.xaxis)
 
-    return _svg("training", (9.2, 3.2), draw, panels=2)
+    return _svg("training", (4.7, 3.2), draw, panels=2)
 
 
 def router(records: list[dict[str, Any]]) -> str:
@@ -365,10 +419,11 @@ def router(records: list[dict[str, Any]]) -> str:
 
     def draw(left: Axes, right: Axes) -> None:
         most = max(2.0, float(relative.max()))
-        image = left.imshow(relative, cmap="RdBu_r", vmin=2.0 - most, vmax=most, aspect="auto")
+        norm = TwoSlopeNorm(vmin=0.0, vcenter=1.0, vmax=most)  # a load is never below nothing
+        image = left.imshow(relative, cmap="RdBu_r", norm=norm, aspect="auto")
         if relative.size <= 96:
             for (row, column), value in np.ndenumerate(relative):
-                dark = abs(value - 1.0) > 0.6 * (most - 1.0)
+                dark = abs(float(norm(value)) - 0.5) > 0.3
                 left.text(
                     column,
                     row,
@@ -376,7 +431,7 @@ def router(records: list[dict[str, Any]]) -> str:
                     ha="center",
                     va="center",
                     fontsize=7.5,
-                    color="white" if dark else "#1f242a",
+                    color="#fefefe" if dark else "#1f2429",
                 )
         left.figure.colorbar(image, ax=left, label="load, 1 = even", shrink=0.9)
         left.set_yticks(range(relative.shape[0]), [f"{i + 1}" for i in range(relative.shape[0])])
@@ -403,7 +458,7 @@ def router(records: list[dict[str, Any]]) -> str:
         right.legend(ncols=2, loc="lower right")
 
     height = 2.4 + 0.16 * relative.shape[0]
-    return _svg("router", (9.2, height), draw, panels=2, ratios=(1.15, 1))
+    return _svg("router", (4.7, height), draw, panels=2)
 
 
 def _points(ax: Axes, rows: Sequence[Sequence[Measure]], names: Sequence[str]) -> None:
@@ -418,16 +473,18 @@ def _points(ax: Axes, rows: Sequence[Sequence[Measure]], names: Sequence[str]) -
             low = m.value if m.low is None else m.low
             high = m.value if m.high is None else m.high
             y = line if alone else line + offsets[m.system]
-            colour = SYSTEM_COLOURS.get(m.system, "#1f242a")
-            ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
-            ax.plot(m.value, y, "o", color=colour, ms=4.5, label=m.system if line == 0 else None)
+            colour = SYSTEM_COLOURS.get(m.system, INK)
+            drawn = ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
+            label = m.system if line == 0 else None
+            drawn += ax.plot(m.value, y, "o", color=colour, ms=4.5, label=label)
+            _tell(drawn, f"{m.system}: {m.value:.4g} [{low:.4g}, {high:.4g}]")
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set_xlim(left=0)
     ax.tick_params(axis="y", length=0)
     ax.grid(False, axis="y")
     if not alone:
-        _legend_above(ax, len(systems))
+        _legend_above(ax, min(len(systems), 5))
 
 
 def _legend_above(ax: Axes, columns: int) -> None:
@@ -457,26 +514,35 @@ def systems(
         _points(ax, rows, names)
         ax.set_xlabel(label)
 
-    return _svg(name, (9.2, 1.3 + 0.42 * len(names)), draw)
+    count = max((len(row) for row in rows), default=1)
+    return _svg(name, (8.2, 1.4 + (0.28 + 0.1 * count) * len(names)), draw)
 
 
-def latency(times_ms: npt.NDArray[np.float64], p50: float, p99: float) -> str:
-    """Histogram of the times of single requests."""
+def latency(times_ms: npt.NDArray[np.float64], marks: dict[str, float]) -> str:
+    """Histogram of the times of single requests, with named times (in ms) marked."""
 
     def draw(ax: Axes) -> None:
         low, high = float(times_ms.min()), float(times_ms.max())
         edges = np.linspace(low, max(high, low * 1.01 + 1e-6), 31)
-        ax.hist(times_ms, bins=edges.tolist(), color=LEVEL_COLOURS[0], alpha=0.75, rwidth=0.94)
+        counts, *_ = ax.hist(
+            times_ms, bins=edges.tolist(), color=LEVEL_COLOURS[0], alpha=0.75, rwidth=0.94
+        )
+        for bar, count, begin, end in zip(
+            ax.patches, np.atleast_1d(counts), edges[:-1], edges[1:], strict=True
+        ):
+            _tell(bar, f"{begin:,.1f} to {end:,.1f} ms: {count:.0f} requests")
         top = ax.get_ylim()[1]
-        for value, word, colour in ((p50, "p50", "#1f242a"), (p99, "p99", "#b5453c")):
-            ax.axvline(value, color=colour, lw=1.3, ls=(0, (4, 3)), label=f"{word} {value:.3g} ms")
+        for (word, value), colour in zip(marks.items(), (INK, "#b5453c"), strict=False):
+            label = f"{word} {value:,.4g} ms" if value < 1000 else f"{word} {value:,.0f} ms"
+            ax.axvline(value, color=colour, lw=1.3, ls=(0, (4, 3)), label=label)
         ax.set_ylim(0, top)
         ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_xlabel("milliseconds a request")
         ax.set_ylabel("requests")
+        _thousands(ax.xaxis)
         _legend_above(ax, 2)
 
-    return _svg("latency", (9.2, 2.6), draw)
+    return _svg("latency", (8.2, 2.6), draw)
 
 
 def calibration(curves: dict[str, Sequence[Sequence[float]]]) -> str:
@@ -485,7 +551,7 @@ def calibration(curves: dict[str, Sequence[Sequence[float]]]) -> str:
     def draw(ax: Axes) -> None:
         values = [v for rows in curves.values() for row in rows for v in row[:2] if v > 0]
         low, high = min(values, default=1e-3), max(values, default=1.0)
-        ax.plot([low, high], [low, high], color="#8a929c", lw=1, ls=(0, (4, 3)))
+        ax.plot([low, high], [low, high], color=GRAY, lw=1, ls=(0, (4, 3)))
         for (target, rows), colour in zip(curves.items(), TAG_COLOURS, strict=False):
             points = np.array([row[:2] for row in rows if row[0] > 0 and row[1] > 0])
             if len(points):
@@ -509,7 +575,7 @@ def alignment(rounds: Sequence[dict[str, Any]]) -> str:
     def draw(left: Axes, middle: Axes, right: Axes) -> None:
         before, after = (np.asarray(rounds[n]["rewards"], np.float64) for n in (0, -1))
         edges = np.histogram_bin_edges(np.concatenate([before, after]), bins=24).tolist()
-        left.hist(before, bins=edges, color="#8a929c", alpha=0.75, label="before")
+        left.hist(before, bins=edges, color=GRAY, alpha=0.75, label="before")
         left.hist(after, bins=edges, color=LEVEL_COLOURS[0], alpha=0.6, label="after")
         left.set_title("Reward of the best session")
         left.set_xlabel("1 = average of the log")
@@ -534,4 +600,4 @@ def alignment(rounds: Sequence[dict[str, Any]]) -> str:
         middle.legend(loc="lower right")
         right.legend(loc="upper left")
 
-    return _svg("alignment", (10.5, 3.1), draw, panels=3)
+    return _svg("alignment", (4.7, 3.1), draw, panels=3)

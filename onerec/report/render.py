@@ -17,7 +17,9 @@ from onerec._version import __version__
 from onerec.errors import DataError
 from onerec.evaluation.result import Measure
 from onerec.files import atomic_write
-from onerec.report import sections
+from onerec.report import plots, sections
+from onerec.report.read import Missing, label
+from onerec.report.summary import summary
 
 # What reading a file of other contents than wanted can raise.
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError)
@@ -77,7 +79,7 @@ def render_report(
     parts = [
         _section(run, *part)
         for part in (
-            ("summary", "Summary", sections.summary),
+            ("summary", "Summary", summary),
             ("data", "Data", sections.data),
             ("ids", "Semantic ids", sections.semantic_ids),
             ("tree", "Tree of ids", sections.tree),
@@ -95,6 +97,24 @@ def render_report(
         if (stage := _OPTIONAL.get(part[0])) is None
         or (stage not in leave_out and (run / stage).is_dir())
     ]
+    path = run / "report.html" if out is None else Path(out)
+    contents = [(part.name, part.title) for part in parts]
+    write_page(path, "report.html", run.resolve().name, contents, sections=parts)
+    return path
+
+
+def write_page(
+    path: Path, template: str, title: str, contents: list[tuple[str, str]], **values: Any
+) -> None:
+    """Writes a page of a template, whole or not at all.
+
+    Args:
+        path: The file.
+        template: Its name in the folder of templates.
+        title: Heading of the page.
+        contents: Anchor and heading of each section.
+        **values: What the template shows.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -103,24 +123,25 @@ def render_report(
         lstrip_blocks=True,
     )
     environment.filters.update(
-        number=_number, interval=_interval, label=sections.label, percent="{:+.1f}%".format
+        number=_number, interval=_interval, label=label, percent="{:+.1f}%".format
     )
-    page = environment.get_template("report.html").render(
-        title=run.resolve().name,
-        sections=parts,
+    page = environment.get_template(template).render(
+        title=title,
+        contents=contents,
+        colours=plots.colour_rules(dark=False),
+        dark_colours=plots.colour_rules(dark=True),
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        **values,
     )
-    path = run / "report.html" if out is None else Path(out)
     with atomic_write(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
-    return path
 
 
 def _section(run: Path, name: str, title: str, build: Callable[[Path], dict[str, Any]]) -> Section:
     try:
         return Section(name, title, build(run))
-    except sections.Missing as error:
+    except Missing as error:
         stage = error.path.split("/")[0]
         problem = f"Nothing to show: {error.path} is missing (stage {stage} has not been run)."
     except (DataError, OSError, pa.ArrowException, *_DAMAGE) as error:
@@ -130,18 +151,22 @@ def _section(run: Path, name: str, title: str, build: Callable[[Path], dict[str,
 
 
 def _number(value: Any) -> str:
-    """A number for people: 12,345, 0.0532, 41.7; other values as they are."""
+    """A number for people: 12,345, 0.0532, 41.70, 5; other values as they are."""
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return "n/a"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
+    if float(value).is_integer():
         return f"{int(value):,}"
     size = abs(value)
+    if size < 0.001:
+        return f"{value:.2g}"
     return f"{value:.4f}" if size < 1 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
 
 
 def _interval(measure: Measure) -> str:
+    """Its ends; nothing where there is none, or where they are the value as it is shown."""
     if measure.low is None or measure.high is None:
         return ""
-    return f"[{_number(measure.low)}, {_number(measure.high)}]"
+    low, high = _number(measure.low), _number(measure.high)
+    return "" if low == high == _number(measure.value) else f"[{low}, {high}]"

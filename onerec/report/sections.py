@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,60 +16,21 @@ from markupsafe import Markup
 from onerec.errors import DataError
 from onerec.evaluation.result import EvalResult, Measure, best_systems, in_order
 from onerec.report import plots
+from onerec.report.read import (
+    duration,
+    evaluation,
+    file_of,
+    find,
+    flatten,
+    held_out,
+    label,
+    lift,
+    noted,
+    read_json,
+)
 
-# A tag on more of the items than this says little about any of them.
+# A tag on more of the items than this says little about an item that has another.
 _COMMON_TAG = 0.4
-
-LABELS = {
-    "watch_seconds": "expected watch seconds of a session",
-    "item_watch_seconds": "expected watch seconds of an item, alone",
-    "judged_reward": "reward by a judge that took no part",
-    "session_hit": "session hit rate",
-    "session_recall": "session recall",
-    "session_length": "items in a session",
-    "session_duplicates": "repeats within a session",
-    "legality": "ids in the catalogue, constrained",
-    "unconstrained_legality": "ids in the catalogue, unconstrained",
-    "session_coverage": "coverage of the catalogue",
-    "session_popular_share": "share that goes to the most popular items",
-    "session_gini": "Gini of exposures",
-    "session_entropy_bits": "entropy of exposures (bits)",
-    "coverage": "coverage of the catalogue",
-    "popular_share": "share that goes to the most popular items",
-    "gini": "Gini of exposures",
-    "entropy_bits": "entropy of exposures (bits)",
-    "recall": "Recall",
-    "ndcg": "NDCG",
-    "hit": "hit rate",
-    "id_recall": "Recall by id (inflated)",
-}
-
-
-class Missing(Exception):
-    """A file that a section needs is not there."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__(path)
-        self.path = path
-
-
-def _file(run: Path, name: str) -> Path:
-    path = run / name
-    if not path.is_file():
-        raise Missing(name)
-    return path
-
-
-def _json(run: Path, name: str) -> Any:
-    path = _file(run, name)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not whole JSON: {error}") from error
-
-
-def _evaluation(run: Path) -> EvalResult:
-    return EvalResult.load(_file(run, "evaluate/evaluation.json"))
 
 
 def _systems(result: EvalResult) -> tuple[str, ...]:
@@ -79,70 +38,8 @@ def _systems(result: EvalResult) -> tuple[str, ...]:
     return tuple(in_order(measure.system for measure in result.measures))
 
 
-def label(metric: str) -> str:
-    """A metric's key in words."""
-    name, at, k = metric.partition("@")
-    return f"{LABELS.get(name, name.replace('_', ' '))}{'@' if at else ''}{k}"
-
-
-def _find(measures: list[Measure], metric: str, system: str, split: str, history: str) -> Any:
-    for measure in measures:
-        key = (measure.metric, measure.system, measure.split, measure.history)
-        if key == (metric, system, split, history):
-            return measure
-    return None
-
-
-def summary(run: Path) -> dict[str, Any]:
-    result = _evaluation(run)
-    split = result.protocol["splits"][-1]
-    served = result.protocol["served"]
-    metric = f"recall@{max(result.protocol['ks'])}"
-    model = _find(result.measures, metric, "model", split, served)
-    rivals = [
-        found
-        for system in result.baselines()
-        if (found := _find(result.measures, metric, system, split, served))
-    ]
-    rival = max(rivals, key=lambda measure: float(measure.value))
-    gap = _find(result.differences, metric, f"model - {rival.system}", split, served)
-    if gap.low > 0:
-        verdict = f"the model is better than {rival.system} beyond the interval"
-    elif gap.high < 0:
-        verdict = f"the model is worse than {rival.system} beyond the interval"
-    else:
-        verdict = "the interval includes zero: no difference is shown"
-    sizes = result.protocol["split_sizes"][split]
-    tiles = [
-        ("items", result.protocol["items"]),
-        (f"{split} sessions", sizes["sessions"]),
-        (f"{split} users", sizes["users"]),
-        (f"{label(metric)}, model", model.value),
-        (f"{label(metric)}, {rival.system}", rival.value),
-    ]
-    if result.latency:
-        tiles.append(("ms a request, p50", result.latency["p50_ms"]))
-    return {
-        "tiles": tiles,
-        "split": split,
-        "metric": metric,
-        "model": model,
-        "rival": rival,
-        "gap": gap,
-        "lift": _lift(gap, rival),
-        "verdict": verdict,
-    }
-
-
-def _lift(gap: Measure | None, rival: Measure | None) -> float | None:
-    """The difference in per cent of the other system's value; None for a value of 0."""
-    if gap is None or rival is None or rival.value == 0:
-        return None
-    return 100.0 * gap.value / rival.value
-
-
 def data(run: Path) -> dict[str, Any]:
-    funnel = _json(run, "sessions/funnel.json")
+    funnel = read_json(run, "sessions/funnel.json")
     steps = []
     largest: dict[str, int] = {}
     for step in funnel.get("steps", []):
@@ -150,9 +47,9 @@ def data(run: Path) -> dict[str, Any]:
     for step in funnel.get("steps", []):
         share = step["count"] / max(largest[step["unit"]], 1)
         steps.append({**step, "share": share})
-    facts = _flatten({k: v for k, v in funnel.items() if k not in ("steps", "config")})
-    counts = pq.read_table(_file(run, "sessions/items.parquet"), columns=["train_count"])
-    sessions = pq.read_table(_file(run, "sessions/sessions.parquet"), columns=["split", "start"])
+    facts = flatten({k: v for k, v in funnel.items() if k not in ("steps", "config")})
+    counts = pq.read_table(file_of(run, "sessions/items.parquet"), columns=["train_count"])
+    sessions = pq.read_table(file_of(run, "sessions/sessions.parquet"), columns=["split", "start"])
     split = sessions["split"].to_numpy(zero_copy_only=False)
     start = sessions["start"].to_numpy().astype(np.int64)
     lengths = {name: start[split == name] for name in ("train", "valid", "test")}
@@ -160,30 +57,14 @@ def data(run: Path) -> dict[str, Any]:
     return {"steps": steps, "facts": facts, "figure": Markup(figure)}
 
 
-def _flatten(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as (name, value) rows."""
-    if isinstance(value, dict):
-        return [
-            row
-            for key, inner in value.items()
-            for row in _flatten(inner, f"{prefix}{str(key).replace('_', ' ')}, ")
-        ]
-    if isinstance(value, list):
-        value = ", ".join(map(str, value)) or "none"
-    name = prefix.removesuffix(", ")
-    if name.endswith(("valid from", "test from")) and isinstance(value, int):
-        value = f"{value} ({datetime.fromtimestamp(value / 1000, UTC):%Y-%m-%d %H:%M} UTC)"
-    return [(name, value)]
-
-
 def _codes(run: Path) -> tuple[npt.NDArray[np.int32], pa.Table]:
-    table = pq.read_table(_file(run, "tokenize/catalog.parquet"))
+    table = pq.read_table(file_of(run, "tokenize/catalog.parquet"))
     codes = np.stack(table["codes"].to_numpy(zero_copy_only=False)).astype(np.int32)
     return codes, table
 
 
 def semantic_ids(run: Path) -> dict[str, Any]:
-    metrics = _json(run, "tokenize/metrics.json")
+    metrics = read_json(run, "tokenize/metrics.json")
     codes, _ = _codes(run)
     size = _codebook_size(run, codes)
     errors = metrics.get("quantizer", {}).get("mse_per_level", [])
@@ -206,7 +87,7 @@ def semantic_ids(run: Path) -> dict[str, Any]:
     per_id = np.unique(codes, axis=0, return_counts=True)[1]
     scalars = [
         (name, value)
-        for name, value in _flatten(metrics)
+        for name, value in flatten(metrics)
         if isinstance(value, int | float) and not isinstance(value, bool)
     ]
     return {
@@ -218,7 +99,7 @@ def semantic_ids(run: Path) -> dict[str, Any]:
         "largest": int(per_id.max()),
         "scalars": scalars,
         "usage": Markup(plots.code_usage(codes, size)),
-        "collisions": Markup(plots.collisions(per_id)),
+        "collisions": Markup(plots.collisions(per_id)) if per_id.max() > 1 else None,
     }
 
 
@@ -226,7 +107,7 @@ def _codebook_size(run: Path, codes: npt.NDArray[np.int32]) -> int:
     """K as the stage recorded it; without a record, the least that holds every code."""
     record = run / "tokenize" / "stage.json"
     if record.is_file():
-        stored = _json(run, "tokenize/stage.json").get("summary", {}).get("codebook_size")
+        stored = read_json(run, "tokenize/stage.json").get("summary", {}).get("codebook_size")
         if stored:
             return int(stored)
     return int(codes.max()) + 1
@@ -234,7 +115,7 @@ def _codebook_size(run: Path, codes: npt.NDArray[np.int32]) -> int:
 
 def tree(run: Path) -> dict[str, Any]:
     codes, catalog = _codes(run)
-    items = pq.read_table(_file(run, "sessions/items.parquet"), columns=["item_id", "tags"])
+    items = pq.read_table(file_of(run, "sessions/items.parquet"), columns=["item_id", "tags"])
     place = {item: row for row, item in enumerate(items["item_id"].to_pylist())}
     rows = np.array([place[item] for item in catalog["item_id"].to_pylist()], dtype=np.int64)
     tag_of, names, counts = _main_tags(items["tags"])
@@ -269,7 +150,8 @@ def tree(run: Path) -> dict[str, Any]:
 def _main_tags(
     column: pa.ChunkedArray,
 ) -> tuple[npt.NDArray[np.int64], list[str], npt.NDArray[np.int64]]:
-    """One tag for each item: its most frequent one that is not on nearly every item.
+    """One tag for each item: its most frequent one that at most 40 % of the items have, else its
+    first one.
 
     Returns:
         int64 [N], -1 for none; the names, most frequent first; items that have each as their main.
@@ -281,7 +163,11 @@ def _main_tags(
             seen[tag] = seen.get(tag, 0) + 1
     telling = {tag: n for tag, n in seen.items() if n <= _COMMON_TAG * len(lists)}
     main = [
-        max((t for t in tags or () if t in telling), key=lambda t: (telling[t], t), default=None)
+        max(
+            (t for t in tags or () if t in telling),
+            key=lambda t: (telling[t], t),
+            default=tags[0] if tags else None,
+        )
         for tags in lists
     ]
     total: dict[str, int] = {}
@@ -297,7 +183,7 @@ def _main_tags(
 def _records(run: Path) -> list[dict[str, Any]]:
     from onerec.training.metrics import read_metrics
 
-    records = read_metrics(_file(run, "pretrain/metrics.jsonl"))
+    records = read_metrics(file_of(run, "pretrain/metrics.jsonl"))
     if not records:
         raise DataError(f"{run / 'pretrain/metrics.jsonl'}: no records")
     return records
@@ -316,20 +202,23 @@ def training(run: Path) -> dict[str, Any]:
         facts += [
             ("steps", train[-1]["step"]),
             ("epochs", train[-1]["epoch"]),
-            ("seconds", train[-1]["seconds"]),
-            ("tokens a second, median", speed),
-            ("last train loss", train[-1]["loss"]),
+            ("time", duration(train[-1]["seconds"])),
+            ("tokens a second, median", round(speed)),
+            ("last train loss, nats an item", train[-1]["loss"]),
         ]
+    kept = None
     if valid:
-        best = min(valid, key=lambda r: float(r["loss"]))
-        facts += [("best valid loss", best["loss"]), ("at step", best["step"])]
-        facts += [
-            (f"best valid loss, level {i + 1}", x) for i, x in enumerate(best["loss_per_level"])
-        ]
+        selected = noted(run, "pretrain").get("selected_step")
+        found = [r for r in valid if r["step"] == selected]
+        kept = found[0] if found else min(valid, key=lambda r: float(r["loss"]))
+        facts += [("kept step", kept["step"]), ("its valid loss, nats an item", kept["loss"])]
+        facts += [(f"its loss, level {i + 1}", x) for i, x in enumerate(kept["loss_per_level"])]
+        if "score" in kept:
+            facts.append(("its NDCG@10 on valid", kept["score"]))
     uniform = None if size is None else float(np.log(size))
     if uniform is not None:
-        facts.append(("uniform guess of a code", uniform))
-    return {"facts": facts, "figure": Markup(plots.training(records, uniform))}
+        facts.append(("uniform guess of a code, nats", uniform))
+    return {"facts": facts, "figure": Markup(plots.training(records, uniform, kept))}
 
 
 def router(run: Path) -> dict[str, Any]:
@@ -347,8 +236,8 @@ def router(run: Path) -> dict[str, Any]:
 
 
 def ranking(run: Path) -> dict[str, Any]:
-    result = _evaluation(run)
-    splits, ks = result.protocol["splits"], result.protocol["ks"]
+    result = evaluation(run)
+    splits, ks = held_out(result), result.protocol["ks"]
     systems = _systems(result)
     single = all(s["targets"] == s["sessions"] for s in result.protocol["split_sizes"].values())
     kinds = ["recall", "ndcg"] if single else ["recall", "ndcg", "hit"]
@@ -364,15 +253,17 @@ def ranking(run: Path) -> dict[str, Any]:
         metric = f"{kind}@{top}"
         cells = []
         for history, split in itertools.product(("masked", "unmasked"), splits):
-            gap = _find(result.differences, metric, f"model - {rival}", split, history)
-            other = _find(result.measures, metric, rival, split, history)
-            cells.append((gap, _lift(gap, other)))
+            gap = find(result.differences, metric, f"model - {rival}", split, history)
+            other = find(result.measures, metric, rival, split, history)
+            cells.append((gap, lift(gap, other)))
+        if not any(gap for gap, _ in cells):
+            continue
         differences.append({"metric": metric, "system": rival, "cells": cells})
-    buckets = _buckets(result, f"recall@{top}", splits[-1])
-    last = splits[-1]
+    buckets = _buckets(result, f"recall@{top}", splits[0])
+    last = splits[0]
     figure = plots.systems(
         [
-            [m for s in systems if (m := _find(result.measures, metric, s, last, "masked"))]
+            [m for s in systems if (m := find(result.measures, metric, s, last, "masked"))]
             for metric in metrics
         ],
         [label(metric) for metric in metrics],
@@ -412,9 +303,7 @@ def _rows(
     rows = []
     for metric in metrics:
         cells = [
-            _find(measures, metric, system, split, history)
-            for split in splits
-            for system in systems
+            find(measures, metric, system, split, history) for split in splits for system in systems
         ]
         if any(cell is not None for cell in cells):
             best: list[bool] = []
@@ -440,7 +329,7 @@ def _buckets(result: EvalResult, metric: str, split: str) -> dict[str, Any] | No
         [
             m
             for system in _systems(result)
-            if (m := _find(result.measures, f"{metric}[{name}]", system, split, "masked"))
+            if (m := find(result.measures, f"{metric}[{name}]", system, split, "masked"))
         ]
         for name in names
     ]
@@ -452,8 +341,8 @@ def _buckets(result: EvalResult, metric: str, split: str) -> dict[str, Any] | No
 
 
 def sessions(run: Path) -> dict[str, Any]:
-    result = _evaluation(run)
-    splits = result.protocol["splits"]
+    result = evaluation(run)
+    splits = held_out(result)
     own_systems = tuple(s for s in _systems(result) if s in ("model", "pretrained"))
     shown_systems = _systems(result)
     compared = ["session_hit", "session_recall", "judged_reward"]
@@ -461,11 +350,11 @@ def sessions(run: Path) -> dict[str, Any]:
     own = ["session_length", "session_duplicates", "legality", "unconstrained_legality"]
     own += ["session_coverage", "session_popular_share", "session_gini", "session_entropy_bits"]
     own_rows = _rows(result.measures, own, own_systems, splits, "masked")
-    last = splits[-1]
+    last = splits[0]
     watch = [
         m
         for system in ("oracle", *shown_systems, "logged")
-        if (m := _find(result.measures, "watch_seconds", system, last, "masked"))
+        if (m := find(result.measures, "watch_seconds", system, last, "masked"))
     ]
     figure = None
     gaps = []
@@ -482,7 +371,7 @@ def sessions(run: Path) -> dict[str, Any]:
             (metric, m)
             for metric in metrics
             for other in ("pretrained", *result.baselines(), "oracle")
-            if (m := _find(result.differences, metric, f"model - {other}", last, "masked"))
+            if (m := find(result.differences, metric, f"model - {other}", last, "masked"))
         ]
     watch_systems = ("oracle", *shown_systems, "logged")
     watch_rows = _rows(
@@ -505,16 +394,19 @@ def sessions(run: Path) -> dict[str, Any]:
 
 
 def latency(run: Path) -> dict[str, Any]:
-    latency = _evaluation(run).latency
+    latency = evaluation(run).latency
     if not latency:
         return {"figure": None}
     times = np.array(latency["times_ms"], dtype=np.float64)
-    figure = plots.latency(times, latency["p50_ms"], latency["p99_ms"])
-    return {"figure": Markup(figure), **latency}
+    # Fewer requests have no 99th percentile of their own.
+    names = ("p50", "p90", "p99") if len(times) >= 100 else ("p50", "p90")
+    marks = {name: float(latency[f"{name}_ms"]) for name in names}
+    figure = plots.latency(times, {name: marks[name] for name in ("p50", names[-1])})
+    return {"figure": Markup(figure), "marks": marks, **latency}
 
 
 def samples(run: Path) -> dict[str, Any]:
-    return {"samples": _evaluation(run).samples}
+    return {"samples": evaluation(run).samples}
 
 
 def setup(run: Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
@@ -528,7 +420,7 @@ def setup(run: Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
         if not path.is_file():
             rows.append({"name": name, "state": "not run"})
             continue
-        record = _json(run, f"{name}/stage.json")
+        record = read_json(run, f"{name}/stage.json")
         summary = {
             k: v for k, v in record.get("summary", {}).items() if isinstance(v, int | float | str)
         }
@@ -536,7 +428,7 @@ def setup(run: Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
             {
                 "name": name,
                 "state": "done",
-                "seconds": record.get("seconds"),
+                "time": duration(record["seconds"]) if "seconds" in record else None,
                 "version": record.get("version"),
                 "fingerprint": str(record.get("fingerprint", ""))[:10],
                 "summary": summary,
@@ -544,7 +436,7 @@ def setup(run: Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
         )
     versions = {}
     if (run / "evaluate" / "evaluation.json").is_file():
-        versions = _evaluation(run).versions
+        versions = evaluation(run).versions
     return {
         "config": config.read_text(encoding="utf-8") if config.is_file() else None,
         "stages": rows,
@@ -553,7 +445,7 @@ def setup(run: Path, stages: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def reward_model(run: Path) -> dict[str, Any]:
-    metrics = _json(run, "reward/metrics.json")
+    metrics = read_json(run, "reward/metrics.json")
     split = "test"
     systems = ("model", "judge", "logistic regression", "item mean")
     measured = metrics["splits"][split]
@@ -591,7 +483,7 @@ _SHOWN_PAIRS = 4
 
 
 def alignment(run: Path) -> dict[str, Any]:
-    record = _json(run, "align/alignment.json")
+    record = read_json(run, "align/alignment.json")
     rounds = [record["seed"], *record["iterations"]]
     return {
         "method": record["method"],
@@ -610,8 +502,8 @@ def alignment(run: Path) -> dict[str, Any]:
 def _pairs(run: Path, iteration: int) -> list[dict[str, Any]]:
     """Some of an iteration's samples, with the sessions of highest and lowest reward."""
     pairs = []
-    table = pq.read_table(_file(run, f"align/pairs/iteration_{iteration:02d}.parquet"))
-    items = pq.read_table(_file(run, "sessions/items.parquet"), columns=["text", "tags"])
+    table = pq.read_table(file_of(run, f"align/pairs/iteration_{iteration:02d}.parquet"))
+    items = pq.read_table(file_of(run, "sessions/items.parquet"), columns=["text", "tags"])
     texts, tags = items["text"].to_pylist(), items["tags"].to_pylist()
     rows = table.to_pylist()
     begins = [n for n, row in enumerate(rows) if row["member"] == 0]

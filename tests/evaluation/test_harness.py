@@ -432,6 +432,19 @@ def test_progress_reaches_the_end(sessions: SessionSet) -> None:
     assert [d for d, _ in calls] == sorted(d for d, _ in calls)
 
 
+def test_rows_hold_the_values_that_the_measures_are_means_of(sessions: SessionSet) -> None:
+    result = evaluate(Walker(ids(sessions), wrong=True), sessions, QUICK)
+    rows = result.rows
+    assert rows is not None
+    assert rows.num_rows == 2 * N_USERS
+    test = rows.filter(pc.equal(rows["split"], "test"))
+    assert test["user_id"].to_pylist() == [1000 + u for u in range(N_USERS)]
+    for metric in ("recall@5", "ndcg@5", "hit@2"):
+        for history in ("masked", "unmasked"):
+            mean = pc.mean(test[f"{metric}, {history}"]).as_py()
+            assert mean == pytest.approx(result.value(metric, history=history).value)
+
+
 def test_result_survives_the_file(sessions: SessionSet, tmp_path: Path) -> None:
     result = evaluate(Walker(ids(sessions)), sessions, QUICK)
     path = tmp_path / "evaluate" / "evaluation.json"

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from onerec.cli.main import main
 from onerec.errors import DataError
 from onerec.evaluation.result import EvalResult, Measure
-from onerec.report import plots, render_report, sections
+from onerec.report import plots, render, render_comparison, render_report, sections
+from onerec.report.summary import summary
 
 HOSTILE = "<script>alert('$x_1$')</script> \"&' 视频 🎬 %s {{ 7*7 }}"
 N, K, LEVELS = 60, 8, 3
@@ -258,7 +261,8 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_page_is_well_formed_and_whole(html: str) -> None:
     page = Page(html)
     assert 'class="problem"' not in html
-    assert page.tags.count("svg") == 10
+    assert page.tags.count("figure") == 10
+    assert page.tags.count("svg") == 15  # three figures have two panels, one has three
     for heading in ("Data", "Semantic ids", "Tree of ids", "Training", "Router load", "Ranking"):
         assert heading in page.words
     ids = [value for _, name, value in page.attributes if name == "id"]
@@ -357,6 +361,156 @@ def test_the_tree_counts_what_the_catalogue_says(whole_run: Path) -> None:
     ids = sections.semantic_ids(whole_run)
     assert ids["ids"] < N
     assert [row["max"] for row in ids["levels"]] >= [math.ceil(N / K)] * LEVELS
+
+
+def test_an_item_with_common_tags_only_has_its_first() -> None:
+    lists = pa.chunked_array([[["Drama"], ["Drama", "War"], ["War", "Drama"], ["Drama"], None, []]])
+    of_item, names, counts = sections._main_tags(lists)
+    assert (names, counts.tolist()) == (["Drama", "War"], [2, 2])
+    assert of_item.tolist() == [0, 1, 1, 0, -1, -1]
+
+
+def test_numbers_for_people() -> None:
+    shown = {12345: "12,345", 1.0: "1", 5.0: "5", 0.0: "0", 0.0532: "0.0532", 0.000413: "0.00041"}
+    assert {value: render._number(value) for value in shown} == shown
+    assert render._number(1261.4) == "1,261"
+    assert render._number(float("nan")) == "n/a"
+    flat = Measure("test", "masked", "model", "legality", 1.0, 1.0, 1.0, 5)
+    assert render._interval(flat) == ""
+    assert render._interval(replace(flat, value=0.5, low=0.4, high=0.6)) == "[0.4000, 0.6000]"
+    told = [sections.duration(s) for s in (3.21, 41.2, 788.1, 9600)]
+    assert told == ["3.2 s", "41 s", "13 min 8 s", "2 h 40 min"]
+
+
+def test_figures_follow_the_page_into_dark_mode_and_tell_their_numbers(html: str) -> None:
+    figures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
+    used = {name for svg in figures for name in re.findall(r"var\(--(\w+)\)", svg)}
+    light, dark = (plots.colour_rules(dark=dark) for dark in (False, True))
+    for name in used:
+        assert f"--{name}: " in light
+        assert f"--{name}: " in dark
+    for svg in figures:
+        assert plots.INK not in svg, "a color of its own would be black on black"
+    assert "prefers-color-scheme: dark" in html
+    titles = [t for svg in figures for t in re.findall(r"<title>(.*?)</title>", svg)]
+    assert "step 200: valid loss 1.2499" in titles
+    assert any(re.fullmatch(r"model: 0\.1244 \[0\.112, 0\.1368\]", t) for t in titles)
+
+
+def test_few_requests_have_no_99th_percentile(whole_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    assert list(sections.latency(run)["marks"]) == ["p50", "p90", "p99"]
+    result = EvalResult.load(run / "evaluate" / "evaluation.json")
+    result.latency["times_ms"] = result.latency["times_ms"][:10]
+    result.save(run / "evaluate" / "evaluation.json")
+    assert list(sections.latency(run)["marks"]) == ["p50", "p90"]
+
+
+def change(path: Path, **values: Any) -> None:
+    """Sets keys of a JSON file."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_the_first_screen(whole_run: Path, tmp_path: Path) -> None:
+    shown = summary(whole_run)
+    assert shown["about"][0].startswith(f"Log: {HOSTILE}, 12,345 rows of ")
+    assert shown["about"][1] == "Measured on 500 next items of 400 users (test split), " + (
+        f"ranked among all {N} items."
+    )
+    assert [row["system"] for row in shown["rows"]] == ["model", "popularity", "random"]
+    assert shown["metrics"] == ["recall@10", "ndcg@10", "watch_seconds"]
+    assert [row["best"][0] for row in shown["rows"]] == [True, False, False]
+    # 0.1244 over popularity's 0.0627, whose paired lead is 0.01 to 0.11.
+    assert shown["rows"][0]["lift"] == pytest.approx(100 * (0.1244 / 0.0627 - 1))
+    assert shown["lead"] == pytest.approx([100 * 0.01 / 0.0627, 100 * 0.11 / 0.0627])
+    assert shown["rows"][1]["lift"] is None
+    assert shown["next"] == [], "nothing stands out"
+
+
+def test_the_run_says_what_to_do_next(whole_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    targets = {"positive rows": 1000, "that are a training target": 40}
+    vectors = {"source": "cooccurrence", "filled": 0}
+    change(run / "sessions" / "funnel.json", targets=targets, embeddings=vectors, items=N)
+    trained = {"steps": 36, "selected_step": 36, "improving": True, "parameters": 9, "samples": 7}
+    change(run / "pretrain" / "stage.json", summary=trained)
+    result = EvalResult.load(run / "evaluate" / "evaluation.json")
+    result.differences = [replace(m, low=-0.1, high=0.11) for m in result.differences]
+    result.protocol["split_sizes"]["test"]["targets_not_in_train"] = 300
+    result.save(run / "evaluate" / "evaluation.json")
+    told = summary(run)["next"]
+    assert told[0].startswith("1 of 25 positive rows is a training target: --sessions.rule next")
+    assert told[1].startswith("Item vectors come from co-occurrence")
+    assert told[2].startswith("The model was still improving at the end of 36 steps: train longer")
+    assert told[3].startswith("The model is not shown to be better than popularity")
+    assert told[4].startswith("Only 400 users are held out")
+    assert told[5].startswith("60 % of the test targets do not occur in training")
+    assert len(told) == 6
+    words = Page(render_report(run).read_text(encoding="utf-8")).words
+    assert "1 of 25 positive rows" in words
+    change(run / "pretrain" / "stage.json", summary={**trained, "improving": False})
+    change(run / "pretrain" / "stage.json", summary={**trained, "improving": 0, "selected_step": 9})
+    assert summary(run)["next"][2].startswith("The best validation was at step 9 of 36")
+
+
+def compared_runs(whole_run: Path, folder: Path) -> list[Path]:
+    """Two runs whose sessions have values: the second has 0.2 more in nine of ten, 50 in common."""
+    runs = []
+    rng = np.random.default_rng(0)
+    values = rng.random(60)
+    for number, name in enumerate(("monday", "tuesday")):
+        run = folder / name
+        shutil.copytree(whole_run, run)
+        seen = slice(10 * number, 50 + 10 * number)
+        better = np.where(np.arange(60) % 10 > 0, 0.2 * number, 0.0)
+        rows = {
+            "split": ["test"] * 50,
+            "user_id": [f"u{u}" for u in range(60)][seen],
+            "start": pa.array(range(60), pa.int64())[seen],
+            "target": ["a b"] * 50,
+            "recall@10, masked": (values + better)[seen],
+        }
+        pq.write_table(pa.table(rows), run / "evaluate" / "rows.parquet")
+        (run / "config.yaml").write_text(f"model: {{d_model: {64 * (number + 1)}, n_heads: 2}}\n")
+        runs.append(run)
+    return runs
+
+
+def test_two_runs_side_by_side(whole_run: Path, tmp_path: Path) -> None:
+    runs = compared_runs(whole_run, tmp_path)
+    out = render_comparison(*runs, tmp_path / "two.html")
+    html = out.read_text(encoding="utf-8")
+    words = Page(html).words
+    assert "tuesday is better than monday beyond the interval (Recall@10 on the test" in words
+    # Of the 40 common sessions 36 have 0.2 more.
+    assert "+0.1800" in words
+    assert "Paired over the 40 that both measured" in words
+    assert "model, d model 64 128" in words
+    assert "n heads" not in words, "an equal setting"
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", html)
+
+    (runs[0] / "evaluate" / "rows.parquet").unlink()
+    words = Page(render_comparison(*runs, out).read_text(encoding="utf-8")).words
+    assert "No held-out session was measured in both runs" in words
+    (runs[0] / "evaluate" / "evaluation.json").unlink()
+    with pytest.raises(DataError, match=r"monday/evaluate/evaluation.json: there is no such file"):
+        render_comparison(*runs, out)
+    with pytest.raises(DataError, match="no such run directory"):
+        render_comparison(tmp_path / "nowhere", runs[1], out)
+
+
+def test_the_command_compares(
+    whole_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = compared_runs(whole_run, tmp_path)
+    out = tmp_path / "two.html"
+    assert main(["report", "--compare", *map(str, runs), "--out", str(out)]) == 0
+    assert capsys.readouterr().out.split() == ["comparison", str(out)]
+    assert "tuesday" in out.read_text()
+    with pytest.raises(SystemExit, match="2"):
+        main(["report", "--compare", str(runs[0])])
 
 
 def test_dominant_tags_by_hand() -> None:

@@ -295,6 +295,16 @@ def save_catalog(
     tags: int,
     engine: int,
     trie: int,
+    mixture: int,
+) -> None: ...
+def save_mixture(
+    path: str,
+    n: int,
+    place: int,
+    masked: list[float],
+    unmasked: list[float],
+    lists: list[tuple[int, int, int]],
+    parts: list[tuple[int, int, int, int, int, int]],
 ) -> None: ...
 
 class Engine:

@@ -1,5 +1,8 @@
 #include "onerec/engine.h"
 
+#include <pybind11/stl.h>
+
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <stdexcept>
@@ -9,6 +12,7 @@
 
 #include "onerec/recommender.h"
 #include "python/bindings.h"
+#include "recommender/mixture.h"
 #include "support/error.h"
 
 namespace py = pybind11;
@@ -106,12 +110,33 @@ void BindEngine(py::module_& m) {
   m.def(
       "save_catalog",
       [](const std::string& path, int64_t n, int64_t leaves, uintptr_t leaf_of_item, bool text,
-         uintptr_t ids, uintptr_t offsets, uintptr_t tags, uint64_t engine, uint64_t trie) {
+         uintptr_t ids, uintptr_t offsets, uintptr_t tags, uint64_t engine, uint64_t trie,
+         uint64_t mixture) {
         SaveCatalog(path, n, leaves, reinterpret_cast<const int64_t*>(leaf_of_item), text,
                     reinterpret_cast<const void*>(ids), reinterpret_cast<const int64_t*>(offsets),
-                    reinterpret_cast<const uint64_t*>(tags), engine, trie);
+                    reinterpret_cast<const uint64_t*>(tags), engine, trie, mixture);
       },
       py::call_guard<py::gil_scoped_release>());
+  m.def("save_mixture",
+        [](const std::string& path, int64_t n, uintptr_t place, const std::vector<double>& masked,
+           const std::vector<double>& unmasked, const std::vector<std::array<uintptr_t, 3>>& lists,
+           const std::vector<std::array<uintptr_t, 6>>& parts) {
+          std::vector<CountList> kept_lists;
+          for (const auto& [offsets, items, weights] : lists) {
+            kept_lists.push_back({reinterpret_cast<const int64_t*>(offsets),
+                                  reinterpret_cast<const int32_t*>(items),
+                                  reinterpret_cast<const float*>(weights)});
+          }
+          std::vector<CountPart> kept_parts;
+          for (const auto& [list, ages, recency, constants, items, weights] : parts) {
+            kept_parts.push_back({static_cast<int64_t>(list),
+                                  {reinterpret_cast<const double*>(recency), ages},
+                                  {reinterpret_cast<const int64_t*>(items), constants},
+                                  {reinterpret_cast<const double*>(weights), constants}});
+          }
+          SaveMixture(path, n, reinterpret_cast<const int64_t*>(place), masked.data(),
+                      unmasked.data(), kept_lists, kept_parts);
+        });
   py::class_<Engine>(m, "Engine")
       .def(py::init([](std::shared_ptr<EngineModel> model, std::shared_ptr<Trie> trie) {
         return std::make_unique<Engine>(std::move(model), std::move(trie));

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "recommender/mixture.h"
 #include "support/error.h"
 #include "support/file_block.h"
 #include "support/sealed_file.h"
@@ -31,13 +32,14 @@ struct Header {
   uint64_t tagged;
   uint64_t content_hash;
   uint64_t header_hash;
-  uint64_t engine;  // the header hash of the engine.bin of its export, or 0
-  uint64_t trie;    // and of the trie.bin
-  char reserved[32];
+  uint64_t engine;   // the header hash of the engine.bin of its export, or 0
+  uint64_t trie;     // and of the trie.bin
+  uint64_t mixture;  // and of the mixture.bin; 0 where its export has none
+  char reserved[24];
 };
 static_assert(sizeof(Header) == 128 && offsetof(Header, header_hash) == 72);
 
-// Where the header hash of engine.bin and trie.bin lies.
+// Where the header hash of engine.bin, trie.bin and mixture.bin lies.
 constexpr size_t kHashAt = 248;
 
 // Where the parts lie.
@@ -183,6 +185,7 @@ void CheckItem(const char* name, int64_t item, int64_t items) {
 struct Recommender::Impl {
   Catalog catalog;
   std::unique_ptr<Engine> engine;
+  std::optional<Mixture> mixture;
 
   void CheckKind(int64_t item, bool text) const {
     if ((catalog.header.text != 0) != text) {
@@ -229,6 +232,11 @@ std::shared_ptr<const Recommender> Recommender::Load(const std::string& folder) 
     }
   }
   s.engine = std::make_unique<Engine>(model, std::move(trie));
+  if (c.header.mixture != 0) {
+    CheckHash(folder + "/mixture.bin", c.header.mixture);
+    if (!model->Config().dense_head) Refuse("mixture.bin: the model has no dense head");
+    s.mixture = Mixture::Load(folder + "/mixture.bin", items);
+  }
   return made;
 }
 
@@ -270,6 +278,7 @@ namespace {
 
 // A user's request as the engine takes it.
 struct Prepared {
+  std::vector<int64_t> known;     // items of the history
   std::vector<int64_t> excluded;  // items, ascending
   std::vector<int64_t> deny;      // leaves, ascending
   std::vector<int32_t> read;
@@ -277,12 +286,30 @@ struct Prepared {
   int64_t left = 0;  // items that a session can have, up to as many as were wanted
 };
 
+// The at most `k` items of greatest value that are `free`, best first; of equal ones the first.
+template <class Value, class Free>
+std::vector<int64_t> Best(const std::vector<int64_t>& items, const std::vector<Value>& values,
+                          int64_t k, const Free& free) {
+  std::vector<size_t> order;
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (free(items[i])) order.push_back(i);
+  }
+  const auto kept = std::min<int64_t>(k, static_cast<int64_t>(order.size()));
+  std::partial_sort(order.begin(), order.begin() + kept, order.end(), [&](size_t a, size_t b) {
+    return values[a] > values[b] || (values[a] == values[b] && a < b);
+  });
+  std::vector<int64_t> best(kept);
+  std::transform(order.begin(), order.begin() + kept, best.begin(),
+                 [&](size_t i) { return items[i]; });
+  return best;
+}
+
 Prepared Prepare(const Catalog& c, const Trie& trie, const EngineConfig& config,
                  const std::vector<int64_t>& history, const std::vector<int64_t>& exclude,
                  bool exclude_history, uint64_t allow, int64_t wanted) {
   const auto items = static_cast<int64_t>(c.header.items);
   Prepared made;
-  std::vector<int64_t> known, &excluded = made.excluded, &deny = made.deny;
+  std::vector<int64_t>&known = made.known, &excluded = made.excluded, &deny = made.deny;
   for (int64_t item : history) {
     CheckItem("history", item, items);
     if (item >= 0) known.push_back(item);
@@ -381,13 +408,14 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   }
   CheckOptions(options.beam_width == 0 ? 1 : options.beam_width, options.scoring,
                options.num_threads);
-  if (!(options.dense_weight >= 0 && options.dense_weight <= 1)) {
-    throw std::invalid_argument(WantedGot("dense_weight", "0..1", options.dense_weight));
+  const double dense_weight = options.dense_weight.value_or(0.0);
+  if (!(dense_weight >= 0 && dense_weight <= 1)) {
+    throw std::invalid_argument(WantedGot("dense_weight", "0..1", dense_weight));
   }
   if (options.dense_top < 0) {
     throw std::invalid_argument(WantedGot("dense_top", "0 or more", options.dense_top));
   }
-  if (options.dense_weight > 0 && !Config().dense_head) {
+  if (dense_weight > 0 && !Config().dense_head) {
     throw std::invalid_argument("dense_weight: the model has no dense head");
   }
   const Prepared prepared = Prepare(c, engine.GetTrie(), Config(), history, exclude,
@@ -415,7 +443,8 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
                  std::back_inserter(found), free);
   }
   const size_t most = options.k;
-  if (options.dense_weight == 0) {
+  const bool mixed = !options.dense_weight && impl_->mixture;
+  if (dense_weight == 0 && !mixed) {
     found.resize(std::min(found.size(), most));
     return found;
   }
@@ -426,40 +455,46 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   double sum = 0;
   for (float x : dense) sum += std::exp(static_cast<double>(x - top));
   const auto log_sum = static_cast<float>(top + std::log(sum));
-  std::vector<int64_t> others(dense.size());
-  std::iota(others.begin(), others.end(), int64_t{0});
-  std::erase_if(others, [&](int64_t item) { return !free(item); });
-  const auto joining = std::min<int64_t>(options.dense_top, static_cast<int64_t>(others.size()));
-  std::partial_sort(others.begin(), others.begin() + joining, others.end(),
-                    [&](int64_t a, int64_t b) {
-                      const float x = dense[a];
-                      const float y = dense[b];
-                      return x > y || (x == y && a < b);
-                    });
-  found.insert(found.end(), others.begin(), others.begin() + joining);
+  std::vector<int64_t> every(dense.size());
+  std::iota(every.begin(), every.end(), int64_t{0});
+  const std::vector<int64_t> likely = Best(every, dense, options.dense_top, free);
+  found.insert(found.end(), likely.begin(), likely.end());
+  Mixture::Evidence counts;
+  if (mixed) {
+    counts = impl_->mixture->Of(prepared.known);
+    for (const std::vector<float>& values : counts.values) {
+      const std::vector<int64_t> best = Best(counts.items, values, options.dense_top, free);
+      found.insert(found.end(), best.begin(), best.end());
+    }
+  }
   std::sort(found.begin(), found.end());
   found.erase(std::unique(found.begin(), found.end()), found.end());
 
   scores.resize(found.size());
   engine.ItemLogProbs(&prepared.request, 1, found.data(), static_cast<int64_t>(found.size()),
                       options.num_threads, scores.data());
-  const auto weight = static_cast<float>(options.dense_weight);
-  const auto rest = static_cast<float>(1 - options.dense_weight);
-  std::vector<size_t> order(found.size());
+  std::vector<double> score(found.size());
   for (size_t i = 0; i < found.size(); ++i) {
-    order[i] = i;
-    scores[i] = rest * scores[i] + weight * (dense[found[i]] - log_sum);
+    const float log_p = dense[found[i]] - log_sum;
+    if (mixed) {
+      const std::span<const double> weights = impl_->mixture->Weights(options.exclude_history);
+      score[i] = weights[0] * scores[i] + weights[1] * log_p;
+      const auto at = std::lower_bound(counts.items.begin(), counts.items.end(), found[i]);
+      if (at == counts.items.end() || *at != found[i]) continue;
+      for (size_t p = 0; p < counts.values.size(); ++p) {
+        score[i] += weights[2 + p] * counts.values[p][at - counts.items.begin()];
+      }
+    } else {
+      score[i] = static_cast<float>(1 - dense_weight) * scores[i] +
+                 static_cast<float>(dense_weight) * log_p;
+    }
   }
-  std::stable_sort(order.begin(), order.end(),
-                   [&](size_t a, size_t b) { return scores[a] > scores[b]; });
-  std::vector<int64_t> best;
-  for (size_t i = 0; i < std::min(order.size(), most); ++i) best.push_back(found[order[i]]);
-  return best;
+  return Best(found, score, options.k, [](int64_t) { return true; });
 }
 
 void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64_t* leaf_of_item,
                  bool text, const void* ids, const int64_t* offsets, const uint64_t* tags,
-                 uint64_t engine, uint64_t trie) {
+                 uint64_t engine, uint64_t trie, uint64_t mixture) {
   for (int64_t i = 0; i < (text ? n : 0); ++i) {
     const char* const id = static_cast<const char*>(ids) + offsets[i];
     if (std::memchr(id, 0, offsets[i + 1] - offsets[i]) != id + (offsets[i + 1] - offsets[i] - 1)) {
@@ -475,6 +510,7 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
   h.tagged = tags != nullptr ? 1 : 0;
   h.engine = engine;
   h.trie = trie;
+  h.mixture = mixture;
   h.id_bytes = static_cast<uint64_t>(text ? offsets[n] : n * 8);
   const Parts at(h);
   h.file_bytes = at.end;

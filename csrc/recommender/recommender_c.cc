@@ -152,7 +152,9 @@ onerec_status onerec_recommend(const onerec_recommender* recommender, const int6
   });
 }
 
-onerec_rank_options onerec_default_rank_options(void) { return {10, 0, 0.0, 50, 1, -1, 1.0, 1, 0}; }
+onerec_rank_options onerec_default_rank_options(void) {
+  return {10, 0, -1.0, 50, 1, -1, 1.0, 1, 0};
+}
 
 onerec_status onerec_rank(const onerec_recommender* recommender, const int64_t* history,
                           int64_t history_size, const int64_t* exclude, int64_t exclude_size,
@@ -163,7 +165,7 @@ onerec_status onerec_rank(const onerec_recommender* recommender, const int64_t* 
     Need(options != nullptr && items != nullptr && found != nullptr, "options, items and found");
     auto o = Common<onerec::RankOptions>(*options);
     o.k = options->k;
-    o.dense_weight = options->dense_weight;
+    if (options->dense_weight != -1.0) o.dense_weight = options->dense_weight;
     o.dense_top = options->dense_top;
     const auto ranked = recommender->held->Rank(List(history, history_size, "history"),
                                                 List(exclude, exclude_size, "exclude"), o);

@@ -1,8 +1,8 @@
 """Folders for serving: the packed network and the catalogue, for Python and for C++ programs.
 
 config.json (the network's, and the folder's lineage), engine.bin, catalog.parquet and trie.bin,
-catalog.bin, the catalogue for programs without Parquet, and, where items are ranked by a mixture,
-mixture.json and counts.npz.
+catalog.bin, the catalogue for programs without Parquet; and, where items are ranked by a mixture,
+mixture.json and counts.npz, and mixture.bin, the same for C++ programs.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from onerec._native import core
@@ -27,6 +29,7 @@ from onerec.tokenizer import Catalog
 
 ENGINE = "engine.bin"
 CATALOG = "catalog.bin"
+MIXTURE = "mixture.bin"
 
 
 def export(
@@ -69,9 +72,10 @@ def export(
     with atomic_directory(folder) as temporary:
         packed.save(temporary / ENGINE)
         catalog.save(temporary)
-        save_catalog(catalog, temporary / CATALOG, temporary)
         if mixture is not None:
             mixture.save(temporary)
+            save_mixture(mixture, temporary / MIXTURE)
+        save_catalog(catalog, temporary / CATALOG, temporary)
         fields = {
             "model_type": OneRec.model_type,
             **model.config.to_dict(),
@@ -135,13 +139,16 @@ def save_catalog(catalog: Catalog, path: str | Path, folder: Path | None = None)
     Args:
         catalog: The items.
         path: Where to.
-        folder: With the engine.bin and trie.bin that C++ programs take with it, and no others;
-            None: any.
+        folder: With the engine.bin, trie.bin and perhaps mixture.bin that C++ programs take with
+            it, and no others; None: any engine and trie, and no mixture.
 
     Raises:
         OSError: It cannot be written.
     """
-    hashes = [0 if folder is None else _header_hash(folder / name) for name in (ENGINE, "trie.bin")]
+    hashes = [
+        0 if folder is None or not (folder / name).exists() else _header_hash(folder / name)
+        for name in (ENGINE, "trie.bin", MIXTURE)
+    ]
     text = catalog.item_ids.dtype == object
     if text:
         parts = [item.encode() + b"\0" for item in catalog.item_ids.tolist()]
@@ -167,8 +174,52 @@ def save_catalog(catalog: Catalog, path: str | Path, folder: Path | None = None)
         raise OSError(str(error)) from None
 
 
+def save_mixture(mixture: Mixture, path: str | Path) -> None:
+    """Writes a mixture for C++ programs (csrc/recommender/mixture.h).
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    counts = mixture.counts
+    lists = list({id(part.lists): part.lists for part in counts.parts}.values())
+    kept: list[npt.NDArray[Any]] = []  # alive until the file is written
+
+    def at(values: npt.ArrayLike, dtype: type) -> int:
+        kept.append(np.ascontiguousarray(values, dtype=dtype))
+        return int(kept[-1].ctypes.data)
+
+    parts = []
+    for part in counts.parts:
+        items, weights = part.constant or (np.empty(0, np.int64), np.empty(0))
+        parts.append(
+            (
+                next(n for n, one in enumerate(lists) if one is part.lists),
+                len(part.recency),
+                at(part.recency, np.float64),
+                len(items),
+                at(items, np.int64),
+                at(weights, np.float64),
+            )
+        )
+    try:
+        core().save_mixture(
+            str(path),
+            counts.n_items,
+            at(counts.place, np.int64),
+            mixture.masked.tolist(),
+            mixture.unmasked.tolist(),
+            [
+                (at(one.offsets, np.int64), at(one.items, np.int32), at(one.weights, np.float32))
+                for one in lists
+            ],
+            parts,
+        )
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
+
+
 def _header_hash(path: Path) -> int:
-    """The hash at the end of the header of engine.bin or trie.bin, which covers all of the file."""
+    """The hash at the end of a header of 256 bytes, which covers all of the file."""
     with path.open("rb") as file:
         return int.from_bytes(file.read(256)[248:], "little")
 
@@ -215,11 +266,12 @@ def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog, Mixture | N
 LINEAGE = "lineage"  # of an export, in its config.json
 _LARGEST_CONFIG = 1 << 20  # bytes
 _PARTS = (ENGINE, "trie.bin", "catalog.parquet", CATALOG)
+_MIXTURE_PARTS = (*mixture_files, MIXTURE)
 
 
 def _lineage(folder: Path, catalog: Catalog) -> dict[str, str]:
     """What ties the parts of an export to each other: a digest of each, and one of all."""
-    parts = [*_PARTS, *(name for name in mixture_files if (folder / name).exists())]
+    parts = [*_PARTS, *(name for name in _MIXTURE_PARTS if (folder / name).exists())]
     digests = {name: _digest(folder / name) for name in parts}
     whole = hashlib.blake2b("".join(digests.values()).encode(), digest_size=16).hexdigest()
     return {"export": whole, "quantizer": catalog.quantizer, **digests}
@@ -252,7 +304,7 @@ def _read_lineage(folder: Path) -> dict[str, str]:
 
 
 def _check_lineage(folder: Path, lineage: dict[str, str], catalog: Catalog) -> None:
-    for name in (*_PARTS, *mixture_files):
+    for name in (*_PARTS, *_MIXTURE_PARTS):
         if (folder / name).exists() and _digest(folder / name) != lineage.get(name):
             raise DataError(
                 f"{folder / name}: wanted the file that was exported with {CONFIG}, got another"

@@ -23,7 +23,7 @@ from onerec.files import atomic_write
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
-FORMAT = 1
+FORMAT = 2
 LAST = 50  # items of a history that any part reads
 
 _PAIRS = 1 << 22  # pairs counted at once
@@ -201,6 +201,9 @@ class CountRanker:
         weights: One for each part, >= 0; 1 by default.
         counts: int [N], occurrences in training: the order of equal scores.
 
+    Attributes:
+        place: int64 [N], of each item in the order of popularity.
+
     Raises:
         ValueError: Lengths do not agree, or a weight is negative.
     """
@@ -227,8 +230,8 @@ class CountRanker:
                     f"parts: wanted lists of {len(self.counts)} items, got {len(part.lists)}"
                 )
         self._by_count = np.lexsort((_scattered(len(self.counts)), -self.counts))
-        self._place = np.empty_like(self._by_count)
-        self._place[self._by_count] = np.arange(len(self.counts))
+        self.place = np.empty_like(self._by_count)
+        self.place[self._by_count] = np.arange(len(self.counts))
 
     @property
     def n_items(self) -> int:
@@ -264,9 +267,9 @@ class CountRanker:
         for row in np.flatnonzero((items < 0).any(axis=1)).tolist():
             used = int((items[row] >= 0).sum())
             hidden = np.zeros(self.n_items, dtype=bool)
-            hidden[self._place[items[row, :used]]] = True
+            hidden[self.place[items[row, :used]]] = True
             if exclude is not None:
-                hidden[self._place[np.asarray(exclude[row], dtype=np.int64)]] = True
+                hidden[self.place[np.asarray(exclude[row], dtype=np.int64)]] = True
             more = self._by_count[np.flatnonzero(~hidden)[: k - used]]
             items[row, used : used + len(more)] = more
             scores[row, used : used + len(more)] = 0.0
@@ -335,7 +338,7 @@ class CountRanker:
                 value /= np.where(spread > 0, spread, 1.0)[rows]
             if exclude is not None:
                 for row, hidden in enumerate(exclude[begin : begin + step]):
-                    touched[row * n + self._place[self._checked(hidden)]] = False
+                    touched[row * n + self.place[self._checked(hidden)]] = False
                 free = touched[at]
                 rows, columns, values = rows[free], columns[free], values[:, free]
             bounds = np.searchsorted(rows, np.arange(len(block) + 1))
@@ -353,10 +356,10 @@ class CountRanker:
         age = np.arange(len(items)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         first, size = part.lists.offsets[items], np.diff(part.lists.offsets)[items]
         at = np.repeat(first - (np.cumsum(size) - size), size) + np.arange(size.sum())
-        cells = np.repeat(row * n, size) + self._place[part.lists.items[at]]
+        cells = np.repeat(row * n, size) + self.place[part.lists.items[at]]
         weights = np.repeat(part.recency[age], size) * part.lists.weights[at]
         if part.constant is not None:
-            always = np.arange(len(tails))[:, None] * n + self._place[part.constant[0]]
+            always = np.arange(len(tails))[:, None] * n + self.place[part.constant[0]]
             cells = np.concatenate([cells, always.reshape(-1)])
             weights = np.concatenate([weights, np.tile(part.constant[1], len(tails))])
         return cells, weights
@@ -376,13 +379,17 @@ class CountRanker:
             "counts": self.counts,
             "weights": np.array(self.weights),
         }
+        lists = {id(part.lists): number for number, part in reversed([*enumerate(self.parts)])}
         for number, part in enumerate(self.parts):
-            fields: dict[str, npt.NDArray[Any]] = {
-                "offsets": part.lists.offsets,
-                "items": part.lists.items,
-                "item_weights": part.lists.weights,
-                "recency": part.recency,
-            }
+            fields: dict[str, npt.NDArray[Any]] = {"recency": part.recency}
+            if lists[id(part.lists)] == number:
+                fields |= {
+                    "offsets": part.lists.offsets,
+                    "items": part.lists.items,
+                    "item_weights": part.lists.weights,
+                }
+            else:
+                fields["lists_of"] = np.array(lists[id(part.lists)])
             if part.constant is not None:
                 fields |= {"constant": part.constant[0], "constant_weights": part.constant[1]}
             arrays |= {f"{name}.{number}": value for name, value in fields.items()}
@@ -400,11 +407,13 @@ class CountRanker:
             with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 if int(file["format"]) != FORMAT:
                     raise ValueError(f"wanted format {FORMAT}, got {int(file['format'])}")
-                parts = []
+                parts: list[CountPart] = []
                 for number in range(len(file["weights"])):
-                    lists = ItemLists(
-                        *(file[f"{name}.{number}"] for name in ("offsets", "items", "item_weights"))
-                    )
+                    if f"lists_of.{number}" in file:
+                        lists = parts[int(file[f"lists_of.{number}"])].lists
+                    else:
+                        names = ("offsets", "items", "item_weights")
+                        lists = ItemLists(*(file[f"{name}.{number}"] for name in names))
                     constant = None
                     if f"constant.{number}" in file:
                         constant = (
@@ -415,7 +424,7 @@ class CountRanker:
                 return cls(parts, file["counts"], file["weights"].tolist())
         except FileNotFoundError:
             raise
-        except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
+        except (ValueError, KeyError, IndexError, EOFError, OSError, BadZipFile) as error:
             raise DataError(f"{path}: not a count ranker of this version: {error}") from error
 
 

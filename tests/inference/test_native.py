@@ -20,6 +20,7 @@ from onerec.inference.decoding import TorchDecoder
 from onerec.inference.exported import export
 from onerec.inference.native import NativeDecoder, NativeModel, refuse_unsupported
 from onerec.model.counting import (
+    CountPart,
     CountRanker,
     co_consumption,
     personal_frequency,
@@ -308,12 +309,13 @@ def test_an_export_ranks_by_its_mixture(catalog: Catalog, tmp_path: Path) -> Non
     seen = np.bincount(walks, minlength=n)
     parts = [
         transition(walks, offsets, n),
-        co_consumption(walks, offsets, n),
+        together := co_consumption(walks, offsets, n),
+        CountPart(together.lists, np.ones(3)),
         popularity(seen),
         personal_frequency(n),
     ]
     counts = CountRanker(parts, seen)
-    weights = rng.uniform(0.1, 1.0, (2, 6))
+    weights = rng.uniform(0.1, 1.0, (2, 7))
     mixture = Mixture(counts, weights[0], weights[1])
     made = Recommender(model, catalog, backend="native", mixture=mixture)
     folder = tmp_path / "exported"

@@ -17,7 +17,16 @@ import pytest
 import torch
 
 from onerec import OneRec, OneRecConfig, Recommender, __version__
+from onerec.inference import Mixture
 from onerec.inference.exported import export
+from onerec.model.counting import (
+    CountPart,
+    CountRanker,
+    co_consumption,
+    personal_frequency,
+    popularity,
+    transition,
+)
 from onerec.tokenizer import Catalog
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,12 +175,13 @@ RANK = """
 #include <onerec/recommender.h>
 #include <cstdio>
 #include <cstdlib>
-int main(int, char** argv) {  // FOLDER K BEAM_WIDTH DENSE_WEIGHT ALLOW_TAGS
+int main(int, char** argv) {  // FOLDER K BEAM_WIDTH DENSE_WEIGHT ALLOW_TAGS EXCLUDE_HISTORY
   const auto recommender = onerec::Recommender::Load(argv[1]);
   onerec::RankOptions options;
   options.k = std::atoi(argv[2]);
   options.beam_width = std::atoi(argv[3]);
-  options.dense_weight = std::atof(argv[4]);
+  if (std::atof(argv[4]) >= 0) options.dense_weight = std::atof(argv[4]);
+  options.exclude_history = std::atoi(argv[6]) != 0;
   options.allow_tags = std::strtoull(argv[5], nullptr, 10);
   for (int64_t item : recommender->Rank({51, 1, 199, 0}, {9}, options)) {
     std::printf("%ld ", static_cast<long>(recommender->IntId(item)));
@@ -191,10 +201,11 @@ int main(int argc, char** argv) {  /* as above */
   options.k = atoi(argv[2]);
   options.beam_width = atoi(argv[3]);
   options.dense_weight = atof(argv[4]);
+  options.exclude_history = atoi(argv[6]);
   options.allow_tags = strtoull(argv[5], NULL, 10);
   int64_t* items = malloc(options.k * sizeof *items);
   int64_t found = 0;
-  if (argc != 6 || onerec_create(argv[1], &recommender, error, sizeof error) != ONEREC_OK) return 1;
+  if (argc != 7 || onerec_create(argv[1], &recommender, error, sizeof error) != ONEREC_OK) return 1;
   if (onerec_rank(recommender, history, 4, exclude, 1, &options, items, &found, error,
                   sizeof error) != ONEREC_OK) {
     return 1;
@@ -209,7 +220,7 @@ int main(int argc, char** argv) {  /* as above */
 
 @pytest.mark.parametrize("nodes", [{}, NODES], ids=["codes", "nodes"])
 @pytest.mark.parametrize(("suffix", "code"), [("cc", RANK), ("c", RANK_C)], ids=["c++", "c"])
-def test_rankings_of_both_heads_are_those_of_python(
+def test_rankings_are_those_of_python(
     prefix: Path, tmp_path: Path, suffix: str, code: str, nodes: dict[str, Any]
 ) -> None:
     compiler = shutil.which("c++" if suffix == "cc" else "cc")
@@ -223,7 +234,22 @@ def test_rankings_of_both_heads_are_those_of_python(
     catalog = Catalog.build(ids, sids, 24).with_tags(np.arange(200) % 4 + 1)
     model = OneRec(config).eval()
     model.set_catalog(sids)
-    export(model, catalog, tmp_path / "exported")
+    rng = np.random.default_rng(1)
+    walks, offsets = np.minimum(rng.geometric(0.02, 1200), 200) - 1, np.arange(0, 1201, 8)
+    seen = np.bincount(walks, minlength=200)
+    together = co_consumption(walks, offsets, 200, neighbors=9)
+    counts = CountRanker(
+        [
+            together,
+            CountPart(together.lists, np.ones(2)),
+            transition(walks, offsets, 200),
+            popularity(seen, neighbors=20),
+            personal_frequency(200),
+        ],
+        seen,
+    )
+    mixture = Mixture(counts, *rng.uniform(-0.1, 1.0, (2, 7)))
+    export(model, catalog, tmp_path / "exported", mixture=mixture)
     main = tmp_path / f"main.{suffix}"
     main.write_text(code)
     (library,) = prefix.glob("lib*/libonerec_core.so")
@@ -231,14 +257,18 @@ def test_rankings_of_both_heads_are_those_of_python(
     standard = "-std=c++17" if suffix == "cc" else "-std=c99"
     program = tmp_path / "main"
     run(compiler, standard, main, *flags, f"-Wl,-rpath,{library.parent}", "-o", program)
-    recommender = Recommender(model, catalog, backend="torch")
+    recommender = Recommender(model, catalog, backend="torch", mixture=mixture)
     history, exclude = [ids[[51, 1, 199, 0]].tolist()], [[int(ids[9])]]
-    for k, width, weight, tags in (
-        (20, 16, 0.0, None),
-        (20, 16, 0.4, None),
-        (90, 8, 1.0, None),
-        (30, 16, 0.5, 4),
-        (300, 0, 0.7, None),
+    for k, width, weight, tags, masked in (
+        (20, 16, 0.0, None, True),
+        (20, 16, 0.4, None, True),
+        (90, 8, 1.0, None, False),
+        (30, 16, 0.5, 4, True),
+        (300, 0, 0.7, None, True),
+        (20, 16, None, None, True),
+        (20, 16, None, None, False),
+        (10, 4, None, 4, True),
+        (300, 0, None, None, False),
     ):
         (wanted,) = recommender.rank(
             history,
@@ -246,11 +276,17 @@ def test_rankings_of_both_heads_are_those_of_python(
             beam_width=width or None,
             dense_weight=weight,
             exclude=exclude,
+            exclude_history=masked,
             allow_tags=None if tags is None else [[tags.bit_length() - 1]],
         )
-        allowed = 2**64 - 1 if tags is None else tags
-        found = run(program, tmp_path / "exported", str(k), str(width), str(weight), str(allowed))
-        assert [int(item) for item in found.split()] == wanted
+        numbers = [k, width, -1 if weight is None else weight, tags or 2**64 - 1, int(masked)]
+        found = run(program, tmp_path / "exported", *map(str, numbers))
+        assert [int(item) for item in found.split()] == wanted, (k, width, weight, tags, masked)
+    (tmp_path / "exported" / "mixture.bin").write_bytes(b"ONERMIXT" + bytes(300))
+    refused = subprocess.run(
+        [program, tmp_path / "exported", *["5", "5", "0", "1", "1"]], capture_output=True, text=True
+    )
+    assert refused.returncode != 0
 
 
 def test_another_minor_version_is_refused(cmake: str, prefix: Path, tmp_path: Path) -> None:

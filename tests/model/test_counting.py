@@ -217,7 +217,7 @@ def test_save_and_load(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"cut\.npz: not a count ranker"):
         CountRanker.load(tmp_path / "cut.npz")
     np.savez(tmp_path / "other.npz", format=99)
-    with pytest.raises(DataError, match="wanted format 1, got 99"):
+    with pytest.raises(DataError, match="wanted format 2, got 99"):
         CountRanker.load(tmp_path / "other.npz")
     with pytest.raises(FileNotFoundError):
         CountRanker.load(tmp_path / "none.npz")

@@ -20,15 +20,23 @@ import torch
 import onerec
 from onerec import OneRec, OneRecConfig, Recommender
 from onerec.errors import DataError, OneRecError
-from onerec.inference import exported
+from onerec.inference import Mixture, exported
 from onerec.inference.exported import export
 from onerec.inference.native import NativeModel
+from onerec.model.counting import CountRanker, popularity, transition
 from onerec.tokenizer import Catalog
 
 ITEMS, K = 60, 16
 LIBRARY = next(Path(onerec.__file__).parent.glob("libonerec_core.so*"), None)
 # Sizes of the headers, and where the hashes of the content and of the header before it lie.
-HASHES = {"engine.bin": (256, 240), "trie.bin": (256, 240), "catalog.bin": (128, 64)}
+HASHES = {
+    "engine.bin": (256, 240),
+    "trie.bin": (256, 240),
+    "mixture.bin": (256, 240),
+    "catalog.bin": (128, 64),
+}
+# Where catalog.bin names the others of its export.
+LINKS = {"engine.bin": 80, "trie.bin": 88, "mixture.bin": 96}
 MUTATIONS = int(os.environ.get("ONEREC_MUTATIONS", "150"))
 MASK = 2**64 - 1
 P1, P2, P3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
@@ -86,19 +94,38 @@ def sealed(name: str, data: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export of a tiny network that knows its items, with text ids and tags."""
+    """An export of a tiny network that knows its items, with text ids, tags and a mixture."""
     path = tmp_path_factory.mktemp("hostile") / "export"
     torch.manual_seed(0)
     sizes = {"d_model": 16, "n_heads": 4, "d_ff": 16, "n_experts": 2, "expert_d_ff": 16}
     config = OneRecConfig.preset(
-        "tiny", codebook_size=K, session_length=2, n_items=ITEMS, history_length=5, **sizes
+        "tiny",
+        codebook_size=K,
+        session_length=2,
+        n_items=ITEMS,
+        item_loss=1.0,
+        history_length=5,
+        **sizes,
     )
     sids = np.random.default_rng(0).integers(0, K, (ITEMS, 3))
     catalog = Catalog.build([f"v{i:02}" for i in range(ITEMS)], sids, K)
     model = OneRec(config).eval()
     model.set_catalog(catalog.sids)
-    export(model, catalog.with_tags([1 + i % 3 for i in range(ITEMS)]), path)
+    walks = np.random.default_rng(1).integers(0, ITEMS, 300)
+    seen = np.bincount(walks, minlength=ITEMS)
+    parts = [transition(walks, np.arange(0, 301, 6), ITEMS), popularity(seen, neighbors=9)]
+    mixture = Mixture(CountRanker(parts, seen), np.ones(4), np.ones(4))
+    tagged = catalog.with_tags([1 + i % 3 for i in range(ITEMS)])
+    export(model, tagged, path, mixture=mixture)
     return path
+
+
+def linked(folder: Path) -> None:
+    """Makes catalog.bin name the files that are beside it."""
+    made = bytearray((folder / "catalog.bin").read_bytes())
+    for name, at in LINKS.items():
+        made[at : at + 8] = (folder / name).read_bytes()[248:256].ljust(8, b"x")
+    (folder / "catalog.bin").write_bytes(sealed("catalog.bin", bytes(made)))
 
 
 def test_the_hash_is_the_one_of_the_files(folder: Path) -> None:
@@ -126,6 +153,22 @@ def part(folder: Path, name: str) -> int:
     return 128 + 8 * sum(sizes[: PARTS[name]])
 
 
+class RankOptions(ctypes.Structure):
+    """onerec_rank_options."""
+
+    _fields_ = (
+        ("k", ctypes.c_int64),
+        ("beam_width", ctypes.c_int64),
+        ("dense_weight", ctypes.c_double),
+        ("dense_top", ctypes.c_int64),
+        ("exclude_history", ctypes.c_int32),
+        ("scoring", ctypes.c_int32),
+        ("temperature", ctypes.c_double),
+        ("num_threads", ctypes.c_int32),
+        ("allow_tags", ctypes.c_uint64),
+    )
+
+
 class Library:
     """The C interface, by ctypes."""
 
@@ -140,6 +183,9 @@ class Library:
         for name in ("onerec_items", "onerec_session_length", "onerec_ids_are_text"):
             getattr(c, name).argtypes = [ctypes.c_void_p]
         c.onerec_destroy.argtypes = [ctypes.c_void_p]
+        c.onerec_default_rank_options.restype = RankOptions
+        c.onerec_rank.argtypes = [ctypes.c_void_p] * 9 + [ctypes.c_size_t]
+        c.onerec_rank.argtypes[2] = c.onerec_rank.argtypes[4] = ctypes.c_int64
 
     def open(self, folder: Path) -> tuple[int, str]:
         """Status and message; what loads is read through and let go."""
@@ -151,8 +197,19 @@ class Library:
                 self.c.onerec_int_id(made, item)
             for name in (b"v07", b"", b"none"):
                 assert -1 <= self.c.onerec_find_text(made, name) < self.c.onerec_items(made)
+            self.rank(made)
             self.c.onerec_destroy(made)
         return status, error.value.decode(errors="replace")
+
+    def rank(self, made: ctypes.c_void_p) -> None:
+        """Ranks for a history; any status, and no item outside the catalogue."""
+        options, found = self.c.onerec_default_rank_options(), ctypes.c_int64()
+        history, items = (ctypes.c_int64 * 3)(0, 1, 0), (ctypes.c_int64 * options.k)()
+        options.beam_width = 4
+        arguments = (history, 3, None, 0, ctypes.byref(options), items, ctypes.byref(found))
+        if self.c.onerec_rank(made, *arguments, None, 0) == 0:
+            most = self.c.onerec_items(made)
+            assert all(0 <= item < most for item in items[: found.value])
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +249,16 @@ def test_every_number_of_a_catalogue_is_held_to_its_range(
         ("catalog.bin", 40, 2, "<q", "do not fill"),  # text
         ("catalog.bin", 80, 1, "<q", "is not the file that was exported"),
         ("catalog.bin", 88, 1, "<q", "is not the file that was exported"),
+        ("catalog.bin", 96, 1, "<q", "is not the file that was exported"),
+        ("mixture.bin", 24, 61, "<q", "items: wanted 60 as in catalog.bin, got 61"),
+        ("mixture.bin", 32, 2**39, "<q", "offsets: wrong"),  # lists
+        ("mixture.bin", 40, 2**39, "<q", "do not fill"),
+        ("mixture.bin", 256, 0x7FF0000000000000, "<q", "weights: wrong"),
+        ("mixture.bin", 320, 2, "<q", "parts: wrong"),  # the list of the first part
+        ("mixture.bin", 328, 2**39, "<q", "do not fill"),  # its ages
+        ("mixture.bin", 328, -1, "<q", "parts: wrong"),
+        ("mixture.bin", -4, 60, "<i", "neighbors: wrong"),
+        ("mixture.bin", -4, -1, "<i", "neighbors: wrong"),
         ("engine.bin", 300, 0x7FC00000, "<i", "finite"),
         ("engine.bin", 300, 0x7F800000, "<i", "finite"),
     ],
@@ -200,11 +267,9 @@ def test_headers_links_and_weights_are_checked(
     library: Library, folder: Path, tmp_path: Path, name, at, value, kind, words
 ) -> None:
     bad = changed(folder, tmp_path / "bad", name, at, value, kind)
-    if name == "engine.bin":  # the catalogue is made for it
-        made = (bad / "engine.bin").read_bytes()[248:256]
-        changed_ = bytearray((bad / "catalog.bin").read_bytes())
-        changed_[80:88] = made
-        (bad / "catalog.bin").write_bytes(sealed("catalog.bin", bytes(changed_)))
+    if name != "catalog.bin":
+        linked(bad)
+    if name == "engine.bin":
         with pytest.raises(DataError, match=words):
             NativeModel.load(bad / "engine.bin", OneRec.read_config(bad / "config.json"))
     status, error = library.open(bad)
@@ -287,9 +352,10 @@ def run_mutations(folder: Path, work: Path, seed: int, count: int) -> None:
         shutil.rmtree(work, ignore_errors=True)
         shutil.copytree(folder, work)
         data = mutated(draw, (folder / name).read_bytes())
-        if name in HASHES and draw.random() < 0.8:
-            data = sealed(name, data)
-        (work / name).write_bytes(data)
+        whole = name in HASHES and draw.random() < 0.8
+        (work / name).write_bytes(sealed(name, data) if whole else data)
+        if whole and name in LINKS:
+            linked(work)
         assert library.open(work)[0] in (0, 2), (seed, number, name)
         loads: list[Callable[[], object]] = [
             lambda: Recommender.from_exported(work),

@@ -65,10 +65,12 @@ ONEREC_API onerec_status onerec_recommend(const onerec_recommender* recommender,
                                           char* error, size_t error_size);
 
 typedef struct onerec_rank_options {
-  int64_t k;               /* most items */
-  int64_t beam_width;      /* 0: the larger of k and 128 */
-  double dense_weight;     /* 0 .. 1, of the dense head's log-probability beside the generator's */
-  int64_t dense_top;       /* best items of the dense head that join the beam's */
+  int64_t k;           /* most items */
+  int64_t beam_width;  /* 0: the larger of k and 128 */
+  double dense_weight; /* 0 .. 1, of the dense head's log-probability beside the generator's;
+                          -1: the mixture of generator, dense head and counts where the export
+                          has one, else the generator */
+  int64_t dense_top;   /* best items of the dense head, and of each count, that join the beam's */
   int32_t exclude_history; /* 1: show nothing from the history */
   int32_t scoring;         /* of the beam; as in onerec_options */
   double temperature;      /* of the beam */
@@ -76,7 +78,7 @@ typedef struct onerec_rank_options {
   uint64_t allow_tags; /* items with one of these tags alone; 0: all items */
 } onerec_rank_options;
 
-/* Ten items by the beam alone, 50 of the dense head once it has a weight, the rest as in
+/* Ten items by the mixture where the export has one, else by the beam; the rest as in
    onerec_default_options. */
 ONEREC_API onerec_rank_options onerec_default_rank_options(void);
 

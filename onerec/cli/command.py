@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,11 +97,13 @@ class Command:
         out: Directory of the run.
         settings: The merged settings.
         json: Whether results are wanted as JSON.
+        more: Values of the flags that are no settings, None where one was not given.
     """
 
     out: Path
     settings: Settings
     json: bool
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_command(
@@ -112,6 +114,7 @@ def parse_command(
     *,
     data: bool = False,
     stored: bool = True,
+    more: Callable[[Parser], None] | None = None,
 ) -> Command:
     """Parses a verb's flags and merges them over `--config` and the stored settings.
 
@@ -125,6 +128,7 @@ def parse_command(
         sections: Sections that the verb has flags for.
         data: Whether it reads a log.
         stored: Whether to start from the settings of the last command on this directory.
+        more: Adds flags that are no settings to the parser.
 
     Raises:
         OneRecError: A settings file cannot be read.
@@ -133,7 +137,13 @@ def parse_command(
     parser = Parser(verb, description, "--out DIR [options]")
     _add_top(parser, data, not PRESET_SECTIONS.isdisjoint(sections))
     add_sections(parser, sections, _flag(argv, "--preset", PRESETS) or PRESETS[0])
+    others: list[str] = []
+    if more is not None:
+        before = {action.dest for action in parser._actions}
+        more(parser)
+        others = [action.dest for action in parser._actions if action.dest not in before]
     given = parser.given(argv).as_dict()
+    extra = {name: given.pop(name, None) for name in others}
     for key in ("json", "debug"):
         given.setdefault(key, False)
     out = Path(given.pop("out"))
@@ -152,7 +162,7 @@ def parse_command(
     as_json = given.pop("json")
     given.pop("debug")
     merged = _merge(merged, given)
-    return Command(out, _settings(parser, merged), as_json)
+    return Command(out, _settings(parser, merged), as_json, extra)
 
 
 def _flag(argv: list[str], name: str, choices: Sequence[str]) -> str | None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import onerec
+from onerec.cli.main import main
 from onerec.errors import DataError, OneRecError
+from onerec.pipeline.requests import read_requests
 
 SMALL: dict[str, Any] = {
     "model": {"d_model": 16, "d_ff": 32, "encoder_layers": 1, "item_negatives": 0},
@@ -74,6 +78,110 @@ def test_frames_of_the_callers_kind(tmp_path: Path) -> None:
     found = onerec.fit(frame, out=tmp_path / "run", **few).recommend(user_ids=["u0"], k=3)
     assert isinstance(found, pandas.DataFrame)
     assert list(found.columns) == ["user_id", "rank", "item_id", "score"]
+
+
+def recommend(
+    fitted: onerec.Fitted, users: Path, *flags: str | Path, capsys: pytest.CaptureFixture[str]
+) -> list[dict[str, Any]]:
+    """The rows that `onerec recommend --users` writes to stdout."""
+    command = ["recommend", "--out", fitted.directory, "--users", users, *flags]
+    assert main(list(map(str, command))) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize("ending", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_users_of_a_file(
+    fitted: onerec.Fitted, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
+) -> None:
+    file = tmp_path / f"users{ending}"
+    users = ["u3", "u71"]
+    if ending == ".parquet":
+        pq.write_table(pa.table({"user_id": users}), file)
+    elif ending == ".jsonl":
+        file.write_text("".join(json.dumps({"user_id": user}) + "\n" for user in users))
+    else:
+        file.write_text("user_id\n" + "\n".join(users) + "\n")
+    rows = recommend(fitted, file, "--recommend.items", "4", capsys=capsys)
+    wanted = fitted.recommend(user_ids=users, k=4)
+    assert [row["user_id"] for row in rows] == wanted["user_id"].to_pylist()
+    assert [row["item_id"] for row in rows] == wanted["item_id"].to_pylist()
+    assert [row["rank"] for row in rows] == [0, 1, 2, 3] * 2
+    assert (rows[0]["session"], rows[1]["position"]) == (0, 1)
+
+
+def test_histories_of_a_file(
+    fitted: onerec.Fitted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known, strange = ["i5", "i6", "i8"], ["i30", "i31", "never seen"]
+    wanted = fitted.recommend(histories=[known, strange], k=3)["item_id"].to_pylist()
+    lines, spaces, both = (tmp_path / name for name in ("h.jsonl", "h.csv", "both.csv"))
+    lines.write_text("".join(json.dumps({"history": h}) + "\n" for h in (known, strange)))
+    three = ("--recommend.items", "3")
+    rows = recommend(fitted, lines, *three, capsys=capsys)
+    assert [row["request"] for row in rows] == [0, 0, 0, 1, 1, 1]
+    assert [row["item_id"] for row in rows] == wanted
+    spaces.write_text('history\ni5 i6 i8\n"[""i30"", ""i31"", ""never seen""]"\n')
+    assert recommend(fitted, spaces, *three, capsys=capsys) == rows
+    # A history stands for the log's; its user may be a new one.
+    both.write_text("user_id,history\nnobody,i5 i6 i8\nu3,\n")
+    rows = recommend(fitted, both, *three, capsys=capsys)
+    assert [row["user_id"] for row in rows] == ["nobody"] * 3 + ["u3"] * 3
+    assert [row["item_id"] for row in rows[:3]] == wanted[:3]
+    of_log = fitted.recommend(user_ids=["u3"], k=3)["item_id"].to_pylist()
+    assert [row["item_id"] for row in rows[3:]] == of_log
+
+    for to in (tmp_path / "picks.parquet", tmp_path / "picks.jsonl"):
+        command = ["recommend", "--out", fitted.directory, "--users", both, *three, "--to", to]
+        assert main([*map(str, command), "--json"]) == 0
+        told = {"recommendations": str(to), "requests": 2, "rows": 6, "without_items": 0}
+        assert json.loads(capsys.readouterr().out) == told
+    assert [json.loads(line) for line in to.read_text().splitlines()] == rows
+    assert pq.read_table(tmp_path / "picks.parquet").to_pylist() == [
+        {**row, "score": pytest.approx(row["score"], rel=1e-6)} for row in rows
+    ]
+
+
+def test_integer_ids_are_those_of_the_log(tmp_path: Path) -> None:
+    file = tmp_path / "u.csv"
+    file.write_text("user_id,history\n007,12 5\n")
+    assert read_requests(file, pa.int64(), pa.int32()).keys == [7]
+    found = read_requests(file, pa.string(), pa.string())
+    assert (found.name, found.keys, found.histories) == ("user_id", ["007"], [["12", "5"]])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "user_id\nu1\nnobody\n", "column 'user_id', row 1: 'nobody' is not in the log"),
+        ("b.csv", "uid\nu1\n", "wanted a column 'user_id' or 'history', the file has uid"),
+        ("c.jsonl", '{"history": "[1"}\n', "column 'history', row 0: wanted a JSON list"),
+        ("d.jsonl", '{"history": [1]}\n', "column 'history', row 0: wanted a string as in the log"),
+        ("e.jsonl", "nothing\n", "it cannot be read (Expecting value"),
+        ("f.jsonl", "[1]\n", "row 0: wanted an object, got [1]"),
+        ("g.parquet", "PAR1", "it cannot be read ("),
+        ("h.txt", "u1", "wanted .parquet, .csv, .tsv, .jsonl or .json"),
+        ("i.csv", "user_id\n", "the file has no rows"),
+        ("j.jsonl", '{"history": null}\n', "row 0: wanted a list of item ids, got null"),
+    ],
+)
+def test_a_bad_file_of_users_is_told(
+    fitted: onerec.Fitted,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str,
+    said: str,
+) -> None:
+    (tmp_path / name).write_text(content)
+    to = tmp_path / "out.parquet"
+    command = ["recommend", "--out", fitted.directory, "--users", tmp_path / name, "--to", to]
+    assert main(list(map(str, command))) == 1
+    assert f"onerec recommend: {tmp_path / name}" in (err := capsys.readouterr().err)
+    assert said in err
+    assert not to.exists()
+    if name == "a.csv":
+        assert main([*map(str, command[:-1]), "picks.txt"]) == 1
+        assert "to: wanted a file that ends in .parquet, .jsonl, .json" in capsys.readouterr().err
 
 
 def test_mistakes_are_named(fitted: onerec.Fitted, tmp_path: Path) -> None:

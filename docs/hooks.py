@@ -14,7 +14,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         return markdown
     from onerec.cli.main import VERBS
 
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1"}
+    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1"}
     for verb, about in VERBS.items():
         text = subprocess.run(
             [sys.executable, "-m", "onerec", verb, "--help"],

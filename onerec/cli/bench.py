@@ -109,7 +109,7 @@ def main(argv: list[str]) -> None:
         "Runs the benchmarks of a source tree; each checks its result before it is timed. "
         "`onerec bench quality` and `onerec bench ladder` train and compare recommenders instead, "
         "and have helps of their own.",
-        usage="[SUITE ...] [options] | quality --data DIR [options] | ladder [options]",
+        usage="[SUITE ...] [options] | quality [options] | ladder [options]",
     )
     parser.add_argument(
         "suites",

@@ -28,6 +28,7 @@ def add_sections(parser: Parser, sections: Sequence[str], preset: str) -> None:
         cls = section_class(section)
         parser.add_class_arguments(cls, section, skip=set(SECTIONS[section][2]))
         parser.hide(section)
+    parser.shorten()
     if not PRESET_SECTIONS.isdisjoint(sections):
         more = preset_values(preset)
         parser.set_defaults({k: v for k, v in more.items() if k.split(".")[0] in sections})

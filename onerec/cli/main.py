@@ -18,11 +18,11 @@ from onerec.errors import Interrupted, OneRecError
 
 # In the order of the main job, then the tools.
 VERBS = {
-    "run": "logs -> semantic ids -> training -> alignment -> evaluation -> report",
-    "simulate": "stage: make a short-video world with known user interests, and its log",
+    "run": "logs -> semantic ids -> training -> evaluation -> report",
+    "simulate": "stage: make a short-video world of known interests, and its log",
     "sessions": "stage: read a log, keep the good sessions, make item vectors",
     "tokenize": "stage: item vectors -> balanced semantic ids, catalogue and trie",
-    "pretrain": "stage: train the generative model on the sessions (resumes by itself)",
+    "pretrain": "stage: train the generator on the sessions (resumes by itself)",
     "reward": "stage: train the reward model on what was shown (needs feedback)",
     "align": "stage: prefer what the reward model prefers (resumes by itself)",
     "mixture": "stage: weigh generator, dense head and counts in a ranking of items",
@@ -48,9 +48,9 @@ verbs:
 Try it:                 onerec run --out demo
 On your own log:        onerec run --data FOLDER --out DIR
 
-Every verb takes --json (results as JSON on stdout) and --debug (tracebacks). Results go to
-stdout, logs and progress to stderr. Exit codes: 0 done, 1 a problem with input, files or the
-machine, 2 wrong usage, 130 interrupted."""
+Every verb takes --json (results as JSON on stdout) and --debug (tracebacks).
+Results go to stdout, logs and progress to stderr. Exit codes: 0 done, 1 a
+problem with input, files or the machine, 2 wrong usage, 130 interrupted."""
 
 
 class Interruption:

@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+_LONGEST_CHOICES = 50  # characters of {a,b,c} that fit beside an option in 80 columns
+
 
 class Parser(ArgumentParser):
     """`onerec VERB` options: `--json` and `--debug` for all, short errors, exit code 2."""
@@ -62,6 +64,12 @@ class Parser(ArgumentParser):
             value = getattr(values, name)
             if value is not None and value <= 0:
                 self.error(f"--{name}: wanted more than 0, got {value}")
+
+    def shorten(self) -> None:
+        """Lets the help name a long list of choices once, behind the option's text."""
+        for action in self._actions:
+            if isinstance(action.metavar, str) and len(action.metavar) > _LONGEST_CHOICES:
+                action.metavar = action.dest.split(".")[-1].upper()
 
     def hide(self, dest: str) -> None:
         """Leaves an option out of the help."""

@@ -42,6 +42,11 @@ def test_unknown_verb_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None
     assert "did you mean 'tokenize'?" in capsys.readouterr().err
 
 
+def test_help_fits_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if len(line) > 80] == []
+
+
 def test_help_does_not_wait_for_torch() -> None:
     code = (
         "import sys; from onerec.cli.main import main; code = main(['--help'])\n"
@@ -51,12 +56,16 @@ def test_help_does_not_wait_for_torch() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_has_readable_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_has_readable_help(
+    verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
     assert shown.startswith(f"usage: onerec {verb} ")
+    assert [line for line in shown.splitlines() if len(line) > 80] == []
     assert "--json" in shown
     undescribed = [
         line

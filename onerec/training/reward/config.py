@@ -13,7 +13,9 @@ SOFT_TARGETS = ("swt", "vtr")
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How the reward model is made (arXiv 2502.18965, section 3.3, leaves sizes and fusion open).
+    """How the reward model is made (arXiv 2502.18965, section 3.3).
+
+    The paper leaves sizes and fusion open.
 
     Attributes:
         targets: What is predicted: "swt" (watch seconds, a soft label: the share of a cap), "vtr"

@@ -104,5 +104,9 @@ setup(
         *(f"onerec.{name}" for name in find_packages(include=["kernels", "kernels.*"])),
     ],
     package_dir={"onerec.kernels": "kernels"},
-    package_data={"onerec": ["py.typed", "*.pyi"], "onerec.report": ["templates/*"]},
+    package_data={
+        "onerec": ["py.typed", "*.pyi"],
+        "onerec.report": ["templates/*"],
+        "onerec.serving": ["*.html"],
+    },
 )

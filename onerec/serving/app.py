@@ -62,6 +62,7 @@ from onerec.serving.schema import (
     errors,
 )
 from onerec.serving.served import ServedLog
+from onerec.serving.trial import Trial, add_page
 from onerec.serving.versions import Draining, NoEarlierVersion, SwapUnderWay, Versions
 from onerec.serving.worker import Expired, Worker
 
@@ -331,6 +332,9 @@ def create_app(
     @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
     async def docs() -> str:
         return page(app.openapi())
+
+    if config.page:
+        add_page(app, Trial(arms["a"], config, source))
 
     if keys.administered:
         guarded: dict[str, Any] = {

@@ -49,6 +49,9 @@ class ServeConfig:
         split: Share of the users, by a hash of their ids, who get arm "b".
         served_log: Folder for a log of the items served; None: none.
         served_log_megabytes: A file of that log is ended when it is larger.
+        page: Whether `/` shows a page to try it: items by text or id, and what is recommended.
+        run: Folder of the run whose texts and users the page offers. None: the run that the folder
+            lies in, if it does; elsewhere the page has ids and no users.
     """
 
     host: str = "127.0.0.1"
@@ -80,6 +83,8 @@ class ServeConfig:
     split: float = 0.5
     served_log: str | None = None
     served_log_megabytes: int = 64
+    page: bool = True
+    run: str | None = None
 
     def __post_init__(self) -> None:
         at_least(self, 1, "max_queue", "max_queue_rows", "max_rows", "deadline_ms")

@@ -38,7 +38,8 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._\-]{1,128}")
 # Probes and scrapes come from the cluster, which has no token.
 _OPEN = ("/healthz", "/readyz", "/metrics")
 # A browser brings a token here: it asks for a password.
-_PAGES = ("/docs", "/openapi.json")
+_PAGES = ("/", "/docs", "/openapi.json")
+_TRY = "/try/"
 
 
 class Keys:
@@ -62,7 +63,7 @@ class Keys:
     def role(self, scope: Scope, path: str) -> str | None:
         """ "admin", "client", or None for one who may not even ask."""
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        token = _credentials(given[0], path in _PAGES) if len(given) == 1 else None
+        token = _credentials(given[0], _is_page(path)) if len(given) == 1 else None
         if token is not None:
             # Every token is compared, so that the time does not tell which was nearly right.
             admin = [hmac.compare_digest(token, one) for one in self._admin]
@@ -72,6 +73,10 @@ class Keys:
             if any(client):
                 return "client"
         return None if self.closed and path not in _OPEN else "client"
+
+
+def _is_page(path: str) -> bool:
+    return path in _PAGES or path.startswith(_TRY)
 
 
 def _tokens(name: str, given: str | None) -> list[bytes]:
@@ -159,7 +164,7 @@ class Edge:
 
         try:
             if state["role"] is None:
-                wanted = "Bearer" if asked not in _PAGES else 'Basic realm="onerec", Bearer'
+                wanted = 'Basic realm="onerec", Bearer' if _is_page(asked) else "Bearer"
                 await refuse(
                     401, "wanted Authorization: Bearer TOKEN", {"WWW-Authenticate": wanted}
                 )

@@ -44,7 +44,8 @@ class Server:
         **rest: Any,
     ) -> None:
         rest.setdefault("admin_token", None if token is None else ADMIN)
-        self.app = create_app(recommender, config, token=token, source="first", **rest)
+        rest.setdefault("source", "first")
+        self.app = create_app(recommender, config, token=token, **rest)
         protocol = http_protocol(config, self.app.state.metrics)
         settings: dict[str, Any] = {"http": protocol, "root_path": root_path}
         self._server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_config=None, **settings))

@@ -45,11 +45,14 @@ class SessionConfig:
         test_fraction: Without `test_from`, the share of positive exposures after the test cut.
         unknown_items: Whether rows whose item is not in the items table are refused ("refuse")
             or dropped and counted ("drop").
-        embeddings: One of the log's vector files by name, "cooccurrence", several of these
+        embeddings: One of the log's vector files by name, "cooccurrence", "text" (what `text_model`
+            makes of the items' texts and tags; needs the extra `text`), several of these
             joined by "+" (side by side, each centred and scaled to equal mean square), or
             "auto": the first of the log's, with "next" joined with co-occurrence, or co-occurrence
             where the log has none.
         embedding_dim: Of co-occurrence vectors.
+        text_model: Folder of a sentence-transformers model, or a name on the Hugging Face Hub; for
+            "text".
         cooccurrence_window: Largest distance of a co-occurring pair.
         seed: Of co-occurrence and of filled vectors.
         exposed_sessions: Most exposed sessions with feedback that are written for a reward model; 0
@@ -76,6 +79,7 @@ class SessionConfig:
     unknown_items: Literal["refuse", "drop"] = "refuse"
     embeddings: str = "auto"
     embedding_dim: int = 64
+    text_model: str = "sentence-transformers/all-MiniLM-L6-v2"
     cooccurrence_window: int = 5
     seed: int = 0
     exposed_sessions: int = 100_000

@@ -198,7 +198,7 @@ def _next(run: Path, result: EvalResult, split: str, gap: Measure, rival: Measur
         told.append(
             f"{_percent(size['targets_not_in_train'], size['targets'])} of the {split} targets do "
             "not occur in training, which no count can find: vectors of what items are like "
-            "(embeddings.npy, --sessions.embeddings) help."
+            "(--sessions.embeddings text, embeddings.npy) help."
         )
     stopped = noted(run, "align").get("stopped")
     if stopped:
@@ -226,7 +226,8 @@ def _about_data(funnel: dict[str, Any]) -> list[str]:
     if vectors.get("source") == "cooccurrence":
         told.append(
             "Item vectors come from co-occurrence, so a new item has none until people took it: "
-            "vectors of texts or pictures (embeddings.npy in the log's folder) know it at once."
+            "vectors of its text (--sessions.embeddings text) or your own (embeddings.npy in the "
+            "log's folder) know it at once."
         )
     elif items and filled > _FILLED * items:
         told.append(

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from onerec.data import text
 from onerec.data.config import SessionConfig
 from onerec.data.session_set import list_values
 from onerec.data.source import LogSource
@@ -25,6 +26,9 @@ def item_vectors(
         if rule == "next" and name != "cooccurrence":
             name += "+cooccurrence"
     optional = config.embeddings == "auto" and "+" in name
+    files = dict(log.vectors)
+    if text.NAME in name.split("+"):
+        files.setdefault(text.NAME, text.text_vectors(log.path, log.items, config.text_model))
     parts, about = [], []
     filled = np.zeros(log.items.num_rows, dtype=np.bool_)
     for part in name.split("+"):
@@ -37,12 +41,12 @@ def item_vectors(
                 raise DataError(f"{log.path}: no two items co-occur in a user's train sequence")
             vectors = fill(vectors, known, tags, config.seed)
             about.append("co-occurrence in train sequences (PPMI, truncated SVD)")
-        elif part in log.vectors:
-            file = log.vectors[part]
+        elif part in files:
+            file = files[part]
             vectors, known = align(file, log.items["item_id"].to_numpy(), tags, config.seed)
             about.append(file.about)
         else:
-            names = ", ".join(["auto", "cooccurrence", *log.vectors])
+            names = ", ".join(["auto", "cooccurrence", text.NAME, *log.vectors])
             raise ValueError(
                 f"embeddings: wanted one of {names}, or several joined by '+', got {name!r}"
             )

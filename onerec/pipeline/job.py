@@ -44,6 +44,8 @@ def run(
     settings: Settings,
     out: str | Path,
     listener: Listener = SILENT,
+    *,
+    until: str = STAGES[-1],
 ) -> dict[str, StageResult]:
     """The main job: log -> sessions -> semantic ids -> models -> evaluation -> report.
 
@@ -53,6 +55,7 @@ def run(
         out: Directory of the run, held for this process meanwhile. A stage in it whose inputs have
             not changed is skipped; an interrupted one goes on.
         listener: Told of the work.
+        until: The last stage that is made.
 
     Returns:
         Name of each stage -> how it ended, in order. A log without feedback has no `reward` and no
@@ -66,7 +69,7 @@ def run(
     results: dict[str, StageResult] = {}
     config = inputs.directory / "config.yaml"
     with locked(inputs.directory, "run"), settings.saved(config) as undo:
-        for name in STAGES:
+        for name in STAGES[: STAGES.index(until) + 1]:
             if name == "world" and settings.data is not None:
                 continue
             if name in ("reward", "align") and not inputs.aligned(settings):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -601,3 +601,44 @@ def alignment(rounds: Sequence[dict[str, Any]]) -> str:
         right.legend(loc="upper left")
 
     return _svg("alignment", (4.7, 3.1), draw, panels=3)
+
+
+def sweep(
+    numbers: Sequence[int],
+    values: Sequence[float],
+    settings: dict[str, Sequence[Any]],
+    logs: Collection[str],
+    label: str,
+) -> str:
+    """A sweep's values by trial, with the best so far, and against each setting.
+
+    Args:
+        numbers: Of the trials that ended well.
+        values: Their values.
+        settings: Name of each setting -> its value in each of these trials.
+        logs: Settings on a logarithmic axis.
+        label: Of the values.
+    """
+
+    def draw(first: Axes, *rest: Axes) -> None:
+        best = np.maximum.accumulate(values)
+        first.step(numbers, best, where="post", color=LEVEL_COLOURS[2], lw=1.5, label="best so far")
+        first.set_title("By trial")
+        first.set_xlabel("trial")
+        first.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        first.legend(loc="lower right")
+        for ax, name in zip(rest, settings, strict=True):
+            ax.set_title(name)
+            if name in logs:
+                ax.set_xscale("log")
+        columns = [numbers, *settings.values()]
+        for ax, places in zip((first, *rest), columns, strict=True):
+            ax.set_ylabel(label)
+            named = any(isinstance(one, str | bool) or one is None for one in places)
+            for number, place, value in zip(numbers, places, values, strict=True):
+                (point,) = ax.plot(
+                    str(place) if named else place, value, "o", ms=6, color=LEVEL_COLOURS[0]
+                )
+                _tell(point, f"trial {number}: {value:.4g}")
+
+    return _svg("sweep", (4.7, 3.0), draw, panels=1 + len(settings))

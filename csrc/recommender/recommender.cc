@@ -463,7 +463,14 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   if (mixed) {
     counts = impl_->mixture->Of(prepared.known);
     for (const std::vector<float>& values : counts.values) {
-      const std::vector<int64_t> best = Best(counts.items, values, options.dense_top, free);
+      std::vector<int64_t> items;
+      std::vector<float> evidence;
+      for (size_t i = 0; i < values.size(); ++i) {
+        if (values[i] <= 0) continue;
+        items.push_back(counts.items[i]);
+        evidence.push_back(values[i]);
+      }
+      const std::vector<int64_t> best = Best(items, evidence, options.dense_top, free);
       found.insert(found.end(), best.begin(), best.end());
     }
   }

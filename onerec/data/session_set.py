@@ -109,6 +109,13 @@ class Samples:
         end = np.minimum(self.target_offsets[indices + 1], begin + length)
         return padded(self.target_values, begin, end - begin, length)
 
+    def sample(self, most: int, seed: int = 0) -> Samples:
+        """At most `most` of the samples, drawn with a seed, in their order."""
+        if len(self) <= most:
+            return self
+        drawn = np.random.default_rng(seed).choice(len(self), size=most, replace=False)
+        return self.take(np.sort(drawn))
+
     def take(self, indices: npt.ArrayLike) -> Samples:
         """The samples at `indices`, in that order."""
         indices = np.asarray(indices, dtype=np.int64)

@@ -18,6 +18,7 @@ class EvaluationConfig:
         beam_width: Beams of the next-item ranking and of session generation. A width below
             max(ks) leaves places empty, which count as misses.
         max_users: Measure a seeded sample of this many users; all when null.
+        max_sessions: Of these no more users than have this many sessions in a split; all when null.
         unmasked: Also rank with the user's history left in (the protocol of several papers).
         sasrec: Train SASRec on the run's own sequences as one more baseline (`onerec evaluate` and
             `onerec run`; minutes to hours on a CPU).
@@ -36,6 +37,7 @@ class EvaluationConfig:
     ks: tuple[int, ...] = (5, 10)
     beam_width: int = 20
     max_users: int | None = None
+    max_sessions: int | None = None
     unmasked: bool = True
     sasrec: bool = False
     popular_top: float = 0.1
@@ -49,7 +51,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         at_least(self, 1, "beam_width", "batch_size", "resamples")
-        at_least_or_none(self, 1, "max_users")
+        at_least_or_none(self, 1, "max_users", "max_sessions")
         at_least(self, 0, "latency_requests", "sample_sessions")
         if not self.ks or min(self.ks) < 1:
             raise wanted("ks", "numbers of at least 1, not empty", self.ks)

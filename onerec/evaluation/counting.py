@@ -21,7 +21,7 @@ from onerec.model.counting import (
     transition,
 )
 
-USERS = 4000  # of valid that choose the options
+SESSIONS = 4000  # of valid that choose the options
 DEPTH = 10  # of the NDCG that chooses
 
 EXPONENTS = (0.3, 0.5)
@@ -69,8 +69,8 @@ class CountBaselines:
         rankers: "transition", "co-consumption" (its variant chosen on valid), "personal frequency"
             (only where the history may be recommended) and "count ranker", their mixture.
         evidence: Every part that was tried, for `onerec.inference.Mixture` to weigh.
-        chosen: The options of "co-consumption" and "count ranker", with the NDCG@10 on the users
-            of valid that chose them.
+        chosen: The options of "co-consumption" and "count ranker", with the NDCG@10 on the
+            sessions of valid that chose them.
     """
 
     rankers: dict[str, CountRanker]
@@ -83,7 +83,7 @@ def fit_counts(
     histories: Sequence[str] = ("masked", "unmasked"),
     *,
     neighbors: int = 200,
-    users: int = USERS,
+    sessions: int = SESSIONS,
     seed: int = 0,
 ) -> dict[str, CountBaselines]:
     """Counts on train, and chooses on valid: the options with the best NDCG@10.
@@ -93,7 +93,7 @@ def fit_counts(
         histories: "masked" (the history cannot be recommended), "unmasked" (it can, and what the
             user took before is a part of the mixture), or both.
         neighbors: Most neighbors kept for an item.
-        users: Most users of valid that choose, drawn with `seed`.
+        sessions: Most sessions of valid that choose, drawn with `seed`.
         seed: Of the draw.
 
     Returns:
@@ -109,7 +109,7 @@ def fit_counts(
         for last, decay in HISTORIES:
             together[exponent, last, decay] = CountPart(part.lists, decay ** np.arange(last))
     parts = [*together.values(), follow, popularity(counts)]
-    valid = some_users(data.samples("valid"), users, seed)
+    valid = data.samples("valid").sample(sessions, seed)
     found = {}
     for history in histories:
         masked = history == "masked"
@@ -177,12 +177,3 @@ def _gains(ranker: CountRanker, samples: Samples, weights: FloatArray, masked: b
             gain = np.where(hit, 1.0 / np.log2(places + 2.0), 0.0).sum(axis=1)
             gains += gain / ideal[min(len(wanted), DEPTH) - 1]
     return gains / len(samples)
-
-
-def some_users(samples: Samples, most: int, seed: int) -> Samples:
-    """The sessions of at most `most` users."""
-    found = np.unique(samples.user_row)
-    if len(found) <= most:
-        return samples
-    drawn = np.random.default_rng(seed).choice(found, size=most, replace=False)
-    return samples.take(np.flatnonzero(np.isin(samples.user_row, drawn)))

@@ -91,7 +91,7 @@ def evaluate(
     rng = np.random.default_rng(config.seed)
     parts = {}
     for name in config.splits:
-        samples, users = _sample_users(session_set.samples(name), config.max_users, rng)
+        samples, users = _sample_users(session_set.samples(name), config, rng)
         if len(samples):
             parts[name] = (samples, users)
     if not parts:
@@ -421,13 +421,18 @@ def _legal(trie: Any, codes: list[npt.NDArray[Any]]) -> FloatArray:
 
 
 def _sample_users(
-    samples: Samples, max_users: int | None, rng: np.random.Generator
+    samples: Samples, config: EvaluationConfig, rng: np.random.Generator
 ) -> tuple[Samples, int]:
-    """The sessions of at most `max_users` users drawn at random, and how many users there were."""
-    users = np.unique(samples.user_row)
-    if max_users is None or len(users) <= max_users:
+    """All sessions of users drawn at random, as many as the config wants, and how many users there
+    were."""
+    users, sessions = np.unique(samples.user_row, return_counts=True)
+    most = len(users) if config.max_users is None else config.max_users
+    total = len(samples) if config.max_sessions is None else config.max_sessions
+    if len(users) <= most and len(samples) <= total:
         return samples, len(users)
-    chosen = rng.choice(users, size=max_users, replace=False)
+    order = rng.permutation(len(users))[:most]
+    kept = max(1, int(np.searchsorted(np.cumsum(sessions[order]), total, side="right")))
+    chosen = users[order[:kept]]
     return samples.take(np.flatnonzero(np.isin(samples.user_row, chosen))), len(users)
 
 
@@ -459,6 +464,7 @@ def _protocol(
         "ks": list(config.ks),
         "beam_width": config.beam_width,
         "max_users": config.max_users,
+        "max_sessions": config.max_sessions,
         "seed": config.seed,
         "resamples": config.resamples,
         "confidence": config.confidence,

@@ -114,9 +114,9 @@ class EvalResult:
 
     Attributes:
         protocol: What was measured and how: "splits" (names in order), "split_sizes" (sessions,
-            users, targets of each), "items", "ks", "beam_width", "max_users", "seed",
-            "resamples", "confidence", "notes", "counting" (what valid chose for the counting
-            baselines) ...
+            users, targets of each), "items", "ks", "beam_width", "max_users",
+            "max_sessions", "seed", "resamples", "confidence", "notes", "counting" (what valid
+            chose for the counting baselines) ...
         measures: The table of means.
         differences: Paired differences between systems on the same rows.
         latency: {"requests", "times_ms", "p50_ms", "p90_ms", "p99_ms", "mean_ms", "setting"},

@@ -1,4 +1,4 @@
-"""The ranking of held-out users that chooses a training's checkpoint."""
+"""The ranking of held-out sessions that chooses a training's checkpoint."""
 
 from __future__ import annotations
 
@@ -12,19 +12,9 @@ from onerec.inference import Recommender
 from onerec.model.onerec import OneRec
 from onerec.tokenizer import Catalog
 
-WATCHED = 2000  # users of valid
+WATCHED = 2000  # sessions of valid
 _DEPTH = 10
 _BEAMS = 20
-
-
-def some_users(samples: Samples, users: int | None) -> Samples:
-    """The sessions of a seeded sample of users; the same users whatever the split."""
-    if users is None or users >= len(np.unique(samples.user_row)):
-        return samples
-    last = int(samples.user_row.max()) + 1
-    order = np.random.default_rng(0).permutation(last)
-    present = order[np.isin(order, samples.user_row)][:users]
-    return samples.take(np.flatnonzero(np.isin(samples.user_row, present)))
 
 
 def ranking_score(

@@ -20,7 +20,7 @@ from onerec.data import Samples, SessionSet
 from onerec.evaluation.adapters import RecommenderRanker, ScoreRanker
 from onerec.evaluation.baselines import Popularity, Ranker
 from onerec.evaluation.metrics import FloatArray, pad_rows
-from onerec.evaluation.watched import fast_recommender, some_users
+from onerec.evaluation.watched import fast_recommender
 from onerec.experiments.compare import CASES, DEPTH, METRICS, Run, session_scores
 from onerec.experiments.ids import make_ids
 from onerec.experiments.presets import System
@@ -33,7 +33,7 @@ from onerec.tokenizer import Catalog
 from onerec.training import TrainConfig, pretrain
 from onerec.training.batches import PrefixBatches, SessionBatches
 
-WATCHED = 3000  # users of valid that choose the checkpoint
+WATCHED = 3000  # sessions of valid that choose the checkpoint
 _BLOCK = 2048  # sessions measured between two saves
 _WEIGHTS = tuple(round(0.05 * step, 2) for step in range(21))
 
@@ -78,8 +78,8 @@ class Experiment:
             samples = data.samples(split)
             if not len(samples):
                 raise ValueError(f"the split {split} has no sessions")
-            self.parts[split] = some_users(samples, max_users)
-        self.watched = some_users(self.parts["valid"], WATCHED)
+            self.parts[split] = _some_users(samples, max_users)
+        self.watched = self.parts["valid"].sample(WATCHED)
         self._seen = _histories(self.watched, range(len(self.watched)))
 
     def train(self, system: System, seed: int, folder: Path, title: str) -> dict[str, Any]:
@@ -433,3 +433,13 @@ def _load_next_items(path: Path) -> list[NextItems]:
         NextItems(items, beamed, generator, dense, np.empty((0, len(items)), np.float32))
         for items, beamed, generator, dense in zip(*parts, strict=True)
     ]
+
+
+def _some_users(samples: Samples, users: int | None) -> Samples:
+    """The sessions of a seeded sample of users; the same users whatever the split."""
+    if users is None or users >= len(np.unique(samples.user_row)):
+        return samples
+    last = int(samples.user_row.max()) + 1
+    order = np.random.default_rng(0).permutation(last)
+    present = order[np.isin(order, samples.user_row)][:users]
+    return samples.take(np.flatnonzero(np.isin(samples.user_row, present)))

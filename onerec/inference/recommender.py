@@ -27,7 +27,7 @@ from onerec.inference.mixture import Mixture
 from onerec.inference.native import NativeDecoder, NativeModel
 from onerec.inference.results import Candidates, NextItems, Recommendation
 from onerec.inference.rules import ItemId, Request, Rules, Tags
-from onerec.model.counting import CountRanker
+from onerec.model.counting import CountRanker, best_places
 from onerec.model.onerec import OneRec
 from onerec.ops.beam_step import check_scoring
 from onerec.tokenizer import Catalog
@@ -415,7 +415,7 @@ class Recommender:
             histories: As for `recommend`.
             beam_width: Semantic ids followed at once.
             dense_top: Best items of the dense head that join the beam's, and of each part of
-                `counts`.
+                `counts` that has evidence for them.
             counts: Over the items of the catalogue, in its order; None for none.
             exclude: As for `recommend`.
             exclude_history: As for `recommend`.
@@ -457,7 +457,7 @@ class Recommender:
                 top = best.indices[best.values > float("-inf")].numpy()
                 likely = [beamed[request.place], top]
                 for values in more[1]:
-                    likely.append(more[0][np.argsort(-values, kind="stable")[:dense_top]])
+                    likely.append(more[0][best_places(values, dense_top)])
                 rows.append(np.unique(np.concatenate(likely)))
             items = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
             for row, mine in enumerate(rows):

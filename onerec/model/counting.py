@@ -288,7 +288,7 @@ class CountRanker:
         for begin, bounds, columns, values in self.evidence(histories, exclude):
             total = np.asarray(self.weights) @ values
             for row, (low, high) in enumerate(itertools.pairwise(bounds), start=begin):
-                best = _best(total[low:high], k)
+                best = best_places(total[low:high], k)
                 items[row, : len(best)] = columns[low + best]
                 scores[row, : len(best)] = total[low + best]
         return items, scores
@@ -513,8 +513,8 @@ class _Sequences:
         return pair[starts] // self.n_items, pair[starts] % self.n_items, count
 
 
-def _best(values: FloatArray, k: int) -> IntArray:
-    """Positions of the k greatest values above 0, greatest first; equal ones in their order."""
+def best_places(values: npt.NDArray[np.floating[Any]], k: int) -> IntArray:
+    """Places of the k greatest values above 0, greatest first; equal ones in their order."""
     kept = np.flatnonzero(values > 0)
     if len(kept) > k:
         least = np.partition(values[kept], -k)[-k]

@@ -14,7 +14,7 @@ from onerec.pipeline.settings import Settings
 from onerec.pipeline.stage import StageResult, run_stage
 from onerec.progress import Listener
 
-USERS = 4000  # of valid, at most
+SESSIONS = 4000  # of valid, at most
 _BEAMS = 50
 _TOP = 50
 _BLOCK = 256
@@ -35,14 +35,13 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.evaluation.counting import fit_counts
-        from onerec.evaluation.watched import some_users
         from onerec.inference import Mixture, NextItems
 
         data, catalog = inputs.load()
         recommender = inputs.recommender(served.stage, catalog)
-        valid = some_users(data.samples("valid"), USERS)
+        valid = data.samples("valid").sample(SESSIONS)
         histories = [catalog.item_ids[valid.history(i)].tolist() for i in range(len(valid))]
-        summary: dict[str, Any] = {"users": len(valid)}
+        summary: dict[str, Any] = {"sessions": len(valid)}
         counts = fit_counts(data)["unmasked"].evidence
         requests: dict[str, list[tuple[NextItems, Any]]] = {"masked": [], "unmasked": []}
         with listener.progress("mixture") as report:

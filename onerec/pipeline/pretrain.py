@@ -39,7 +39,7 @@ def _described(settings: Settings, inputs: Inputs, listener: Listener) -> dict[s
     def build(folder: Path) -> dict[str, Any]:
         import torch
 
-        from onerec.evaluation.watched import WATCHED, ranking_score, some_users
+        from onerec.evaluation.watched import WATCHED, ranking_score
         from onerec.model import OneRec, OneRecConfig
         from onerec.training import pretrain
 
@@ -63,8 +63,9 @@ def _described(settings: Settings, inputs: Inputs, listener: Listener) -> dict[s
         model = OneRec(config)
         if known:
             model.set_catalog(catalog.sids, data.embeddings)
+            model.leave_unseen(data.items["train_count"].to_numpy() == 0)
         train, valid = data.samples("train"), data.samples("valid")
-        watched = some_users(valid, WATCHED)
+        watched = valid.sample(WATCHED)
         score = None
         if known and len(watched):
             score = ranking_score(watched, catalog, exclude_history=data.exclude_history)

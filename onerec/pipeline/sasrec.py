@@ -29,7 +29,7 @@ _SMALL_BATCH = 64
 _FEW_USERS = 5000
 _WHOLE_SOFTMAX = 20_000  # items; a larger catalogue draws negatives
 _NEGATIVES = 4096
-_WATCHED = 3000  # users of valid that choose the checkpoint
+_WATCHED = 3000  # sessions of valid that choose the checkpoint
 _VALIDATIONS = 8
 _DEPTH = 10  # of the NDCG that chooses
 
@@ -65,7 +65,6 @@ def sasrec_ranker(
     import torch
 
     from onerec.evaluation.adapters import ScoreRanker
-    from onerec.evaluation.counting import some_users
     from onerec.evaluation.metrics import ndcg, pad_rows, target_ranks
     from onerec.model import SASRec, SASRecConfig
     from onerec.training import TrainConfig, pretrain
@@ -90,7 +89,7 @@ def sasrec_ranker(
         checkpoint_every=every,
     )
     rows = np.arange(data.n_items)[:, None]
-    watched = some_users(data.samples("valid"), _WATCHED, seed)
+    watched = data.samples("valid").sample(_WATCHED, seed)
     seen = [watched.history(i) for i in range(len(watched))]
     targets = pad_rows([np.unique(watched.target(i)) for i in range(len(watched))])
 

@@ -131,7 +131,7 @@ _WITH_PRESET: dict[str, dict[str, float | None]] = {
         "train.max_steps": 3000,
         "train.batch_size": None,
         "train.grad_accumulation": 4,
-        "evaluate.max_users": 10_000,
+        "evaluate.max_sessions": 10_000,
         "recommend.users": 2000,
     },
     "tiny": {**_PAPER, "evaluate.max_users": 2000, "recommend.users": 2000},

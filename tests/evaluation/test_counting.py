@@ -116,7 +116,7 @@ def test_repeats_are_found_where_the_history_may_be_recommended(tmp_path: Path) 
 
 def test_the_choice_is_repeatable_and_bounded(tmp_path: Path) -> None:
     data = sessions(tmp_path, walks())
-    first, again, other = (fit_counts(data, users=20, seed=s)["masked"] for s in (0, 0, 1))
+    first, again, other = (fit_counts(data, sessions=20, seed=s)["masked"] for s in (0, 0, 1))
     assert first.chosen == again.chosen
     assert other.chosen["count ranker"]["ndcg@10"] != first.chosen["count ranker"]["ndcg@10"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -404,6 +404,9 @@ def test_samples_of_users_are_seeded_and_said(sessions: SessionSet) -> None:
     assert first.value("recall@5", split="valid").n == 7
     assert first.protocol["split_sizes"]["test"]["users"] == 7
     assert first.protocol["split_sizes"]["test"]["users_in_split"] == N_USERS
+    few = replace(config, max_users=None, max_sessions=5)  # of one session a user
+    bounded = evaluate(Walker(ids(sessions), wrong=True), sessions, few)
+    assert bounded.protocol["split_sizes"]["test"]["users"] == 5
 
 
 def test_samples_show_what_was_hit(sessions: SessionSet) -> None:
@@ -470,6 +473,7 @@ def test_result_survives_the_file(sessions: SessionSet, tmp_path: Path) -> None:
         {"ks": (0,)},
         {"beam_width": 0},
         {"max_users": 0},
+        {"max_sessions": 0},
         {"buckets": (5, 2)},
         {"splits": ()},
         {"popular_top": 0.0},

@@ -28,6 +28,7 @@ SYSTEMS = (
     "co-consumption",
     "transition",
     "personal frequency",
+    "recent popularity",
     "popularity",
     "random",
 )
@@ -81,7 +82,8 @@ class Measure:
         split: "valid" or "test".
         history: "masked" (the user's history cannot be recommended) or "unmasked".
         system: "model", "pretrained" (it before its alignment), "popularity", "random",
-            "transition", "co-consumption", "personal frequency" (unmasked only), "count ranker"
+            "transition", "co-consumption", "personal frequency" (unmasked only),
+            "recent popularity", "count ranker"
             (their mixture), the name of another ranker such as "SASRec", "oracle" (greatest true
             watch time) or "logged" (what the user really watched next); for a
             difference, "a - b".

@@ -177,7 +177,7 @@ def popularity(counts: npt.ArrayLike, *, neighbors: int = 200) -> CountPart:
     """The most frequent items, the same for every history.
 
     Args:
-        counts: int [N], occurrences in training.
+        counts: [N], occurrences in training, or their weights.
         neighbors: Items that have evidence.
     """
     seen = np.asarray(counts, dtype=np.float64)

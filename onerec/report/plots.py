@@ -33,6 +33,7 @@ SYSTEM_COLOURS = {
     "co-consumption": "#ccbb44",
     "transition": "#aa3377",
     "personal frequency": "#66ccee",
+    "recent popularity": "#a6761d",
     "popularity": "#d9822b",
     "random": "#8a929c",
     "oracle": "#2b8a5e",

@@ -19,7 +19,14 @@ from onerec.report.read import (
     stage_record,
 )
 
-_COUNTS = ("count ranker", "co-consumption", "transition", "personal frequency", "popularity")
+_COUNTS = (
+    "count ranker",
+    "co-consumption",
+    "transition",
+    "personal frequency",
+    "recent popularity",
+    "popularity",
+)
 _FEW_USERS = 1000  # fewer held-out users than this make intervals wide
 _EARLY = 0.5  # share of the steps before which a best validation is told
 _FILLED = _COLD = 0.1  # shares of items without a vector, of targets without training, that matter

@@ -11,8 +11,8 @@ import pytest
 
 from onerec.data import SessionConfig, SessionSet, build_sessions, open_log
 from onerec.evaluation import metrics as m
-from onerec.evaluation.counting import fit_counts, train_sequences
-from onerec.model.counting import CountRanker, co_consumption, transition
+from onerec.evaluation.counting import fit_counts, recent_counts, train_sequences
+from onerec.model.counting import CountRanker, co_consumption, popularity, transition
 
 DAY = 86_400_000
 
@@ -112,6 +112,42 @@ def test_repeats_are_found_where_the_history_may_be_recommended(tmp_path: Path) 
     assert "personal" in found.chosen["count ranker"]
     assert found.chosen["count ranker"]["ndcg@10"] > 0.5
     assert found.chosen["co-consumption"]["ndcg@10"] < found.chosen["count ranker"]["ndcg@10"]
+
+
+def test_what_is_popular_now_is_found_where_tastes_move(tmp_path: Path) -> None:
+    """Each ten of 40 days have ten items of their own; few are taken from all fifty."""
+    rng, folder = np.random.default_rng(4), tmp_path / "log"
+    folder.mkdir()
+    day = rng.integers(40, size=6000)
+    usual = rng.random(6000) < 0.2
+    items = np.where(
+        usual, rng.integers(50, size=6000), day // 10 * 10 + rng.integers(10, size=6000)
+    )
+    times = 1_600_000_000_000 + day * DAY + rng.integers(DAY, size=6000)
+    columns = {"user_id": rng.integers(300, size=6000), "item_id": items, "timestamp": times}
+    pq.write_table(pa.table(columns), folder / "interactions.parquet")
+    config = SessionConfig(rule="next", length=1, split="time", embedding_dim=4)
+    data = build_sessions(open_log(folder), config, tmp_path / "sessions")
+    counts = recent_counts(data, 0.02)
+    assert counts is not None
+    assert sorted(data.items["item_id"].to_numpy()[np.argsort(-counts)[:10]]) == [*range(30, 40)]
+    found = fit_counts(data)["masked"]
+    assert found.chosen["recent popularity"]["recent_share"] < 0.1
+    assert "recent" in found.chosen["count ranker"]
+    recall = {name: measured(r, data, "test")[0].mean() for name, r in found.rankers.items()}
+    popular = measured(
+        CountRanker([popularity(data.items["train_count"])], data.items["train_count"]),
+        data,
+        "test",
+    )
+    assert recall["count ranker"] > 1.2 * max(recall["co-consumption"], popular[0].mean())
+    assert recall["recent popularity"] > 1.5 * popular[0].mean()
+    # Places that stand for times have no trend.
+    columns["timestamp"] = 1_600_000_000_000 + np.arange(6000)
+    pq.write_table(pa.table(columns), folder / "interactions.parquet")
+    data = build_sessions(open_log(folder), config, tmp_path / "places")
+    assert recent_counts(data, 0.1) is None
+    assert "recent popularity" not in fit_counts(data)["masked"].rankers
 
 
 def test_the_choice_is_repeatable_and_bounded(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -120,3 +121,30 @@ def test_triton_model_answers_a_batch_of_requests(
             [str(item) for item in session] for session in expected.item_ids
         ]
         assert scores[row].tolist() == expected.scores
+
+
+def test_the_notebook() -> None:
+    """Its cells in order, in one namespace, as a kernel runs them."""
+    pytest.importorskip("pandas")
+    notebook = json.loads((EXAMPLES / "dataframe.ipynb").read_text(encoding="utf-8"))
+    assert notebook["nbformat"] == 4
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    assert not any(c.get("outputs") for c in notebook["cells"]), "outputs are of one machine"
+    space: dict[str, Any] = {}
+    values = []
+    for cell in cells:
+        *body, last = ast.parse(cell).body
+        exec(compile(ast.Module(body, []), "cell", "exec"), space)
+        if isinstance(last, ast.Expr):
+            values.append(eval(compile(ast.Expression(last.value), "cell", "eval"), space))
+        else:
+            exec(compile(ast.Module([last], []), "cell", "exec"), space)
+    head, table, picks, by_history = values[:4]
+    assert list(head.columns) == ["user_id", "item_id", "timestamp"]
+    assert table.loc["model", "ndcg@10"] > 2 * table.loc["popularity", "ndcg@10"]
+    assert list(picks["user_id"]) == ["user-0"] * 3 + ["user-1"] * 3
+    assert all(picks["text"].str.startswith("The film number "))
+    assert "film-13" in set(by_history["item_id"])
+    assert space["again"].recommend(user_ids=["user-0"], k=3)["item_id"].to_pylist() == list(
+        picks["item_id"][:3]
+    )

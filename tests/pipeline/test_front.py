@@ -80,6 +80,26 @@ def test_frames_of_the_callers_kind(tmp_path: Path) -> None:
     assert list(found.columns) == ["user_id", "rank", "item_id", "score"]
 
 
+def test_polars_in_and_out(tmp_path: Path) -> None:
+    polars = pytest.importorskip("polars")
+    frame = polars.from_arrow(walks()).with_columns(
+        polars.from_epoch("timestamp", time_unit="ms")  # polars' own times
+    )
+    items = polars.DataFrame({"item_id": [f"i{n}" for n in range(40)]}).with_columns(
+        text="film " + polars.col("item_id")
+    )
+    few = {**SMALL, "train": {**SMALL["train"], "steps": 2}}
+    fitted = onerec.fit(frame, items=items, embeddings=np.eye(40), out=tmp_path / "run", **few)
+    found = fitted.recommend(user_ids=frame["user_id"].unique(maintain_order=True)[:2], k=3)
+    assert isinstance(found, polars.DataFrame)
+    assert found["user_id"].to_list() == ["u0"] * 3 + ["u1"] * 3
+    assert set(found["item_id"]) <= set(items["item_id"])
+    measures = fitted.evaluate()
+    assert isinstance(measures, polars.DataFrame)
+    assert measures.filter(polars.col("system") == "model").height > 0
+    assert onerec.load(tmp_path / "run").settings.sessions.embeddings == "auto"
+
+
 def recommend(
     fitted: onerec.Fitted, users: Path, *flags: str | Path, capsys: pytest.CaptureFixture[str]
 ) -> list[dict[str, Any]]:

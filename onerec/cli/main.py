@@ -30,6 +30,7 @@ VERBS = {
     "recommend": "stage: lists or sessions of items for every user, as Parquet",
     "report": "stage: one HTML file about the whole run",
     "sweep": "try settings, compared on valid (extra sweep; resumes by itself)",
+    "update": "carry a finished run forward by new rows, items and removals",
     "export": "pack a run's model and catalogue for serving and for C++ programs",
     "serve": "recommendations over HTTP from an exported folder",
     "env": "what is installed and what this machine can do",

@@ -200,6 +200,24 @@ def fill(
     return vectors
 
 
+@dataclass(frozen=True)
+class Cooccurrence:
+    """Vectors of items from who is consumed near whom, and the space that they lie in.
+
+    Args:
+        vectors: float32 [N, d]; zero for an item without a pair.
+        known: bool [N], whether an item had a pair.
+        projection: float32 [N, d]: a row of the matrix of mutual information times it is the vector
+            of that row's item, so that later items are folded in (`fold_in`).
+        context: float64 [N], the smoothed share of each item among all contexts.
+    """
+
+    vectors: Floats
+    known: npt.NDArray[np.bool_]
+    projection: Floats
+    context: npt.NDArray[np.float64]
+
+
 def cooccurrence_vectors(
     values: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],
@@ -209,6 +227,20 @@ def cooccurrence_vectors(
     window: int = 5,
     seed: int = 0,
 ) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Item vectors float32 [N, d] of `cooccurrence`, and whether each item had a pair, bool [N]."""
+    found = cooccurrence(values, offsets, n_items, dim=dim, window=window, seed=seed)
+    return found.vectors, found.known
+
+
+def cooccurrence(
+    values: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    n_items: int,
+    *,
+    dim: int = 64,
+    window: int = 5,
+    seed: int = 0,
+) -> Cooccurrence:
     """Item vectors from who is consumed near whom: PPMI and a truncated SVD.
 
     Pairs at distance k <= `window` in a user's sequence count 1/k; the matrix of positive
@@ -225,14 +257,15 @@ def cooccurrence_vectors(
         seed: Of the random projection; equal seeds give equal vectors.
 
     Returns:
-        float32 [N, d] and whether each item had a pair (bool [N]; the others' rows are 0).
+        The vectors and what folds later items in.
     """
     dim = min(dim, n_items)
     left, right, weight = _pairs(values, offsets, n_items, window)
     marginal = np.bincount(left, weights=weight, minlength=n_items)
     if not len(left):
-        return np.zeros((n_items, dim), dtype=np.float32), np.zeros(n_items, dtype=np.bool_)
-    context = marginal**0.75
+        nothing = np.zeros((n_items, dim), dtype=np.float32)
+        return Cooccurrence(nothing, nothing[:, 0] > 0, nothing, np.zeros(n_items))
+    context = np.asarray(marginal**0.75, dtype=np.float64)
     context /= context.sum()
     pmi = np.log(weight / (marginal[left] * context[right]))
     # The smoothing makes the matrix slightly asymmetric; both halves count the same.
@@ -259,7 +292,46 @@ def cooccurrence_vectors(
     vectors = vectors * torch.sign(vectors[peak, torch.arange(len(top))])
     out = np.zeros((n_items, dim), dtype=np.float32)
     out[:, : len(top)] = vectors.numpy()
-    return out, np.asarray(marginal > 0)
+    values_of = eigenvalues[top].abs().clamp(min=1e-12)
+    projection = np.zeros_like(out)
+    projection[:, : len(top)] = (vectors * torch.sign(eigenvalues[top]) / values_of).numpy()
+    return Cooccurrence(out, np.asarray(marginal > 0), projection, context)
+
+
+def fold_in(
+    values: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    n_items: int,
+    projection: Floats,
+    context: npt.NDArray[np.float64],
+    *,
+    window: int = 5,
+) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """Vectors of items that came after `cooccurrence`, in the same space.
+
+    Args:
+        values: int32, the users' items one after another; the items of `projection` have the
+            indices below N, the later ones N and more.
+        offsets: int64 [users + 1].
+        n_items: Items in all.
+        projection: [N, d], as of `Cooccurrence`.
+        context: [N], as of `Cooccurrence`.
+        window: Largest distance of a pair.
+
+    Returns:
+        float32 [n_items - N, d], and whether an item had a pair with an item of `projection`.
+    """
+    first = len(projection)
+    left, right, weight = _pairs(values, offsets, n_items, window)
+    inside = (left >= first) & (right < first)
+    left, right, weight = left[inside] - first, right[inside], weight[inside]
+    kept = context[right] > 0
+    left, right, weight = left[kept], right[kept], weight[kept]
+    marginal = np.bincount(left, weights=weight, minlength=n_items - first)
+    ppmi = np.maximum(np.log(weight / (marginal[left] * context[right])), 0.0)
+    out = np.zeros((n_items - first, projection.shape[1]))
+    np.add.at(out, left, ppmi[:, None] * projection[right])
+    return out.astype(np.float32), np.asarray(marginal > 0)
 
 
 def _pairs(

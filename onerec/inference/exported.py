@@ -42,7 +42,8 @@ def export(
 ) -> NativeModel:
     """Writes a folder that `Recommender.from_exported` and C++ programs load.
 
-    An earlier folder of this function is replaced as a whole.
+    An earlier folder of this function is replaced as a whole. A catalogue with retired items is
+    written for Python alone, without catalog.bin: C++ programs do not know of them and refuse it.
 
     Args:
         model: The network.
@@ -75,7 +76,8 @@ def export(
         if mixture is not None:
             mixture.save(temporary)
             save_mixture(mixture, temporary / MIXTURE)
-        save_catalog(catalog, temporary / CATALOG, temporary)
+        if catalog.retired is None:  # C++ programs would recommend what is retired
+            save_catalog(catalog, temporary / CATALOG, temporary)
         fields = {
             "model_type": OneRec.model_type,
             **model.config.to_dict(),
@@ -272,7 +274,7 @@ _MIXTURE_PARTS = (*mixture_files, MIXTURE)
 def _lineage(folder: Path, catalog: Catalog) -> dict[str, str]:
     """What ties the parts of an export to each other: a digest of each, and one of all."""
     parts = [*_PARTS, *(name for name in _MIXTURE_PARTS if (folder / name).exists())]
-    digests = {name: _digest(folder / name) for name in parts}
+    digests = {n: _digest(folder / n) if (folder / n).exists() else "" for n in parts}
     whole = hashlib.blake2b("".join(digests.values()).encode(), digest_size=16).hexdigest()
     return {"export": whole, "quantizer": catalog.quantizer, **digests}
 

@@ -73,6 +73,10 @@ class Mixture:
         order = np.argsort(-score, kind="stable")[:k]
         return found.items[order], score[order]
 
+    def grown(self, n_items: int) -> Mixture:
+        """The same mixture over a catalogue with more items behind, of which nothing is counted."""
+        return Mixture(self.counts.grown(n_items), self.masked, self.unmasked)
+
     @classmethod
     def fit(cls, counts: CountRanker, masked: Requests, unmasked: Requests) -> Self:
         """Fits the weights; requests without a taken item among their candidates are left out.

@@ -61,6 +61,7 @@ class Recommender:
       that a new user gets what the model thinks of nobody in particular.
     - Items are excluded by id (`exclude`, and the whole history with `exclude_history`). A semantic
       id is out of the search when all of its items are excluded.
+    - Retired items of the catalogue are read in a history and never shown.
     - Where several items share a semantic id, a session shows the first that is not excluded, and a
       ranking shows all that are not, one after another, in the catalogue's order.
     - No semantic id comes twice in a session. A session is as long as asked, or as there are

@@ -51,6 +51,8 @@ class Rules:
     def __init__(self, catalog: Catalog, config: OneRecConfig) -> None:
         self.catalog, self.config = catalog, config
         trie = catalog.trie
+        none = np.empty(0, np.int64)
+        self._retired = none if catalog.retired is None else np.flatnonzero(catalog.retired)
         # Empty where there are no tags: a request with some is refused then.
         self._leaf_tags = trie.tags.astype(np.int64) if trie.has_tags else np.empty(0, np.int64)
         self._item_tags = self._leaf_tags
@@ -92,7 +94,7 @@ class Rules:
             excluded = known if exclude_history else known[:0]
             if exclude is not None:
                 excluded = np.concatenate([excluded, self._known("exclude", place, exclude[place])])
-            excluded = np.unique(excluded)
+            excluded = np.unique(np.concatenate([excluded, self._retired]))
             allow = None
             if allow_tags is not None and (tags := allow_tags[place]) is not None:
                 try:

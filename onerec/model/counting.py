@@ -307,6 +307,23 @@ class CountRanker:
         """Equal scores are ordered by a rule, so no two items are alike."""
         return None
 
+    def grown(self, n_items: int) -> CountRanker:
+        """The same counts over a catalogue with more items behind, of which nothing is known."""
+        more = n_items - self.n_items
+        if more < 0:
+            raise ValueError(f"n_items: wanted at least {self.n_items}, got {n_items}")
+        lists = {
+            id(part.lists): ItemLists(
+                np.append(part.lists.offsets, np.full(more, part.lists.offsets[-1])),
+                part.lists.items,
+                part.lists.weights,
+            )
+            for part in self.parts
+        }
+        parts = [CountPart(lists[id(p.lists)], p.recency, p.constant) for p in self.parts]
+        counts = np.append(self.counts, np.zeros(more, self.counts.dtype))
+        return CountRanker(parts, counts, self.weights)
+
     def evidence(
         self, histories: Sequence[npt.ArrayLike], exclude: Sequence[npt.ArrayLike] | None = None
     ) -> Iterator[tuple[int, IntArray, IntArray, FloatArray]]:

@@ -43,7 +43,9 @@ class Catalog:
             them too, a leaf those of all its items.
         tag_words: The word of tag t at place t; empty where tags have numbers alone.
         quantizer: Fingerprint of the quantizer that gave the semantic ids; empty where unknown.
-        fingerprint: Of item ids and semantic ids, hexadecimal digits.
+        retired: bool [N], which items are known, so that histories have them, but never
+            recommended; None for none.
+        fingerprint: Of item ids, semantic ids and retired items, hexadecimal digits.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class Catalog:
         tags: npt.NDArray[np.int64] | None = None,
         tag_words: tuple[str, ...] = (),
         quantizer: str = "",
+        retired: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         self.quantizer = quantizer
+        self.retired = retired if retired is not None and retired.any() else None
         self.item_ids, self.sids, self.tags, self.tag_words = item_ids, sids, tags, tag_words
         self.codebook_size, self.levels = trie.codebook_size, trie.levels
         self.leaf_of_item = trie.lookup(sids)
@@ -79,6 +83,8 @@ class Catalog:
         text = json.dumps(ids.tolist()).encode() if ids.dtype == object else ids.tobytes()
         digest = hashlib.blake2b(text, digest_size=16)
         digest.update(np.ascontiguousarray(self.sids).tobytes())
+        if self.retired is not None:
+            digest.update(self.retired.tobytes())
         return digest.hexdigest()
 
     @classmethod
@@ -104,6 +110,24 @@ class Catalog:
             raise ValueError(f"sids: wanted a row for each of {len(ids)} items, got {len(codes)}")
         _check_ids(ids)
         return cls(ids, codes, SidTrie.build(codes, codebook_size), quantizer=quantizer)
+
+    def retire(self, item_ids: ArrayLike) -> Catalog:
+        """The same items, of which these are no longer recommended; histories still have them.
+
+        Raises:
+            ValueError: An id that the catalogue lacks.
+        """
+        retired = np.zeros(len(self), np.bool_) if self.retired is None else self.retired.copy()
+        retired[self.index_of(item_ids)] = True
+        return self._with(self.tags, self.tag_words, retired)
+
+    def _with(
+        self,
+        tags: npt.NDArray[np.int64] | None,
+        words: tuple[str, ...],
+        retired: npt.NDArray[np.bool_] | None,
+    ) -> Catalog:
+        return type(self)(self.item_ids, self.sids, self.trie, tags, words, self.quantizer, retired)
 
     def with_tags(
         self,
@@ -133,7 +157,7 @@ class Catalog:
             most = (1 << (len(named) or MAX_TAGS)) - 1
             for wrong in bits[(bits < 0) | (bits > most)][:1]:
                 raise ValueError(f"tags: wanted bits 0 to {most.bit_length() - 1}, got {wrong}")
-            return type(self)(self.item_ids, self.sids, self.trie, bits, named, self.quantizer)
+            return self._with(bits, named, self.retired)
         sets = [_tags_of(one) for one in tags]
         if not all(isinstance(word, str) for one in sets for word in one):
             raise TypeError("tags: wanted for each item a word, a list of words, or None")
@@ -143,7 +167,7 @@ class Catalog:
         bit = {word: 1 << t for t, word in enumerate(named)}
         found = [sum({bit.get(word, 0) for word in one}) for one in sets]
         bits = np.array(found, dtype=np.int64)
-        return type(self)(self.item_ids, self.sids, self.trie, bits, named, self.quantizer)
+        return self._with(bits, named, self.retired)
 
     def tag_bits(self, tags: Sequence[str | int]) -> int:
         """A set of tags, each by its word or its number, as bits.
@@ -244,9 +268,9 @@ class Catalog:
     def save(self, path: str | Path) -> None:
         """Writes `catalog.parquet` and `trie.bin` into `path`.
 
-        The columns are item_id, codes, leaf and, with tags, tags; the words of tags are a JSON list
-        in the file's metadata, `onerec.tag_words`, and the quantizer is there too,
-        `onerec.quantizer`.
+        The columns are item_id, codes, leaf and, where there are any, tags and retired; the words
+        of tags are a JSON list in the file's metadata, `onerec.tag_words`, and the quantizer is
+        there too, `onerec.quantizer`.
         """
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,6 +285,7 @@ class Catalog:
                 "codes": codes,
                 "leaf": pa.array(self.leaf_of_item),
                 **({} if self.tags is None else {"tags": pa.array(self.tags)}),
+                **({} if self.retired is None else {"retired": pa.array(self.retired)}),
             }
         )
         metadata = {_WORDS: json.dumps(self.tag_words), _QUANTIZER: self.quantizer}
@@ -295,6 +320,8 @@ class Catalog:
         }
         if "tags" in table.column_names:
             columns["tags"] = (pa.int64(),)
+        if "retired" in table.column_names:
+            columns["retired"] = (pa.bool_(),)
         for name, types in columns.items():
             got = table.schema.field(name).type if name in table.column_names else "no such column"
             if got not in types:
@@ -336,7 +363,8 @@ class Catalog:
         except (TypeError, ValueError) as error:
             raise DataError(f"{file}, metadata {_WORDS.decode()}: {error}") from None
         quantizer = (table.schema.metadata or {}).get(_QUANTIZER, b"").decode("ascii", "replace")
-        catalog = cls(ids, sids, trie, tags, words, quantizer)
+        retired = table["retired"].to_numpy() if "retired" in columns else None
+        catalog = cls(ids, sids, trie, tags, words, quantizer, retired)
         wrong = np.flatnonzero(catalog.leaf_of_item != table["leaf"].to_numpy())
         if len(wrong):
             raise DataError(

@@ -141,6 +141,21 @@ def read_state(path: Path) -> dict[str, Any]:
     return dict(_read_manifest(path)["state"])
 
 
+def optimizer_state(root: Path) -> dict[str, Any] | None:
+    """The optimizer's state in the newest whole checkpoint below a folder; None: there is none."""
+    import torch
+
+    store = CheckpointStore(root, 1, False, lambda: None)
+    for step in store.steps():
+        file = store.path(step) / "optimizer.bin"
+        try:
+            verify(store.path(step))
+        except DataError:
+            continue
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    return None
+
+
 def verify(path: Path) -> dict[str, Any]:
     """Checks every file of a checkpoint against its manifest and returns the trainer's state.
 

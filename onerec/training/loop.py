@@ -109,6 +109,7 @@ def pretrain(
     out_dir: str | Path,
     *,
     score: Callable[[Any], float] | None = None,
+    optimizer: dict[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> TrainResult:
     """Trains `model` to write the next session, and leaves it holding the selected weights.
@@ -131,6 +132,9 @@ def pretrain(
         out_dir: Gets model/ (the selected weights), metrics.jsonl and checkpoints/.
         score: Called as `score(model)` at each validation, the model in evaluation mode, alike in
             every process; "best" is then the greatest score instead of the lowest loss.
+        optimizer: State of the optimizer that trained these weights before
+            (`checkpoint.optimizer_state`), to go on from. Rows that its tables lack begin with
+            none.
         progress: Called in the main process as `progress(steps done, all steps, note)`.
 
     Returns:
@@ -147,7 +151,9 @@ def pretrain(
     with ExitStack() as stack:
         stack.callback(torch.set_num_threads, threads)
         torch.set_num_threads(config.num_threads or threads)
-        run = Run(model, train, valid, sids, config, Path(out_dir), stack, score=score)
+        run = Run(
+            model, train, valid, sids, config, Path(out_dir), stack, score=score, warm=optimizer
+        )
         stop = stack.enter_context(stop_on_signal())
         run.loop(stop, progress)
         return run.publish()
@@ -161,6 +167,7 @@ class Run:
     Args:
         stack: Undoes at its end what the run changes around itself.
         identity: What else must be equal for a checkpoint to be gone on from, as JSON values.
+        warm: `optimizer` of `pretrain`.
     """
 
     def __init__(
@@ -174,6 +181,7 @@ class Run:
         stack: ExitStack,
         identity: dict[str, Any] | None = None,
         score: Callable[[Any], float] | None = None,
+        warm: dict[str, Any] | None = None,
     ) -> None:
         self.config = config
         self.score = score
@@ -226,6 +234,8 @@ class Run:
         self.gain = 0.0  # of the best validation over the best before it, as a share
         self.window = Window(accelerator, sids.shape[1])
         self.model, self.optimizer = accelerator.prepare(model, _optimizer(model, config))
+        if warm is not None:
+            self.optimizer.load_state_dict(_grown(warm, self.optimizer.param_groups))
         self.module: Any = accelerator.unwrap_model(self.model)
         stack.callback(accelerator.unwrap_model, self.model, keep_fp32_wrapper=False)
         self.store = CheckpointStore(
@@ -512,6 +522,21 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         betas=(config.beta1, config.beta2),
         fused=True,
     )
+
+
+def _grown(state: dict[str, Any], groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """An optimizer's state with rows of zeros for those that tables have more now."""
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    if len(parameters) != sum(len(group["params"]) for group in state["param_groups"]):
+        raise ValueError("optimizer: wanted the state of a network with the same weights")
+    grown = {}
+    for at, values in state["state"].items():
+        grown[at] = dict(values)
+        for name, value in values.items():
+            more = parameters[at].shape[0] - value.shape[0] if value.dim() else 0
+            if more > 0:
+                grown[at][name] = torch.cat([value, value.new_zeros(more, *value.shape[1:])])
+    return {**state, "state": grown}
 
 
 def _seed(seed: int, step: int, micro: int, rank: int) -> None:

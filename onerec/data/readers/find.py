@@ -37,6 +37,12 @@ def format_of(path: Path) -> str | None:
     return _FORMATS[found[1].lower()] if found else None
 
 
+def ending(path: Path) -> str:
+    """The part of a file's name by which its format is known, such as ".csv.gz"; "" for none."""
+    found = _ENDING.search(path.name)
+    return found[0] if found else ""
+
+
 def named(folder: Path, name: str) -> Path | None:
     """The file or folder of a table: `name` with any ending that is read, or without one.
 

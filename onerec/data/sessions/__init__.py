@@ -43,7 +43,8 @@ def build_sessions(
     """Builds sessions, sequences, item counts and item vectors, and writes them to `out_dir`.
 
     The folder appears whole or not at all: items.parquet, sequences.parquet, sessions.parquet,
-    exposed.parquet where the log has feedback, embeddings.npy, funnel.json (docs/data.md).
+    exposed.parquet where the log has feedback, embeddings.npy, basis.npz, funnel.json
+    (docs/data.md).
 
     A history holds only exposures before the session. Train counts and co-occurrence come from
     positive exposures before the valid cut alone, and a session that reaches over a cut is
@@ -140,8 +141,9 @@ def _build(
         _write_items(log, train, folder)
         funnel["exposed"] = write_shown(log, query, exposures.table, candidates, folder)
         tell(4, "item vectors")
-        vectors, funnel["embeddings"] = item_vectors(log, config, rule, train)
+        vectors, funnel["embeddings"], basis = item_vectors(log, config, rule, train)
         np.save(folder / "embeddings.npy", vectors)
+        np.savez(folder / "basis.npz", **basis)  # type: ignore[arg-type]
         (folder / "funnel.json").write_text(
             json.dumps(funnel, indent=2, ensure_ascii=False), encoding="utf-8"
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.sparse.linalg import eigsh
 
-from onerec.data.vectors import _pairs, cooccurrence_vectors, fill
+from onerec.data.vectors import _pairs, cooccurrence, cooccurrence_vectors, fill, fold_in
 
 
 def sequences(rng: np.random.Generator, groups: int, users: int, length: int) -> np.ndarray:
@@ -83,6 +83,34 @@ def test_equal_seeds_give_equal_vectors_and_unseen_items_none() -> None:
     assert known.tolist() == [True] * 30 + [False] * 10
     assert (a[30:] == 0).all()
     assert np.isfinite(a).all()
+
+
+def test_a_twin_that_comes_later_is_folded_in_beside_its_twin() -> None:
+    """Items whose neighbors are those of old items get vectors in the old ones' direction."""
+    rng = np.random.default_rng(5)
+    rows = sequences(rng, groups=5, users=400, length=10)
+    offsets = np.arange(0, rows.size + 1, 10)
+    old = cooccurrence(rows.ravel(), offsets, 50, dim=8)
+    later = rows[:120].copy()
+    twins = {3: 50, 17: 51, 42: 52}
+    for item, twin in twins.items():
+        later[later == item] = twin
+    flat, at = later.ravel(), np.arange(0, later.size + 1, 10)
+    vectors, known = fold_in(flat, at, 54, old.projection, old.context)
+    assert known.tolist() == [True, True, True, False]
+    assert not vectors[3].any()
+    unit = old.vectors / np.linalg.norm(old.vectors, axis=1, keepdims=True)
+    for row, item in enumerate(twins):
+        cosine = unit @ vectors[row] / np.linalg.norm(vectors[row])
+        group = np.arange(50) // 10 == item // 10
+        assert cosine[group].min() > cosine[~group].max()
+    # The projection takes a row of the matrix that was factored to that item's vector.
+    left, right, weight = _pairs(rows.ravel(), offsets, 50, 5)
+    marginal = np.bincount(left, weights=weight)
+    pmi = np.full((50, 50), -np.inf)
+    pmi[left, right] = np.log(weight / (marginal[left] * old.context[right]))
+    made = np.maximum(0.5 * (pmi + pmi.T), 0) @ old.projection
+    np.testing.assert_allclose(made, old.vectors, atol=0.05 * np.abs(old.vectors).max())
 
 
 @pytest.mark.parametrize("values", [[], [4], [4, 4, 4]], ids=["nothing", "one item", "one kind"])

@@ -223,6 +223,20 @@ def test_save_and_load(tmp_path: Path) -> None:
         CountRanker.load(tmp_path / "none.npz")
 
 
+def test_more_items_behind_change_no_order_of_a_part() -> None:
+    items, offsets, rows = log()
+    parts = [transition(items, offsets, N), co_consumption(items, offsets, N)]
+    counts = np.bincount(items, minlength=N)
+    parts += [popularity(counts), personal_frequency(N)]
+    ranker = CountRanker(parts, counts, [0.0, 1.0, 0.0, 0.0])
+    grown = ranker.grown(N + 4)
+    assert grown.n_items == N + 4
+    np.testing.assert_array_equal(grown.rank(rows[:10], 12), ranker.rank(rows[:10], 12))
+    assert grown.rank([[N + 3]], 3).shape == (1, 3)
+    with pytest.raises(ValueError, match=f"n_items: wanted at least {N}, got 3"):
+        ranker.grown(3)
+
+
 def test_zero_weights_leave_parts_out() -> None:
     items, offsets, rows = log(6)
     counts = np.bincount(items, minlength=N)

@@ -80,6 +80,21 @@ def test_save_and_load(tmp_path: Path, strings: bool) -> None:
     assert table["codes"].to_pylist() == SIDS
 
 
+def test_retired_items_are_known_and_marked(tmp_path: Path) -> None:
+    c = catalog()
+    one = c.retire([30]).with_tags(["a", "b", "a", None, "b"]).retire([10])
+    assert c.retired is None
+    one.save(tmp_path)
+    loaded = Catalog.load(tmp_path)
+    assert loaded.retired is not None
+    assert loaded.retired.tolist() == [False, False, True, False, True]
+    assert loaded.tag_words == ("a", "b")
+    assert loaded.index_of([30, 10]).tolist() == [2, 4]
+    assert loaded.fingerprint == one.fingerprint != c.fingerprint
+    with pytest.raises(ValueError, match=r"ids: 1 of 1 are not in the catalogue, e\.g\. 7"):
+        c.retire([7])
+
+
 def test_words_become_tags_that_files_keep(tmp_path: Path) -> None:
     words = ["film", None, ["news", "film"], [], np.array(["sport"], dtype=object)]
     tagged = catalog().with_tags(words)

@@ -540,6 +540,8 @@ class _Update:
                 self.listener.say("pretrain: no new session to learn from")
                 model.save_pretrained(folder / "model")
                 return {"samples": 0, "new_samples": 0, "steps": 0}
+            if model.item_column:
+                model.leave_unseen(data.items["train_count"].to_numpy() == 0)
             samples = chosen_samples(
                 data.samples("train"),
                 learn,

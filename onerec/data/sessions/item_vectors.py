@@ -124,7 +124,7 @@ def later_vectors(
         config: Of the run.
         source: What the run's vectors were made from (`embeddings` in funnel.json).
         before: [N, d], the vectors of the items so far.
-        items: All items, the new ones last: item_id, tags.
+        items: All items, the new ones last: item_id, text, tags.
         basis: Of the run.
         sequences: Items of users around the new rows, and offsets.
 
@@ -138,6 +138,10 @@ def later_vectors(
     tags = [tags[0] if tags else None for tags in items["tags"].to_pylist()]
     ids = items["item_id"].to_numpy(zero_copy_only=False)
     filled = np.zeros(total - n, dtype=np.bool_)
+    files = dict(log.vectors)
+    if text.NAME in source.split("+"):
+        made = text.text_vectors(log.path, items.slice(n), config.text_model)
+        files.setdefault(text.NAME, made)
     parts, begin = [], 0
     for at, part in enumerate(source.split("+")):
         mean, scale = basis[f"mean.{at}"], np.float32(basis["scales"][at])
@@ -153,9 +157,9 @@ def later_vectors(
                 basis["context"],
                 window=config.cooccurrence_window,
             )
-        elif part in log.vectors:
-            raw, known = _given(log.vectors[part], ids, len(mean))
-            _check_space(log.vectors[part].path, (raw[:n] - mean) / scale, old, known[:n], ids)
+        elif part in files:
+            raw, known = _given(files[part], ids, len(mean))
+            _check_space(files[part].path, (raw[:n] - mean) / scale, old, known[:n], ids)
         vectors = (raw - mean) / scale
         vectors[:n] = old
         known[:n] = True

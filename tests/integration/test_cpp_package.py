@@ -74,6 +74,8 @@ def test_installs_headers_library_and_config_only(prefix: Path) -> None:
     assert list(prefix.glob("lib*/libonerec_core.so"))
     assert list(prefix.glob("lib*/cmake/onerec/onerecConfig.cmake"))
     assert not list(prefix.rglob("_C*"))
+    (license,) = prefix.rglob("LICENSE")
+    assert license.read_bytes() == (ROOT / "LICENSE").read_bytes()
 
 
 def test_public_headers_stand_alone_and_are_cpp17(prefix: Path, tmp_path: Path) -> None:
@@ -112,6 +114,35 @@ def test_readme_example_compiles_and_searches(prefix: Path, tmp_path: Path) -> N
     run(compiler, tmp_path / "main.cc", *flags, f"-Wl,-rpath,{library.parent}", "-o", program)
     # Equal logits: six codes at -log 16 each, and the first two ids.
     assert run(program) == f"0 1: {-6 * math.log(16):.3f}\n"
+
+
+def test_pkg_config_finds_the_package_wherever_it_lies(prefix: Path, tmp_path: Path) -> None:
+    compiler, tool = shutil.which("c++"), shutil.which("pkg-config")
+    if compiler is None or tool is None:
+        pytest.skip("no c++ or no pkg-config")
+    moved = Path(shutil.copytree(prefix, tmp_path / "moved", symlinks=True))
+    (file,) = moved.rglob("onerec.pc")
+    found = subprocess.run(
+        [tool, "--cflags", "--libs", "onerec"],
+        env={**os.environ, "PKG_CONFIG_PATH": str(file.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert "-lonerec_core" in found
+    version = subprocess.run(
+        [tool, "--modversion", str(file)], capture_output=True, text=True, check=True
+    )
+    assert version.stdout.strip() == __version__
+    source = tmp_path / "main.cc"
+    source.write_text(
+        "#include <onerec/runtime.h>\n#include <iostream>\n"
+        "int main() { std::cout << onerec::Version(); }\n"
+    )
+    (library,) = moved.rglob("libonerec_core.so")
+    program = tmp_path / "main"
+    run(compiler, source, *found, f"-Wl,-rpath,{library.parent}", "-o", program)
+    assert run(program) == __version__
 
 
 @pytest.fixture(scope="module")

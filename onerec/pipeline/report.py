@@ -7,7 +7,7 @@ from typing import Any
 
 from onerec.pipeline.inputs import Inputs
 from onerec.pipeline.settings import Settings
-from onerec.pipeline.stage import STAGES, StageResult, run_stage
+from onerec.pipeline.stage import STAGES, StageResult, file_digest, run_stage
 from onerec.progress import Listener
 
 
@@ -21,6 +21,9 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         "align": inputs.alignment(settings) is not None,
     }
     names += [name for name, shown in optional.items() if shown]
+    read = inputs.fingerprints(*names)
+    if (lines := directory / "updates.jsonl").is_file():
+        read["updates"] = file_digest(lines)
 
     def build(folder: Path) -> dict[str, Any]:
         from onerec.report import render_report
@@ -34,7 +37,7 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         directory,
         "report",
         config={},
-        inputs=inputs.fingerprints(*names),
+        inputs=read,
         code=["report", "evaluation/result.py", "training/metrics.py", "pipeline/report.py"],
         build=build,
         say=listener.say,

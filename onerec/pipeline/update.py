@@ -25,7 +25,7 @@ import numpy as np
 from onerec.checks import at_least, fraction, positive
 from onerec.errors import DataError, OneRecError
 from onerec.files import atomic_write
-from onerec.pipeline import mixture
+from onerec.pipeline import mixture, report
 from onerec.pipeline.inputs import Inputs
 from onerec.pipeline.servers import swap_all
 from onerec.pipeline.settings import Settings
@@ -55,6 +55,7 @@ LATEST = "latest"
 
 _SESSIONS = 2000  # that are ranked to measure a network, at most
 _ENOUGH = 100  # fewer say nothing
+_MANY = 1000  # fewer held out would make the mixture's weights jump from day to day
 _BEAMS = 20
 _BLOCK = 256
 _DAYS = 7  # whose mean a day is held against
@@ -343,6 +344,8 @@ class _Update:
         _append(directory, line)
         _point(directory / FOLDER / LATEST, folder.name)
         self._prune(directory, [*done, line])
+        if read_record(directory / "report") is not None:
+            report.make(self.settings, Inputs(directory), self.listener)
         return line
 
     def _begin(self, base: str) -> None:
@@ -596,7 +599,7 @@ class _Update:
         )
 
     def _mixture(self) -> StageResult:
-        if self.inputs.require("sessions").summary["valid_sessions"] >= _ENOUGH:
+        if self.inputs.require("sessions").summary["valid_sessions"] >= _MANY:
             return mixture.make(self.settings, self.inputs, self.listener)
 
         def build(folder: Path) -> dict[str, Any]:
@@ -606,7 +609,7 @@ class _Update:
             assert before is not None
             counts = fit_counts(self.inputs.load()[0])["unmasked"].evidence
             replace(before, counts=counts).save(folder)
-            return {"weights": "those of before: too few sessions are held out"}
+            return {"weights": f"those of before: fewer than {_MANY} sessions are held out"}
 
         read = {
             "before": self.before.require("mixture").fingerprint,

@@ -643,3 +643,42 @@ def sweep(
                 _tell(point, f"trial {number}: {value:.4g}")
 
     return _svg("sweep", (4.7, 3.0), draw, panels=1 + len(settings))
+
+
+def days(
+    names: Sequence[str],
+    measured: dict[str, Sequence[float]],
+    new_items: dict[str, Sequence[float]],
+    seconds: Sequence[float],
+) -> str:
+    """The updates of a run: how they rank, what becomes of new items, what they cost.
+
+    Args:
+        names: Of the updates.
+        measured: NDCG@10 by what was measured.
+        new_items: Shares by what they are of.
+        seconds: Of each update.
+    """
+
+    def draw(left: Axes, middle: Axes, right: Axes) -> None:
+        at = np.arange(len(names))
+        for ax, lines in ((left, measured), (middle, new_items)):
+            for colour, (label, values) in zip(LEVEL_COLOURS, lines.items(), strict=False):
+                ax.plot(at, values, marker="o", ms=4, color=colour, label=label)
+                for place, value in enumerate(values):
+                    (point,) = ax.plot(place, value, "o", ms=8, alpha=0)
+                    _tell(point, f"{names[place]}, {label}: {value:.4g}")
+            ax.legend(loc="best")
+            ax.set_ylim(bottom=0)
+        left.set_title("NDCG@10")
+        middle.set_title("Share of new items")
+        right.bar(at, seconds, color=LEVEL_COLOURS[0])
+        right.set_title("Seconds")
+        for ax in (left, middle, right):
+            ax.set_xlabel("update")
+            ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            ax.xaxis.set_major_formatter(
+                FuncFormatter(lambda x, _: str(names[int(x)]) if 0 <= x < len(names) else "")
+            )
+
+    return _svg("days", (4.7, 3.0), draw, panels=3)

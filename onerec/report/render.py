@@ -26,7 +26,7 @@ _DAMAGE = (ValueError, TypeError, LookupError, AttributeError)
 
 
 # Section -> the stage without which it is left out.
-_OPTIONAL = {"reward": "reward", "alignment": "align"}
+_OPTIONAL = {"reward": "reward", "alignment": "align", "days": "updates"}
 
 
 @dataclass
@@ -57,8 +57,9 @@ def render_report(
 
     Reads config.yaml, */stage.json, sessions/ (funnel.json, items.parquet, sessions.parquet),
     tokenize/ (metrics.json, catalog.parquet), pretrain/metrics.jsonl, reward/metrics.json, align/
-    (alignment.json, pairs) and evaluate/evaluation.json. A stage that is missing or damaged is
-    named in its section; reward model and alignment have one only where they were made.
+    (alignment.json, pairs), evaluate/evaluation.json and updates.jsonl. A stage that is missing or
+    damaged is named in its section; reward model, alignment and updates have one only where they
+    were made.
 
     Args:
         run_dir: The run's directory.
@@ -80,6 +81,7 @@ def render_report(
         _section(run, *part)
         for part in (
             ("summary", "Summary", summary),
+            ("days", "Every day", sections.days),
             ("data", "Data", sections.data),
             ("ids", "Semantic ids", sections.semantic_ids),
             ("tree", "Tree of ids", sections.tree),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -407,6 +408,51 @@ def latency(run: Path) -> dict[str, Any]:
 
 def samples(run: Path) -> dict[str, Any]:
     return {"samples": evaluation(run).samples}
+
+
+def days(run: Path) -> dict[str, Any]:
+    """What each update of a run (`onerec update`) did."""
+    text = file_of(run, "updates.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    rows = [
+        {
+            "name": line["version"],
+            "time": line["time"][:16].replace("T", " "),
+            "rows": line["sessions"]["rows"],
+            "new": line["tokenize"]["new_items"],
+            "retired": line["tokenize"]["retired"],
+            "next_day": line["measure"]["ndcg@10"],
+            "before": line["measure"]["held_out"]["ndcg@10"],
+            "after": line["check"]["ndcg@10"],
+            "taken": line["measure"]["new_items_taken"],
+            "cold": line["measure"]["new_items_shown"],
+            "shown": line["check"]["new_items_shown"],
+            "drift": line["tokenize"]["error_of_new_to_fitted"],
+            "seconds": sum(line["seconds"][stage] for stage in line["seconds"] if stage in line),
+            "refused": line["refused"],
+            "published": line["published"],
+        }
+        for line in lines
+    ]
+
+    def column(name: str) -> list[Any]:
+        return [row[name] for row in rows]
+
+    figure = plots.days(
+        column("name"),
+        {
+            "before, on the day's rows": column("next_day"),
+            "before, held out": column("before"),
+            "after, held out": column("after"),
+        },
+        {
+            "of what was taken": column("taken"),
+            "of lists, before": column("cold"),
+            "of lists, after": column("shown"),
+        },
+        column("seconds"),
+    )
+    return {"rows": rows, "figure": Markup(figure)}
 
 
 def setup(run: Path, stages: Sequence[str] | None = None) -> dict[str, Any]:

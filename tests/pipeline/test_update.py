@@ -114,6 +114,9 @@ def settings(data: Path, preset: str = "items", **sessions: Any) -> Settings:
 def ran(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("ran") / "run"
     pipeline.run(settings(world / "base", rule="next", length=1), out)
+    shutil.move(
+        out / "report", out.parent / "report"
+    )  # an update makes it again where there is one
     return out
 
 
@@ -390,6 +393,19 @@ def test_stopped_at_any_stage_the_same_command_goes_on(
     recover_directory(version / "export")
     assert contents(version) == contents(whole / "updates/0001")
     assert len(read_lines(run)) == 1
+
+
+def test_the_report_has_a_line_a_day(ran: Path, updated: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(updated, tmp_path / "run", symlinks=True))
+    shutil.copytree(ran.parent / "report", out / "report")
+    made = pipeline.make_stage("report", Settings.load(out / "config.yaml"), out)
+    assert not made.skipped
+    page = (out / "report/report.html").read_text()
+    (line,) = read_lines(out)
+    assert '<section id="days">' in page
+    assert f"<td>0001</td><td>{line['time'][:10]}" in page
+    assert f"{line['check']['ndcg@10']:.4f}" in page
+    assert '<section id="days">' not in (ran.parent / "report/report.html").read_text()
 
 
 def test_what_cannot_be_updated_is_refused(run: Path, world: Path, tmp_path: Path) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-import subprocess
-import tempfile
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -21,15 +19,14 @@ class Resources(NamedTuple):
 
     Attributes:
         registers: A thread.
-        stack: Bytes of local memory a thread; above 0 means that registers were spilled.
+        spilled: Bytes that a thread stores into local memory for want of registers, by ptxas.
         shared: Bytes of shared memory a block, static and dynamic.
         ptx: The code.
-        log: What ptxas said, where the environment has TRITON_DUMP_PTXAS_LOG=1 and the kernel was
-            not in Triton's cache.
+        log: What ptxas said.
     """
 
     registers: int
-    stack: int
+    spilled: int
     shared: int
     ptx: str
     log: str
@@ -57,6 +54,7 @@ def compile_kernel(
 
     Raises:
         triton.CompilationError: The kernel does not compile.
+        RuntimeError: ptxas does not say what it used.
     """
     types = {n: "constexpr" if n in constants else signature[n] for n in kernel.arg_names}
     aligned = {
@@ -65,15 +63,20 @@ def compile_kernel(
     source = ASTSource(fn=kernel, signature=types, constexprs=dict(constants), attrs=aligned)
     options = {"num_warps": num_warps, "num_stages": num_stages, "enable_fp_fusion": True}
     log = io.StringIO()
-    with redirect_stdout(log):
+    # ptxas speaks only where Triton does not take the kernel from its cache.
+    with knobs.nvidia.scope(), knobs.compilation.scope(), redirect_stdout(log):
+        knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = subprocess.run(
-            [tool, "-res-usage", file.name], check=True, capture_output=True, text=True
-        ).stdout
-    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|SHARED):(\d+)", usage)}
-    shared = max(found["SHARED"], compiled.metadata.shared)
-    return Resources(found["REG"], found["STACK"], shared, compiled.asm["ptx"], log.getvalue())
+    said = log.getvalue()
+    spills = re.findall(r"(\d+) bytes spill stores", said)
+    registers = re.findall(r"Used (\d+) registers", said)
+    shared = re.findall(r"(\d+) bytes smem", said)
+    if not spills or not registers:
+        raise RuntimeError(f"ptxas: wanted its figures of the kernel, got {said!r}")
+    return Resources(
+        max(map(int, registers)),
+        sum(map(int, spills)),
+        max(compiled.metadata.shared, *map(int, shared), 0),
+        compiled.asm["ptx"],
+        said,
+    )

@@ -12,6 +12,7 @@ from onerec.cli.command import parse_command
 from onerec.pipeline import Inputs
 from onerec.pipeline.recommend import FILE
 from onerec.pipeline.settings import SECTIONS
+from onerec.report.summary import advice
 
 
 def main(argv: list[str]) -> None:
@@ -60,5 +61,7 @@ def main(argv: list[str]) -> None:
     ):
         if name in results:
             show(command.out / name, results[name].record.summary)
+    for line in advice(command.out):
+        console.say(f"run: {line}")
     console.stdout().print(f"report           {escape(str(report_path))}")
     console.say(f"run: {seconds:.0f} s")

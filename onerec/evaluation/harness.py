@@ -138,8 +138,10 @@ def evaluate(
         rows.append(split.rows(session_set.sequences["user_id"]))
     result.rows = pa.concat_tables(rows)
     last, (samples, _) = next(reversed(parts.items()))
-    result.latency = _latency(recommender, ranker, samples, config)
-    result.samples = _examples(recommender, ranker, samples, session_set, items, config, last)
+    serving = _Serving(recommender, ranker, config, protocol["served"] == "masked")
+    protocol["ranks_items"] = serving.ranks
+    result.latency = _latency(serving, samples)
+    result.samples = _examples(serving, samples, session_set, items, last)
     return result
 
 
@@ -480,25 +482,46 @@ def _protocol(
     }
 
 
-def _latency(
-    recommender: SessionRecommender,
-    ranker: RecommenderRanker,
-    samples: Samples,
-    config: EvaluationConfig,
-) -> dict[str, Any]:
-    """Single requests, one after another, each a whole generated session."""
+@dataclass(frozen=True)
+class _Serving:
+    """The recommender as it is served: lists by its mixture where it has one, else sessions."""
+
+    recommender: SessionRecommender
+    ranker: RecommenderRanker
+    config: EvaluationConfig
+    exclude_history: bool
+
+    @property
+    def ranks(self) -> bool:
+        return getattr(self.recommender, "mixture", None) is not None
+
+    def __call__(self, histories: list[list[Any]]) -> list[list[Any]]:
+        """The item ids of each history's list, or of its best session."""
+        width, exclude = self.config.beam_width, self.exclude_history
+        if self.ranks:
+            return self.recommender.rank(
+                histories, max(self.config.ks), beam_width=width, exclude_history=exclude
+            )
+        made = self.recommender.recommend(histories, beam_width=width, exclude_history=True)
+        return [one.item_ids[0] if len(one.item_ids) else [] for one in made]
+
+
+def _latency(serving: _Serving, samples: Samples) -> dict[str, Any]:
+    """Single requests, one after another, each a whole list or session."""
+    config = serving.config
     if config.latency_requests == 0:
         return {}
     rng = np.random.default_rng(config.seed)
     chosen = rng.choice(len(samples), size=config.latency_requests + _WARM_UP, replace=True)
     times = []
     for row in chosen:
-        history = ranker.ids([samples.history(int(row))])
+        history = serving.ranker.ids([samples.history(int(row))])
         begin = time.perf_counter()
-        recommender.recommend(history, beam_width=config.beam_width, exclude_history=True)
+        serving(history)
         times.append((time.perf_counter() - begin) * 1000.0)
     kept = np.array(times[_WARM_UP:])
     p50, p90, p99 = np.percentile(kept, [50, 90, 99])
+    what = f"a list of {max(config.ks)} items" if serving.ranks else "a session"
     return {
         "requests": len(kept),
         "p50_ms": float(p50),
@@ -506,7 +529,7 @@ def _latency(
         "p99_ms": float(p99),
         "mean_ms": float(kept.mean()),
         "times_ms": [round(float(t), 4) for t in kept],
-        "setting": f"one request at a time, {config.beam_width} beams, {_threads()}",
+        "setting": f"one request for {what} at a time, {config.beam_width} beams, {_threads()}",
     }
 
 
@@ -518,31 +541,22 @@ def _threads() -> str:
 
 
 def _examples(
-    recommender: SessionRecommender,
-    ranker: RecommenderRanker,
-    samples: Samples,
-    session_set: SessionSet,
-    items: _Items,
-    config: EvaluationConfig,
-    split: str,
+    serving: _Serving, samples: Samples, session_set: SessionSet, items: _Items, split: str
 ) -> list[dict[str, Any]]:
-    """A few sessions of different users for people to read."""
-    rng = np.random.default_rng(config.seed)
+    """A few lists or sessions of different users for people to read."""
+    rng = np.random.default_rng(serving.config.seed)
     order = rng.permutation(len(samples))
     one_a_user = order[np.unique(samples.user_row[order], return_index=True)[1]]
-    rows = rng.permutation(one_a_user)[: config.sample_sessions]
+    rows = rng.permutation(one_a_user)[: serving.config.sample_sessions]
     if not len(rows):
         return []
     histories = [samples.history(int(row)) for row in rows]
-    made = recommender.recommend(
-        ranker.ids(histories), beam_width=config.beam_width, exclude_history=True
-    )
+    made = serving(serving.ranker.ids(histories))
     users = session_set.sequences["user_id"]
     examples = []
-    for row, history, recommendation in zip(rows, histories, made, strict=True):
+    for row, history, best in zip(rows, histories, made, strict=True):
         target = samples.target(int(row)).tolist()
-        best = recommendation.item_ids[0] if len(recommendation.item_ids) else []
-        session = ranker.indices([best], len(best))[0].tolist()
+        session = serving.ranker.indices([best], len(best))[0].tolist()
         examples.append(
             {
                 "user": str(users[int(samples.user_row[row])].as_py()),

@@ -92,12 +92,15 @@ def render_report(
             ("metrics", "Ranking", sections.ranking),
             ("sessions", "Generated sessions", sections.sessions),
             ("latency", "Latency", sections.latency),
-            ("samples", "Sample sessions", sections.samples),
+            ("samples", "Samples", sections.samples),
             ("setup", "Configuration and versions", partial(sections.setup, stages=stages)),
         )
         # A log without feedback has neither; the table of stages says that they were not run.
-        if (stage := _OPTIONAL.get(part[0])) is None
-        or (stage not in leave_out and (run / stage).is_dir())
+        if (
+            (stage := _OPTIONAL.get(part[0])) is None
+            or (stage not in leave_out and (run / stage).is_dir())
+        )
+        and not (part[0] == "sessions" and sections.only_lists(run))
     ]
     path = run / "report.html" if out is None else Path(out)
     contents = [(part.name, part.title) for part in parts]

@@ -18,6 +18,7 @@ from onerec.errors import DataError
 from onerec.evaluation.result import EvalResult, Measure, best_systems, in_order
 from onerec.report import plots
 from onerec.report.read import (
+    Missing,
     duration,
     evaluation,
     file_of,
@@ -47,7 +48,10 @@ def data(run: Path) -> dict[str, Any]:
         largest[step["unit"]] = max(largest.get(step["unit"], 0), step["count"])
     for step in funnel.get("steps", []):
         share = step["count"] / max(largest[step["unit"]], 1)
-        steps.append({**step, "share": share})
+        unit = step["unit"]
+        if unit == "sessions" and funnel.get("length") == 1:
+            unit = "next items"
+        steps.append({**step, "unit": unit, "share": share})
     facts = flatten({k: v for k, v in funnel.items() if k not in ("steps", "config")})
     counts = pq.read_table(file_of(run, "sessions/items.parquet"), columns=["train_count"])
     sessions = pq.read_table(file_of(run, "sessions/sessions.parquet"), columns=["split", "start"])
@@ -339,6 +343,16 @@ def _buckets(result: EvalResult, metric: str, split: str) -> dict[str, Any] | No
         lines, labels, name="buckets", label=f"{label(metric)} of the targets, {split} split"
     )
     return {"figure": Markup(figure)}
+
+
+def only_lists(run: Path) -> bool:
+    """Whether the run recommends lists, so that it has no sessions worth a section."""
+    try:
+        result = evaluation(run)
+    except (Missing, DataError):
+        return False
+    watched = any(m.metric == "watch_seconds" for m in result.measures)
+    return bool(result.protocol.get("ranks_items")) and not watched
 
 
 def sessions(run: Path) -> dict[str, Any]:

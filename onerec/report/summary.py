@@ -87,6 +87,12 @@ def summary(run: Path) -> dict[str, Any]:
     }
 
 
+def advice(run: Path) -> list[str]:
+    """What an evaluated run itself says should be done next, most useful first."""
+    told: list[str] = summary(run)["next"]
+    return told
+
+
 def _measured(result: EvalResult, metric: str, split: str, history: str) -> list[Measure]:
     wanted = (metric, split, history)
     return [m for m in result.measures if (m.metric, m.split, m.history) == wanted]
@@ -123,16 +129,17 @@ def _about(run: Path, result: EvalResult, split: str) -> list[str]:
             + (f", {log['times']}" if "times" in log else "")
             + "."
         )
+    size = result.protocol["split_sizes"][split]
+    what = "next items" if size["targets"] == size["sessions"] else "sessions"
     trained = noted(run, "pretrain")
     if trained.get("parameters"):
         preset = _preset(run)
         told.append(
             f"Model: {trained['parameters']:,} parameters"
             + (f" (preset {preset})" if preset else "")
-            + f", {trained['steps']:,} steps over {trained['samples']:,} training sessions."
+            + f", {trained['steps']:,} steps over {trained['samples']:,} training "
+            + ("sessions." if what == "sessions" else "targets.")
         )
-    size = result.protocol["split_sizes"][split]
-    what = "next items" if size["targets"] == size["sessions"] else "sessions"
     told.append(
         f"Measured on {size['sessions']:,} {what} of {size['users']:,} users ({split} split), "
         f"ranked among all {result.protocol['items']:,} items."
@@ -197,9 +204,11 @@ def _next(run: Path, result: EvalResult, split: str, gap: Measure, rival: Measur
         )
     size = result.protocol["split_sizes"][split]
     if size["users"] < _FEW_USERS and low <= 0 <= high:
+        more = "more users, or --sessions.split last, which holds out a session of every user"
+        if size["users"] < size["users_in_split"]:
+            more = f"--evaluate.max_users null measures all {size['users_in_split']:,}"
         told.append(
-            f"Only {size['users']:,} users are held out, so the intervals are wide: more users, or "
-            "--sessions.split last, which holds out a session of every user."
+            f"Only {size['users']:,} users are measured, so the intervals are wide: {more}."
         )
     if size["targets_not_in_train"] > _COLD * size["targets"]:
         told.append(

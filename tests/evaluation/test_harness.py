@@ -422,6 +422,24 @@ def test_samples_show_what_was_hit(sessions: SessionSet) -> None:
         assert sample["watched"][0]["tags"] in (["even"], ["odd"])
 
 
+def test_lists_are_timed_and_shown_where_lists_are_served(sessions: SessionSet) -> None:
+    class Ranking(Walker):
+        mixture = SimpleNamespace()
+
+        def rank(self, histories: Any, k: int, **options: Any) -> Any:
+            options.pop("dense_weight", None)
+            return super().rank(histories, k, **options)
+
+    result = evaluate(Ranking(ids(sessions)), sessions, QUICK)
+    assert result.protocol["ranks_items"] is True
+    assert "a list of 5 items" in result.latency["setting"]
+    assert {len(sample["recommended"]) for sample in result.samples} == {5}
+    result = evaluate(Walker(ids(sessions)), sessions, QUICK)
+    assert result.protocol["ranks_items"] is False
+    assert "a session" in result.latency["setting"]
+    assert {len(sample["recommended"]) for sample in result.samples} == {SESSION}
+
+
 def test_progress_reaches_the_end(sessions: SessionSet) -> None:
     calls: list[tuple[int, int]] = []
     evaluate(

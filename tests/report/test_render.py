@@ -428,6 +428,22 @@ def test_the_first_screen(whole_run: Path, tmp_path: Path) -> None:
     assert shown["next"] == [], "nothing stands out"
 
 
+def test_a_run_of_lists_has_no_section_on_sessions(whole_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    result = EvalResult.load(run / "evaluate" / "evaluation.json")
+    assert not sections.only_lists(run)
+    result.protocol["ranks_items"] = True
+    result.save(run / "evaluate" / "evaluation.json")
+    assert not sections.only_lists(run), "a world's true watch time is worth a section"
+    result.measures = [m for m in result.measures if m.metric != "watch_seconds"]
+    result.save(run / "evaluate" / "evaluation.json")
+    assert sections.only_lists(run)
+    words = Page(render_report(run, tmp_path / "page.html").read_text(encoding="utf-8")).words
+    assert "Generated sessions" not in words
+    assert "Samples" in words
+
+
 def test_the_run_says_what_to_do_next(whole_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
@@ -445,7 +461,7 @@ def test_the_run_says_what_to_do_next(whole_run: Path, tmp_path: Path) -> None:
     assert told[1].startswith("Item vectors come from co-occurrence")
     assert told[2].startswith("The model was still improving at the end of 36 steps: train longer")
     assert told[3].startswith("The model is not shown to be better than popularity")
-    assert told[4].startswith("Only 400 users are held out")
+    assert told[4].startswith("Only 400 users are measured, so the intervals are wide: --eval")
     assert told[5].startswith("60 % of the test targets do not occur in training")
     assert len(told) == 6
     words = Page(render_report(run).read_text(encoding="utf-8")).words

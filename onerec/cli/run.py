@@ -38,6 +38,7 @@ def main(argv: list[str]) -> None:
                 "seconds": round(seconds, 3),
                 "report": str(report_path),
                 "recommendations": str(command.out / "recommend" / FILE),
+                "next": advice(command.out),
                 "stages": {
                     name: {
                         "skipped": result.skipped,

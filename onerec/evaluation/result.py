@@ -18,20 +18,17 @@ from onerec.files import atomic_write
 
 FORMAT = 2
 
-# In the order of tables; rankers of other names come after these.
-SYSTEMS = (
-    "model",
-    "pretrained",
-    "generator",
-    "SASRec",
+# Baselines that only count, the mixture of the others first.
+COUNTS = (
     "count ranker",
     "co-consumption",
     "transition",
     "personal frequency",
     "recent popularity",
     "popularity",
-    "random",
 )
+# In the order of tables; rankers of other names come after these.
+SYSTEMS = ("model", "pretrained", "generator", "SASRec", *COUNTS, "random")
 _OWN = ("model", "pretrained", "generator")
 UPPER_BOUNDS = ("oracle", "logged")  # know what no recommender can
 _GREATER_IS_BETTER = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from onerec.evaluation.result import EvalResult, Measure, best_systems, in_order
+from onerec.evaluation.result import COUNTS, EvalResult, Measure, best_systems, in_order
 from onerec.report.read import (
     duration,
     evaluation,
@@ -19,14 +19,6 @@ from onerec.report.read import (
     stage_record,
 )
 
-_COUNTS = (
-    "count ranker",
-    "co-consumption",
-    "transition",
-    "personal frequency",
-    "recent popularity",
-    "popularity",
-)
 _FEW_USERS = 1000  # fewer held-out users than this make intervals wide
 _EARLY = 0.5  # share of the steps before which a best validation is told
 _FILLED = _COLD = 0.1  # shares of items without a vector, of targets without training, that matter
@@ -42,7 +34,7 @@ def summary(run: Path) -> dict[str, Any]:
     first = metrics[0]
     of = {m.system: m for m in _measured(result, first, split, served)}
     rival = max((of[s] for s in result.baselines() if s in of), key=_value)
-    counted = max((of[s] for s in _COUNTS if s in of), key=_value)
+    counted = max((of[s] for s in COUNTS if s in of), key=_value)
     gap = find(result.differences, first, f"model - {rival.system}", split, served)
     if gap.low > 0:
         verdict = f"the model is better than {rival.system} beyond the interval"

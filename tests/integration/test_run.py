@@ -18,6 +18,7 @@ import yaml
 from onerec import pipeline
 from onerec.cli.main import main
 from onerec.data import SessionSet
+from onerec.report.summary import advice
 
 Start = Callable[..., "subprocess.CompletedProcess[str]"]
 Finished = tuple[Path, dict[str, Any]]
@@ -30,6 +31,7 @@ def test_summary_tells_every_stage(finished: Finished) -> None:
     assert not any(stage["skipped"] for stage in summary["stages"].values())
     assert summary["stages"]["world"]["users"] == 240
     assert summary["stages"]["pretrain"]["steps"] == 40
+    assert summary["next"] == advice(out)
     assert Path(summary["report"]).read_text().lstrip().lower().startswith("<!doctype html")
     settings = yaml.safe_load((out / "config.yaml").read_text())
     assert settings["tokenize"]["codebook_size"] == 16

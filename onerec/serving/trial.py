@@ -6,6 +6,7 @@ The routes lie below `/try/` and are the page's own; programs take those below `
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,7 @@ class Trial:
         self._texts: dict[str, str] = {}
         self._users: dict[str, list[str]] = {}
         self._tree: tuple[int, Tree] | None = None
+        self._words: tuple[int, list[str], list[str]] | None = None
         self._one = asyncio.Semaphore(1)
         self._waiting = 0
         run = Path(source).resolve().parent if config.run is None else Path(config.run)
@@ -102,15 +104,20 @@ class Trial:
 
     def search(self, words: str) -> list[dict[str, Any]]:
         """Items whose id is `words`, then those whose text or id has all of its words."""
-        catalog = self._versions.now.recommender.catalog
+        version = self._versions.now
+        if self._words is None or self._words[0] != version.number:
+            ids = list(map(str, version.recommender.catalog.item_ids.tolist()))
+            texts = [f"{item} {self._texts.get(item, '')}".lower() for item in ids]
+            self._words = (version.number, ids, texts)
+        _, ids, texts = self._words
         wanted = words.lower().split()
-        found: dict[str, None] = {}
-        for item in map(str, catalog.item_ids.tolist()):
-            text = f"{item} {self._texts.get(item, '')}".lower()
-            if item == words:
-                found = {item: None, **found}
-            elif len(found) < _SHOWN and all(word in text for word in wanted):
-                found[item] = None
+        exact = [str(item) for item in _ids(version.recommender, [words])]
+        like = (
+            item
+            for item, text in zip(ids, texts, strict=True)
+            if all(word in text for word in wanted)
+        )
+        found = dict.fromkeys([*exact, *itertools.islice(like, _SHOWN)])
         return [self._item(item) for item in list(found)[:_SHOWN]]
 
     async def recommend(self, body: TryRequest) -> dict[str, Any]:

@@ -36,58 +36,91 @@ PERSONAL_WEIGHTS = (0.3, 1.0, 3.0)
 PERSONAL_DECAYS = (0.9, 1.0)
 
 
+@dataclass(frozen=True)
+class _Counted:
+    """What is counted: the users' items and when they took them.
+
+    Attributes:
+        items: int32 [total], oldest first.
+        offsets: int64 [users + 1].
+        times: int64 [total], milliseconds.
+    """
+
+    items: npt.NDArray[np.int32]
+    offsets: IntArray
+    times: IntArray
+
+    @classmethod
+    def of(cls, data: SessionSet, *, whole: bool = False) -> _Counted:
+        """All items of the users, or those that training may see: with a cut in time the items
+        before it; otherwise those before the user's first held-out session, or up to the end of
+        the last train session of a user who has none."""
+        values, offsets = list_values(data.sequences["items"])
+        times, _ = list_values(data.sequences["timestamps"])
+        if whole:
+            return cls(values, offsets, times)
+        cut = data.funnel.get("split", {}).get("valid_from")
+        if cut is not None:
+            inside = np.asarray(times < cut)
+        else:
+            end = offsets[:-1].copy()
+            train = data.samples("train")
+            sizes = np.diff(train.target_offsets)
+            np.maximum.at(end, train.user_row, train.history_end + sizes)
+            held = np.full(len(end), np.iinfo(np.int64).max)
+            for split in ("valid", "test"):
+                samples = data.samples(split)
+                np.minimum.at(held, samples.user_row, samples.history_end)
+            end = np.where(held < np.iinfo(np.int64).max, held, end)
+            inside = np.arange(len(values)) < np.repeat(end, np.diff(offsets))
+        kept = np.concatenate([[0], np.cumsum(inside)])[offsets]
+        return cls(values[inside], kept, times[inside])
+
+    @property
+    def span(self) -> float:
+        """Milliseconds between the first time and the latest."""
+        return float(np.ptp(self.times)) if len(self.times) else 0.0
+
+    def recent(self, share: float, n_items: int) -> FloatArray:
+        """Occurrences [N], each `exp(-age / (share * span))`."""
+        ages = (self.times.max(initial=0) - self.times).astype(np.float64)
+        weights: FloatArray = np.exp(-ages / max(share * self.span, 1.0))
+        return cast(FloatArray, np.bincount(self.items, weights, minlength=n_items))
+
+
 def train_sequences(data: SessionSet) -> tuple[npt.NDArray[np.int32], IntArray]:
     """The items of each user that training may see.
-
-    With a cut in time these are the items before it; otherwise the items before the user's first
-    held-out session, or up to the end of the last train session of a user who has none.
 
     Returns:
         int32 [total] items, oldest first, and int64 [users + 1] offsets.
     """
-    values, offsets = list_values(data.sequences["items"])
-    inside = _of_training(data)
-    kept = np.concatenate([[0], np.cumsum(inside)])[offsets]
-    return values[inside], kept
+    counted = _Counted.of(data)
+    return counted.items, counted.offsets
 
 
-def recent_counts(data: SessionSet, share: float) -> FloatArray | None:
-    """Occurrences in training, recent ones more: `exp(-age / (share * span))` each.
+def count_evidence(data: SessionSet, *, whole: bool = False, neighbors: int = 200) -> CountRanker:
+    """Every part that counting has, for `onerec.inference.Mixture` to weigh.
 
-    The age is that at the latest time of training, and the span the time between the first and the
-    last.
+    Recent popularity is among the parts where the times of training span an hour; an age is that at
+    the latest time that is counted, and the span that between the first and the latest.
 
-    Returns:
-        float64 [N]; None where the span is below an hour, as of places that stand for times.
+    Args:
+        data: Sessions.
+        whole: Count the held-out sessions too, as recommendations for tomorrow should.
+        neighbors: Most neighbors kept for an item.
     """
-    items, _ = list_values(data.sequences["items"])
-    times, _ = list_values(data.sequences["timestamps"])
-    inside = _of_training(data)
-    items, ages = items[inside], (times[inside].max(initial=0) - times[inside]).astype(np.float64)
-    span = ages.max(initial=0.0)
-    if span < _HOUR:
-        return None
-    weights: FloatArray = np.exp(-ages / (share * span))
-    return cast(FloatArray, np.bincount(items, weights, minlength=data.n_items))
-
-
-def _of_training(data: SessionSet) -> npt.NDArray[np.bool_]:
-    """Whether training may see each item of the sequences."""
-    values, offsets = list_values(data.sequences["items"])
-    cut = data.funnel.get("split", {}).get("valid_from")
-    if cut is not None:
-        times, _ = list_values(data.sequences["timestamps"])
-        return np.asarray(times < cut)
-    end = offsets[:-1].copy()
-    train = data.samples("train")
-    sizes = np.diff(train.target_offsets)
-    np.maximum.at(end, train.user_row, train.history_end + sizes)
-    held = np.full(len(end), np.iinfo(np.int64).max)
-    for split in ("valid", "test"):
-        samples = data.samples(split)
-        np.minimum.at(held, samples.user_row, samples.history_end)
-    end = np.where(held < np.iinfo(np.int64).max, held, end)
-    return np.arange(len(values)) < np.repeat(end, np.diff(offsets))
+    counted, n = _Counted.of(data, whole=whole), data.n_items
+    counts = np.bincount(counted.items, minlength=n)
+    sequences = (counted.items, counted.offsets, n)
+    parts = []
+    for exponent in EXPONENTS:
+        part = co_consumption(*sequences, exponent=exponent, neighbors=neighbors)
+        parts += [CountPart(part.lists, decay ** np.arange(last)) for last, decay in HISTORIES]
+    parts += [transition(*sequences, neighbors=neighbors), popularity(counts)]
+    if _Counted.of(data).span >= _HOUR:
+        parts += [popularity(counted.recent(share, n)) for share in RECENT]
+    parts += [personal_frequency(n, decay=decay) for decay in PERSONAL_DECAYS]
+    return CountRanker(parts, counts)
 
 
 @dataclass(frozen=True)
@@ -98,13 +131,11 @@ class CountBaselines:
         rankers: "transition", "co-consumption" and "recent popularity" (their variants chosen on
             valid; the latter only where times span an hour), "personal frequency" (only where the
             history may be recommended) and "count ranker", their mixture.
-        evidence: Every part that was tried, for `onerec.inference.Mixture` to weigh.
         chosen: The options of "co-consumption", "recent popularity" and "count ranker", with the
             NDCG@10 on the sessions of valid that chose them.
     """
 
     rankers: dict[str, CountRanker]
-    evidence: CountRanker
     chosen: dict[str, dict[str, float]]
 
 
@@ -129,25 +160,18 @@ def fit_counts(
     Returns:
         The rankers for each of `histories`.
     """
-    items, offsets = train_sequences(data)
-    n = data.n_items
-    counts = data.items["train_count"].to_numpy()
-    follow = transition(items, offsets, n, neighbors=neighbors)
-    together = {}
-    for exponent in EXPONENTS:
-        part = co_consumption(items, offsets, n, exponent=exponent, neighbors=neighbors)
-        for last, decay in HISTORIES:
-            together[exponent, last, decay] = CountPart(part.lists, decay ** np.arange(last))
-    weighed = {share: recent_counts(data, share) for share in RECENT}
-    recent = {share: popularity(c) for share, c in weighed.items() if c is not None}
-    parts = [*together.values(), follow, popularity(counts), *recent.values()]
+    evidence = count_evidence(data, neighbors=neighbors)
+    together = [(e, last, decay) for e in EXPONENTS for last, decay in HISTORIES]
+    own = PERSONAL_DECAYS
+    recent = RECENT[: len(evidence.parts) - len(together) - len(own) - 2]
     valid = data.samples("valid").sample(sessions, seed)
     found = {}
     for history in histories:
         masked = history == "masked"
-        own = {} if masked else {d: personal_frequency(n, decay=d) for d in PERSONAL_DECAYS}
-        weights, names = _grid(list(together), len(recent), list(own))
-        everything = CountRanker([*parts, *own.values()], counts)
+        known = () if masked else own  # of what the user took before
+        weights, names = _grid(together, len(recent), known)
+        most = len(evidence.parts) - len(own) + len(known)
+        everything = CountRanker(evidence.parts[:most], evidence.counts)
         gains = _gains(everything, valid, weights, masked)
         alone = np.flatnonzero((weights[:, len(together) :] == 0).all(axis=1))
         best = {
@@ -158,13 +182,13 @@ def fit_counts(
         mixed = {name: weights[row] for name, row in best.items()}
         if recent:
             at = len(together) + 2
-            shares = np.eye(len(parts) + len(own))[at : at + len(recent)]
+            shares = np.eye(weights.shape[1])[at : at + len(recent)]
             more = [mixed["count ranker"] + w * s for s in shares for w in RECENT_WEIGHTS]
             gains = _gains(everything, valid, np.array([*shares, *more]), masked)
             first, second = int(np.argmax(gains[: len(shares)])), len(shares)
             mixed["recent popularity"] = shares[first]
             chosen["recent popularity"] = {
-                "recent_share": [*recent][first],
+                "recent_share": recent[first],
                 "ndcg@10": float(gains[first]),
             }
             row = int(np.argmax(gains[second:]))
@@ -173,19 +197,19 @@ def fit_counts(
                 share, weight = divmod(row, len(RECENT_WEIGHTS))
                 chosen["count ranker"] |= {
                     "recent": RECENT_WEIGHTS[weight],
-                    "recent_share": [*recent][share],
+                    "recent_share": recent[share],
                     "ndcg@10": float(gains[second + row]),
                 }
-        rankers = {"transition": CountRanker([follow], counts)}
+        mixed["transition"] = np.eye(weights.shape[1])[len(together)]
         if not masked:
-            rankers["personal frequency"] = CountRanker([own[PERSONAL_DECAYS[0]]], counts)
-        rankers |= {name: everything.with_weights(row.tolist()) for name, row in mixed.items()}
-        found[history] = CountBaselines(rankers, everything, chosen)
+            mixed["personal frequency"] = np.eye(weights.shape[1])[-len(own)]
+        rankers = {name: everything.with_weights(row.tolist()) for name, row in mixed.items()}
+        found[history] = CountBaselines(rankers, chosen)
     return found
 
 
 def _grid(
-    together: list[tuple[float, int, float]], recent: int, own: list[float]
+    together: Sequence[tuple[float, int, float]], recent: int, own: Sequence[float]
 ) -> tuple[FloatArray, list[dict[str, float]]]:
     """Weights [mixtures, parts] of every mixture without recent counts, and their options."""
     rows, names = [], []

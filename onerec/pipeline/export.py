@@ -57,7 +57,7 @@ def export_run(
     items = Catalog.load(catalog or inputs.directory / "tokenize")
     if tags is not None:
         items = _tagged(items, inputs, tags)
-    mixture = inputs.mixture(Settings.load(inputs.directory / "config.yaml"))
+    mixture = inputs.mixture(Settings.load(inputs.directory / "config.yaml"), whole=True)
     packed = export(network, items, folder, dtype=getattr(torch, dtype), mixture=mixture)
     return {
         "folder": str(folder),

@@ -111,7 +111,7 @@ class Fitted:
         self._data, self._catalog = inputs.load()
         served = inputs.served_model(self.settings)
         self._recommender = inputs.recommender(
-            served.stage, self._catalog, inputs.mixture(self.settings)
+            served.stage, self._catalog, inputs.mixture(self.settings, whole=True)
         )
         self._row = {user: n for n, user in enumerate(self._data.sequences["user_id"].to_pylist())}
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from onerec.inference import Mixture, Recommender
     from onerec.tokenizer import Catalog
 
+WHOLE = "whole"  # folder of the stage `mixture`
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -101,8 +103,13 @@ class Inputs:
         sessions = self.require("sessions").summary
         return bool(sessions["session_length"] == 1 and settings.model["item_loss"] > 0)
 
-    def mixture(self, settings: Settings) -> Mixture | None:
+    def mixture(self, settings: Settings, *, whole: bool = False) -> Mixture | None:
         """The mixture of a run that ranks items; None for a run of sessions.
+
+        Args:
+            settings: Of the run.
+            whole: With the counts of the whole log, to recommend by; otherwise with those of
+                train, to be measured.
 
         Raises:
             OneRecError: The stage has not been made, or is damaged.
@@ -112,7 +119,8 @@ class Inputs:
         from onerec.inference import Mixture
 
         self.require("mixture")
-        return Mixture.load(self.directory / "mixture")
+        folder = self.directory / "mixture"
+        return Mixture.load(folder / WHOLE if whole else folder)
 
     def load(self) -> tuple[SessionSet, Catalog]:
         """The sessions and the catalogue of the run.

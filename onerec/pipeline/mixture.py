@@ -1,18 +1,25 @@
 """The stage `mixture`, weights of generator, dense head and counts fitted on valid.
 
-Only a run that ranks items has the stage.
+Only a run that ranks items has the stage. Its folder holds the mixture with the counts of train,
+which is measured, and in `whole` the same weights with the counts of the whole log, which is
+served: what people take today is in the held-out sessions.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onerec.errors import OneRecError
-from onerec.pipeline.inputs import Inputs
+from onerec.pipeline.inputs import WHOLE, Inputs
 from onerec.pipeline.settings import Settings
 from onerec.pipeline.stage import StageResult, run_stage
 from onerec.progress import Listener
+
+if TYPE_CHECKING:
+    from onerec.data import SessionSet
+    from onerec.inference import Mixture
 
 SESSIONS = 4000  # of valid, at most
 _BEAMS = 50
@@ -34,7 +41,7 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
     read[served.stage] = served.fingerprint
 
     def build(folder: Path) -> dict[str, Any]:
-        from onerec.evaluation.counting import fit_counts
+        from onerec.evaluation.counting import count_evidence
         from onerec.inference import Mixture, NextItems
 
         data, catalog = inputs.load()
@@ -42,7 +49,7 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         valid = data.samples("valid").sample(SESSIONS)
         histories = [catalog.item_ids[valid.history(i)].tolist() for i in range(len(valid))]
         summary: dict[str, Any] = {"sessions": len(valid)}
-        counts = fit_counts(data)["unmasked"].evidence
+        counts = count_evidence(data)
         requests: dict[str, list[tuple[NextItems, Any]]] = {"masked": [], "unmasked": []}
         with listener.progress("mixture") as report:
             for number, (history, rows_of) in enumerate(requests.items()):
@@ -60,7 +67,7 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
                     ]
                     report(number * len(valid) + rows.stop, len(requests) * len(valid), history)
         mixture = Mixture.fit(counts, **requests)
-        mixture.save(folder)
+        save(folder, mixture, data)
         for history in requests:
             weights = getattr(mixture, history).tolist()
             summary[f"weights_{history}"] = [round(w, 4) for w in weights]
@@ -75,3 +82,12 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
         build=build,
         say=listener.say,
     )
+
+
+def save(folder: Path, mixture: Mixture, data: SessionSet) -> None:
+    """Writes a mixture with the counts of train, and beside it with those of the whole log."""
+    from onerec.evaluation.counting import count_evidence
+
+    mixture.save(folder)
+    (folder / WHOLE).mkdir()
+    replace(mixture, counts=count_evidence(data, whole=True)).save(folder / WHOLE)

@@ -34,7 +34,9 @@ def make(settings: Settings, inputs: Inputs, listener: Listener) -> StageResult:
 
     def build(folder: Path) -> dict[str, Any]:
         data, catalog = inputs.load()
-        recommender = inputs.recommender(served.stage, catalog, inputs.mixture(settings))
+        recommender = inputs.recommender(
+            served.stage, catalog, inputs.mixture(settings, whole=True)
+        )
         return _write(folder, data, recommender, settings, listener)
 
     return run_stage(

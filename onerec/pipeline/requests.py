@@ -76,7 +76,7 @@ def recommend_users(
                 "needs a history"
             )
     served = inputs.served_model(settings).stage
-    recommender = inputs.recommender(served, catalog, inputs.mixture(settings))
+    recommender = inputs.recommender(served, catalog, inputs.mixture(settings, whole=True))
     config = settings.recommend
     exclude = data.exclude_history if config.exclude_history is None else config.exclude_history
     texts = dict(

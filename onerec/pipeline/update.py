@@ -506,7 +506,7 @@ class _Update:
             from onerec.inference import Recommender
 
             data, catalog = self.inputs.load()
-            mixture = self.before.mixture(self.settings)
+            mixture = self.before.mixture(self.settings, whole=True)
             if mixture is not None:
                 mixture = mixture.grown(len(catalog))
             recommender = Recommender(
@@ -603,12 +603,11 @@ class _Update:
             return mixture.make(self.settings, self.inputs, self.listener)
 
         def build(folder: Path) -> dict[str, Any]:
-            from onerec.evaluation.counting import fit_counts
+            from onerec.evaluation.counting import count_evidence
 
-            before = self.before.mixture(self.settings)
+            before, data = self.before.mixture(self.settings), self.inputs.load()[0]
             assert before is not None
-            counts = fit_counts(self.inputs.load()[0])["unmasked"].evidence
-            replace(before, counts=counts).save(folder)
+            mixture.save(folder, replace(before, counts=count_evidence(data)), data)
             return {"weights": f"those of before: fewer than {_MANY} sessions are held out"}
 
         read = {

@@ -11,7 +11,7 @@ import pytest
 
 from onerec.data import SessionConfig, SessionSet, build_sessions, open_log
 from onerec.evaluation import metrics as m
-from onerec.evaluation.counting import fit_counts, recent_counts, train_sequences
+from onerec.evaluation.counting import count_evidence, fit_counts, train_sequences
 from onerec.model.counting import CountRanker, co_consumption, popularity, transition
 
 DAY = 86_400_000
@@ -128,9 +128,13 @@ def test_what_is_popular_now_is_found_where_tastes_move(tmp_path: Path) -> None:
     pq.write_table(pa.table(columns), folder / "interactions.parquet")
     config = SessionConfig(rule="next", length=1, split="time", embedding_dim=4)
     data = build_sessions(open_log(folder), config, tmp_path / "sessions")
-    counts = recent_counts(data, 0.02)
-    assert counts is not None
-    assert sorted(data.items["item_id"].to_numpy()[np.argsort(-counts)[:10]]) == [*range(30, 40)]
+    names = data.items["item_id"].to_numpy()
+    for whole in (False, True):  # the third ten days, or the last, make what is popular now
+        evidence = count_evidence(data, whole=whole)
+        assert (evidence.counts.sum() == 6000) == whole
+        lately = evidence.parts[7].constant
+        assert lately is not None
+        assert sorted(names[lately[0][:10]]) == [*range(30, 40)]
     found = fit_counts(data)["masked"]
     assert found.chosen["recent popularity"]["recent_share"] < 0.1
     assert "recent" in found.chosen["count ranker"]
@@ -146,7 +150,6 @@ def test_what_is_popular_now_is_found_where_tastes_move(tmp_path: Path) -> None:
     columns["timestamp"] = 1_600_000_000_000 + np.arange(6000)
     pq.write_table(pa.table(columns), folder / "interactions.parquet")
     data = build_sessions(open_log(folder), config, tmp_path / "places")
-    assert recent_counts(data, 0.1) is None
     assert "recent popularity" not in fit_counts(data)["masked"].rankers
 
 

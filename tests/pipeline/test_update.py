@@ -265,7 +265,7 @@ def test_new_items_are_shown_and_removed_ones_are_not(updated: Path) -> None:
     twin = Recommender(
         OneRec.from_pretrained(folder / "pretrain/model"),
         Catalog.load(folder / "tokenize"),
-        mixture=Mixture.load(folder / "mixture"),
+        mixture=Mixture.load(folder / "mixture/whole"),
     )
     assert twin.rank(histories[:20], 10) == served.rank(histories[:20], 10)
     assert not (folder / "export/catalog.bin").exists()

@@ -29,7 +29,7 @@ struct Header {
   uint64_t leaves;
   uint64_t text;
   uint64_t id_bytes;
-  uint64_t tagged;
+  uint64_t tagged;  // kTagged, kRetired
   uint64_t content_hash;
   uint64_t header_hash;
   uint64_t engine;   // the header hash of the engine.bin of its export, or 0
@@ -38,6 +38,11 @@ struct Header {
   char reserved[24];
 };
 static_assert(sizeof(Header) == 128 && offsetof(Header, header_hash) == 72);
+
+// Whether the column `tags` has tags in the bits 0 .. 62, and whether it has retired items, which
+// are known and never shown, in bit 63.
+constexpr uint64_t kTagged = 1, kRetired = 2;
+constexpr uint64_t kRetiredBit = uint64_t{1} << 63;
 
 // Where the header hash of engine.bin, trie.bin and mixture.bin lies.
 constexpr size_t kHashAt = 248;
@@ -114,7 +119,8 @@ void CheckCatalog(const Catalog& c) {
     check(c.leaf_of_item[i] >= 0 && c.leaf_of_item[i] < leaves, "leaf_of_item", i);
     check(c.by_id[i] >= 0 && c.by_id[i] < items, "by_id", i);
     check(c.leaf_items[i] >= 0 && c.leaf_items[i] < items, "leaf_items", i);
-    if (c.header.tagged) check(c.tags[i] >> 63 == 0, "tags", i);
+    if (c.header.tagged == kTagged) check((c.tags[i] & kRetiredBit) == 0, "tags", i);
+    if (c.header.tagged == kRetired) check((c.tags[i] & ~kRetiredBit) == 0, "tags", i);
   }
   // Ascending within a leaf that is their own: with the right number each item is there once.
   for (int64_t l = 0; l < leaves; ++l) {
@@ -156,8 +162,9 @@ Catalog LoadCatalog(const std::string& path) {
   c.block = FileBlock::Map(path);
   Header& h = c.header;
   h = ReadHeader<Header>(c.block.data(), c.block.size(), kCatalogFile, Refuse);
-  if (h.items >= kMost || h.leaves >= kMost || h.id_bytes >= kMost || h.text > 1 || h.tagged > 1 ||
-      Parts(h).end != h.file_bytes || (!h.text && h.id_bytes != h.items * 8)) {
+  if (h.items >= kMost || h.leaves >= kMost || h.id_bytes >= kMost || h.text > 1 ||
+      h.tagged > (kTagged | kRetired) || Parts(h).end != h.file_bytes ||
+      (!h.text && h.id_bytes != h.items * 8)) {
     Refuse("its parts do not fill the file");
   }
   CheckContent(h, c.block.data(), Refuse);
@@ -186,6 +193,7 @@ struct Recommender::Impl {
   Catalog catalog;
   std::unique_ptr<Engine> engine;
   std::optional<Mixture> mixture;
+  std::vector<int64_t> retired;  // items that are known and never shown, ascending
 
   void CheckKind(int64_t item, bool text) const {
     if ((catalog.header.text != 0) != text) {
@@ -214,10 +222,15 @@ std::shared_ptr<const Recommender> Recommender::Load(const std::string& folder) 
   CheckHash(folder + "/engine.bin", c.header.engine);
   CheckHash(folder + "/trie.bin", c.header.trie);
   const int64_t items = made->Items();
-  if (c.header.tagged) {
+  if (c.header.tagged & kRetired) {
+    for (int64_t i = 0; i < items; ++i) {
+      if (c.tags[i] & kRetiredBit) s.retired.push_back(i);
+    }
+  }
+  if (c.header.tagged & kTagged) {
     std::vector<uint64_t> tags(c.header.leaves, 0);
     for (int64_t i = 0; i < items; ++i) {
-      tags[c.leaf_of_item[i]] |= c.tags[i];
+      tags[c.leaf_of_item[i]] |= c.tags[i] & ~kRetiredBit;
     }
     trie = trie->WithTags(tags.data());
   }
@@ -305,8 +318,9 @@ std::vector<int64_t> Best(const std::vector<int64_t>& items, const std::vector<V
 }
 
 Prepared Prepare(const Catalog& c, const Trie& trie, const EngineConfig& config,
-                 const std::vector<int64_t>& history, const std::vector<int64_t>& exclude,
-                 bool exclude_history, uint64_t allow, int64_t wanted) {
+                 const std::vector<int64_t>& retired, const std::vector<int64_t>& history,
+                 const std::vector<int64_t>& exclude, bool exclude_history, uint64_t allow,
+                 int64_t wanted) {
   const auto items = static_cast<int64_t>(c.header.items);
   Prepared made;
   std::vector<int64_t>&known = made.known, &excluded = made.excluded, &deny = made.deny;
@@ -314,7 +328,8 @@ Prepared Prepare(const Catalog& c, const Trie& trie, const EngineConfig& config,
     CheckItem("history", item, items);
     if (item >= 0) known.push_back(item);
   }
-  if (exclude_history) excluded = known;
+  excluded = retired;
+  if (exclude_history) excluded.insert(excluded.end(), known.begin(), known.end());
   for (int64_t item : exclude) {
     CheckItem("exclude", item, items);
     if (item >= 0) excluded.push_back(item);
@@ -322,7 +337,7 @@ Prepared Prepare(const Catalog& c, const Trie& trie, const EngineConfig& config,
   std::sort(excluded.begin(), excluded.end());
   excluded.erase(std::unique(excluded.begin(), excluded.end()), excluded.end());
 
-  if (allow != kEveryTag && !c.header.tagged) {
+  if (allow != kEveryTag && !(c.header.tagged & kTagged)) {
     throw std::invalid_argument("allow_tags: the catalogue has no tags");
   }
   // A semantic id is out of the search when none of its items may be shown. The trie knows the
@@ -368,8 +383,8 @@ std::vector<RecommendedSession> Recommender::Recommend(const std::vector<int64_t
   }
   const int64_t wanted =
       options.session_length == 0 ? Config().session_length : options.session_length;
-  const Prepared prepared = Prepare(c, impl_->engine->GetTrie(), Config(), history, exclude,
-                                    options.exclude_history, options.allow_tags, wanted);
+  const Prepared prepared = Prepare(c, impl_->engine->GetTrie(), Config(), impl_->retired, history,
+                                    exclude, options.exclude_history, options.allow_tags, wanted);
   if (wanted >= 1 && prepared.left == 0) return {};
 
   EngineOptions o;
@@ -418,7 +433,7 @@ std::vector<int64_t> Recommender::Rank(const std::vector<int64_t>& history,
   if (dense_weight > 0 && !Config().dense_head) {
     throw std::invalid_argument("dense_weight: the model has no dense head");
   }
-  const Prepared prepared = Prepare(c, engine.GetTrie(), Config(), history, exclude,
+  const Prepared prepared = Prepare(c, engine.GetTrie(), Config(), impl_->retired, history, exclude,
                                     options.exclude_history, options.allow_tags, 1);
   if (prepared.left == 0) return {};
 
@@ -514,7 +529,12 @@ void SaveCatalog(const std::string& path, int64_t n, int64_t leaves, const int64
   h.items = static_cast<uint64_t>(n);
   h.leaves = static_cast<uint64_t>(leaves);
   h.text = text ? 1 : 0;
-  h.tagged = tags != nullptr ? 1 : 0;
+  const auto any = [&](uint64_t bits) {
+    return std::any_of(tags, tags + n, [&](uint64_t one) { return (one & bits) != 0; });
+  };
+  const bool retired = tags != nullptr && any(kRetiredBit);
+  const bool tagged = tags != nullptr && (!retired || any(~kRetiredBit));
+  h.tagged = (tagged ? kTagged : 0) | (retired ? kRetired : 0);
   h.engine = engine;
   h.trie = trie;
   h.mixture = mixture;

@@ -42,8 +42,7 @@ def export(
 ) -> NativeModel:
     """Writes a folder that `Recommender.from_exported` and C++ programs load.
 
-    An earlier folder of this function is replaced as a whole. A catalogue with retired items is
-    written for Python alone, without catalog.bin: C++ programs do not know of them and refuse it.
+    An earlier folder of this function is replaced as a whole.
 
     Args:
         model: The network.
@@ -76,8 +75,7 @@ def export(
         if mixture is not None:
             mixture.save(temporary)
             save_mixture(mixture, temporary / MIXTURE)
-        if catalog.retired is None:  # C++ programs would recommend what is retired
-            save_catalog(catalog, temporary / CATALOG, temporary)
+        save_catalog(catalog, temporary / CATALOG, temporary)
         fields = {
             "model_type": OneRec.model_type,
             **model.config.to_dict(),
@@ -160,6 +158,9 @@ def save_catalog(catalog: Catalog, path: str | Path, folder: Path | None = None)
         values, offsets = np.ascontiguousarray(catalog.item_ids), np.empty(0, np.int64)
     leaves = np.ascontiguousarray(catalog.leaf_of_item)
     tags = None if catalog.tags is None else np.ascontiguousarray(catalog.tags)
+    if catalog.retired is not None:
+        marks = np.where(catalog.retired, np.int64(-1) << 63, np.int64(0))
+        tags = marks if tags is None else tags | marks
     try:
         core().save_catalog(
             str(path),
@@ -274,7 +275,7 @@ _MIXTURE_PARTS = (*mixture_files, MIXTURE)
 def _lineage(folder: Path, catalog: Catalog) -> dict[str, str]:
     """What ties the parts of an export to each other: a digest of each, and one of all."""
     parts = [*_PARTS, *(name for name in _MIXTURE_PARTS if (folder / name).exists())]
-    digests = {n: _digest(folder / n) if (folder / n).exists() else "" for n in parts}
+    digests = {name: _digest(folder / name) for name in parts}
     whole = hashlib.blake2b("".join(digests.values()).encode(), digest_size=16).hexdigest()
     return {"export": whole, "quantizer": catalog.quantizer, **digests}
 

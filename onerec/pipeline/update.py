@@ -67,7 +67,7 @@ class UpdateConfig:
 
     Attributes:
         epochs: Passes over the new rows.
-        lr: Learning rate, constant. Null: a quarter of the run's (`train.lr`).
+        lr: Learning rate, constant. Null: half of the run's (`train.lr`).
         replay: Of the users or sessions that are learned, the share that has nothing new: it is
             drawn from all that was learned before, in [0, 1).
         held_out: Share of the day's users that is kept out of the training until the next day, to
@@ -79,7 +79,7 @@ class UpdateConfig:
         keep: Newest folders of updates that stay, at least 2: one to go back to.
     """
 
-    epochs: float = 2.0
+    epochs: float = 3.0
     lr: float | None = None
     replay: float = 0.2
     held_out: float = 0.1
@@ -529,7 +529,7 @@ class _Update:
         served, read = self._served_before()
         number = int(self.inputs.directory.name)
         config, train = self.config, self.settings.train
-        lr = train.lr / 4 if config.lr is None else config.lr
+        lr = train.lr / 2 if config.lr is None else config.lr
 
         def build(folder: Path) -> dict[str, Any]:
             from onerec.data.sessions.day import LEARN

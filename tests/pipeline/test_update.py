@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from serving_helpers import ADMIN, TOKEN, Server
+from test_hostile_files import LIBRARY, Library
 
 from onerec import pipeline
 from onerec.data import (
@@ -39,9 +42,11 @@ from onerec.inference import Mixture, Recommender
 from onerec.model import OneRec
 from onerec.model.growth import grown
 from onerec.pipeline import Settings
+from onerec.pipeline.export import export_run
 from onerec.pipeline.servers import swap_all
 from onerec.pipeline.stage import read_record
 from onerec.pipeline.update import UpdateConfig, chosen_samples, read_lines, update
+from onerec.serving.config import ServeConfig
 from onerec.tokenizer import Catalog
 
 DAY = 86_400_000
@@ -232,6 +237,19 @@ def test_vectors_of_another_space_are_refused(world: Path, tmp_path: Path) -> No
         add_day(log, tmp_path / "base", config, tmp_path / "day")
 
 
+@pytest.mark.parametrize("column", ["user_id", "item_id"])
+def test_ids_of_another_type_are_refused(
+    column: str, run: Path, world: Path, tmp_path: Path
+) -> None:
+    rows = pq.read_table(world / "day2/interactions.parquet")
+    at = rows.schema.get_field_index(column)
+    pq.write_table(
+        rows.set_column(at, column, rows[column].cast(pa.string())), tmp_path / "d.parquet"
+    )
+    with pytest.raises(DataError, match=rf"'{column}': wanted the type of the run's \(int64\)"):
+        update(run, tmp_path / "d.parquet")
+
+
 def test_old_ids_stay_and_new_items_have_codes_within_the_caps(ran: Path, updated: Path) -> None:
     old, new = Catalog.load(ran / "tokenize"), Catalog.load(updated / "updates/0001/tokenize")
     assert len(new) == len(old) + NEW
@@ -260,7 +278,7 @@ def test_new_items_are_shown_and_removed_ones_are_not(updated: Path) -> None:
     # A history of withdrawn items is still a history.
     one, none = served.recommend([sorted(gone), []], exclude_history=False)
     assert one.scores[0] != none.scores[0]
-    # The same from the network of the folder, and C++ programs cannot load what they would break.
+    # The same from the network of the folder.
     folder = updated / "updates/0001"
     twin = Recommender(
         OneRec.from_pretrained(folder / "pretrain/model"),
@@ -268,7 +286,28 @@ def test_new_items_are_shown_and_removed_ones_are_not(updated: Path) -> None:
         mixture=Mixture.load(folder / "mixture/whole"),
     )
     assert twin.rank(histories[:20], 10) == served.rank(histories[:20], 10)
-    assert not (folder / "export/catalog.bin").exists()
+
+
+@pytest.mark.skipif(LIBRARY is None, reason="no shared library beside the package")
+def test_c_programs_leave_removed_items_out_too(updated: Path) -> None:
+    folder = updated / "updates/0001/export"
+    library, made = Library().c, ctypes.c_void_p()
+    assert library.onerec_create(str(folder).encode(), ctypes.byref(made), None, 0) == 0
+    served = Recommender.from_exported(folder)
+    catalog = served.catalog
+    gone = catalog.index_of(removed(updated))
+    options, found = library.onerec_default_rank_options(), ctypes.c_int64()
+    options.k, options.beam_width, options.exclude_history = 80, 80, 0
+    items = (ctypes.c_int64 * 80)()
+    for history in ([], gone.tolist(), [5, 3, *gone.tolist()]):
+        read = (ctypes.c_int64 * len(history))(*history)
+        arguments = (read, len(history), None, 0, ctypes.byref(options), items, ctypes.byref(found))
+        assert library.onerec_rank(made, *arguments, None, 0) == 0
+        ids = catalog.item_ids[history].tolist()
+        (wanted,) = served.rank([ids], 80, beam_width=80, exclude_history=False)
+        assert catalog.item_ids[items[: found.value]].tolist() == wanted
+        assert not set(items[: found.value]) & set(gone.tolist())
+    library.onerec_destroy(made)
 
 
 def test_the_network_grows_and_learns(ran: Path, updated: Path) -> None:
@@ -451,6 +490,57 @@ def test_a_run_of_sessions_whose_network_knows_no_items(
     ids = served.catalog.item_ids[-NEW:].tolist()
     found = served.rank([[], ids], 96, exclude_history=False)
     assert set(ids) <= set(found[0])
+
+
+def test_two_servers_change_together_or_not_at_all(run: Path, world: Path, tmp_path: Path) -> None:
+    """Servers of the run serve the update; where a third refuses, nobody does."""
+    export_run(pipeline.Inputs(run), run / "pretrain/model", run / "export")
+    first = Recommender.from_exported(run / "export")
+    free = ServeConfig()
+    held = ServeConfig(exports=str(tmp_path / "elsewhere"))
+    servers = [Server(first, config, TOKEN) for config in (free, free, held)]
+    urls = [f"http://127.0.0.1:{server.port}" for server in servers]
+
+    def sources() -> list[str]:
+        return [server.send("GET", "/v1/version")[1]["source"] for server in servers]
+
+    try:
+        with pytest.raises(OneRecError, match=r"answered 422: .*wanted a folder below"):
+            update(run, world / "day2", servers=urls, token=ADMIN)
+        assert sources() == ["first"] * 3
+        assert read_lines(run) == []  # the update is not finished
+        line = update(run, world / "day2", servers=urls[:2], token=ADMIN)
+        folder = str((run / "updates/0001/export").resolve())
+        assert sources() == [folder, folder, "first"]
+        assert line is not None
+        assert line["served"] == urls[:2]
+        catalog = Catalog.load(folder)
+        body = {"history": catalog.item_ids[-NEW:].tolist(), "k": 5}
+        status, answer, _ = servers[0].send("POST", "/v1/rank", body)
+        assert status == 200, answer
+        # The same command when a server came anew with the old export.
+        assert servers[1].send("POST", "/admin/rollback")[0] == 200
+        assert update(run, world / "day2", servers=urls[:2], token=ADMIN) == line
+        assert sources() == [folder, folder, "first"]
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def test_partitions_and_a_table_of_all_items(run: Path, world: Path, tmp_path: Path) -> None:
+    """The log as it grows by a partition a day, beside the items of all days."""
+    for day in ("base", "day2"):
+        (tmp_path / f"log/day={day}").mkdir(parents=True)
+        source = world / day / "interactions.parquet"
+        shutil.copy(source, tmp_path / f"log/day={day}/part-0.parquet")
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    line = update(run, tmp_path / "log", items=world / "whole")
+    assert line is not None
+    assert line["sessions"]["known_rows"] > 0
+    update(other, world / "day2")
+    first, second = (one / "updates/0001" for one in (run, other))
+    for name in ("sessions/sequences.parquet", "pretrain/model/model.safetensors"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
 
 
 def test_items_of_their_own_file(run: Path, world: Path, tmp_path: Path) -> None:

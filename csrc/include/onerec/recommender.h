@@ -96,7 +96,8 @@ class ONEREC_API Recommender {
 };
 
 // Writes catalog.bin. `ids` are int64 [n], or, where `text`, zero-terminated UTF-8 beginning at
-// offsets[0 .. n], the last one being their size in bytes. `tags` [n] (bits 0 .. 62) may be null.
+// offsets[0 .. n], the last one being their size in bytes. `tags` [n] may be null: tags in
+// the bits 0 .. 62; bit 63 marks a retired item, which histories have and nobody is shown.
 // `engine`, `trie` and `mixture` are the u64 at byte 248 of the files that it belongs to, or 0.
 // Throws std::invalid_argument for a leaf out of range or an id with a zero in it,
 // std::runtime_error if it cannot be written.

@@ -179,11 +179,14 @@ def _items(log: LogSource, old: SessionSet) -> pa.Table:
     """The items so far, and behind them those that the log has besides."""
     columns = [name for name in COLUMNS["items"] if name != "train_count"]
     known, here = old.items.select(columns), log.items.select(columns)
-    kinds = known.schema.field("item_id").type, here.schema.field("item_id").type
-    if pa.types.is_integer(kinds[0]) != pa.types.is_integer(kinds[1]):
-        raise log.table.bad(
-            f"wanted the type of the run's items ({kinds[0]}), got {kinds[1]}", "item_id"
-        )
+    kinds = {
+        "item_id": (known["item_id"].type, pa.types.is_integer(here["item_id"].type)),
+        "user_id": (old.sequences["user_id"].type, log.interactions.user_id.type().is_integer()),
+    }
+    for name, (wanted, whole) in kinds.items():
+        if pa.types.is_integer(wanted) != whole:
+            got = "integers" if whole else "strings"
+            raise log.table.bad(f"wanted the type of the run's ({wanted}), got {got}", name)
     new = here.filter(
         pc.invert(pc.is_in(here["item_id"], value_set=known["item_id"].combine_chunks()))
     )

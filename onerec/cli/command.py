@@ -69,7 +69,7 @@ def _add_top(parser: Parser, data: bool, preset: bool) -> None:
             "--data",
             type=str,
             default=None,
-            help="folder of the log: KuaiRand, Amazon, or the schema of docs/data.md; without it "
+            help="the log: a folder, a file or a glob (docs/logs.md has ten of them); without it "
             "the log is simulated",
         )
         add_reading(parser)

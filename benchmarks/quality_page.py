@@ -94,9 +94,17 @@ Intervals resample users; the lead is paired. The history can be recommended whe
 repeat it.
 
 """
-SYSTEMS = {"model", "generator", "count ranker", "co-consumption", "transition", "popularity"} | {
-    "personal frequency",
+SYSTEMS = {
+    "model",
     "pretrained",
+    "generator",
+    "SASRec",
+    "count ranker",
+    "co-consumption",
+    "transition",
+    "personal frequency",
+    "recent popularity",
+    "popularity",
 }
 
 

@@ -1,4 +1,4 @@
-"""Semantic ids of Amazon Beauty by every quantiser: error, balance and collisions.
+"""Semantic ids of Amazon Beauty by every quantizer: error, balance and collisions.
 
 The peers: FAISS residual k-means without balance, and Algorithm 1 of OneRec (arXiv 2502.18965)
 level by level; "rank" numbers the items of an id as MiniOneRec (arXiv 2510.24431) does.

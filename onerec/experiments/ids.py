@@ -18,7 +18,7 @@ RQVAE_EPOCHS = 100
 
 @dataclass(frozen=True)
 class Ids:
-    """Ids that some other library's quantiser made.
+    """Ids that some other library's quantizer made.
 
     Attributes:
         sids_: int32 [N, L].
@@ -42,7 +42,7 @@ def make_ids(
     Args:
         name: "balanced" (unique ids of `ResidualQuantizer`), "sequential" (the same by the paper's
             Algorithm 1), "rqvae" (`RQVAE` with a collision digit, as TIGER has it), "rqvae-unique"
-            (with its last codes moved apart), "faiss" (its residual quantiser, a collision digit).
+            (with its last codes moved apart), "faiss" (its residual quantizer, a collision digit).
         vectors: float32 [N, d].
         levels: L.
         codebook_size: K.

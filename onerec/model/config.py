@@ -143,7 +143,7 @@ class OneRecConfig:
         activation: "swiglu" (arXiv 2506.13695), "geglu", "gelu" or "relu". Open.
         loss_free_balancing: Choose experts with a bias that follows the load (arXiv 2408.15664).
             Not in v1; arXiv 2506.13695 adds it.
-        balancing_rate: Step of that bias after each optimiser step. arXiv 2408.15664: 1e-3.
+        balancing_rate: Step of that bias after each optimizer step. arXiv 2408.15664: 1e-3.
         router_balance_loss: Weight of the balance loss of arXiv 2101.03961. v1 names none.
         router_z_loss: Weight of the z-loss of arXiv 2202.08906. v1 names none.
         dropout: Rate on embeddings and on what each sublayer adds. Open.

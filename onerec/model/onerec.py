@@ -327,7 +327,7 @@ class OneRec(Pretrained):
         return context[torch.arange(len(context), device=context.device), last]
 
     def update_router_bias(self, counts: Tensor) -> None:
-        """Loss-free balancing after an optimiser step; nothing when the config has it off.
+        """Loss-free balancing after an optimizer step; nothing when the config has it off.
 
         Args:
             counts: [layers, E], `OneRecOutput.router.counts` summed over the micro-batches and

@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from onerec.evaluation.result import Measure
 
-SYSTEM_COLOURS = {
+SYSTEM_COLORS = {
     "model": "#2457c5",
     "pretrained": "#4a90a4",
     "generator": "#7a9be0",
@@ -39,8 +39,8 @@ SYSTEM_COLOURS = {
     "oracle": "#2b8a5e",
     "logged": "#7a4fb5",
 }
-LEVEL_COLOURS = ("#2457c5", "#d9822b", "#2b8a5e", "#7a4fb5", "#b5453c", "#4a90a4")
-TAG_COLOURS = (
+LEVEL_COLORS = ("#2457c5", "#d9822b", "#2b8a5e", "#7a4fb5", "#b5453c", "#4a90a4")
+TAG_COLORS = (
     "#4477aa",
     "#ee8866",
     "#228833",
@@ -75,21 +75,21 @@ _NEUTRAL = {
 }
 
 
-def _lighter(colour: str) -> str:
-    return "#" + "".join(f"{round(255 * (0.62 * part + 0.38)):02x}" for part in to_rgb(colour))
+def _lighter(color: str) -> str:
+    return "#" + "".join(f"{round(255 * (0.62 * part + 0.38)):02x}" for part in to_rgb(color))
 
 
 _VARIABLES = _NEUTRAL | {
-    colour: (f"c{colour[1:]}", _lighter(colour))
-    for colour in (*SYSTEM_COLOURS.values(), *LEVEL_COLOURS, *TAG_COLOURS)
-    if colour not in _NEUTRAL
+    color: (f"c{color[1:]}", _lighter(color))
+    for color in (*SYSTEM_COLORS.values(), *LEVEL_COLORS, *TAG_COLORS)
+    if color not in _NEUTRAL
 }
 
 
-def colour_rules(*, dark: bool) -> str:
+def color_rules(*, dark: bool) -> str:
     """CSS declarations of the variables that figures take their colors from."""
     return " ".join(
-        f"--{name}: {other if dark else colour};" for colour, (name, other) in _VARIABLES.items()
+        f"--{name}: {other if dark else color};" for color, (name, other) in _VARIABLES.items()
     )
 
 
@@ -165,16 +165,16 @@ def data_shape(
         counts = np.sort(train_counts)[::-1]
         counts = counts[counts > 0]
         if len(counts):
-            left.loglog(np.arange(1, len(counts) + 1), counts, color=LEVEL_COLOURS[0], lw=1.8)
+            left.loglog(np.arange(1, len(counts) + 1), counts, color=LEVEL_COLORS[0], lw=1.8)
         left.set_title("Item popularity")
         left.set_xlabel("rank of the item")
         left.set_ylabel("positive exposures in training")
         longest = max((int(v.max(initial=0)) for v in history_lengths.values()), default=0)
         at = np.unique(np.geomspace(1, max(longest, 2), 60).round())
-        for (split, lengths), colour in zip(history_lengths.items(), LEVEL_COLOURS, strict=False):
+        for (split, lengths), color in zip(history_lengths.items(), LEVEL_COLORS, strict=False):
             if len(lengths):
                 share = np.searchsorted(np.sort(lengths), at, side="right") / len(lengths)
-                right.step(at, share, where="post", color=colour, label=split, lw=1.8)
+                right.step(at, share, where="post", color=color, label=split, lw=1.8)
         right.set_xscale("log")
         right.set_ylim(0, 1.03)
         right.set_title("History length")
@@ -197,9 +197,9 @@ def code_usage(sids: npt.NDArray[np.int32], codebook_size: int) -> str:
         for level, ax in enumerate(axes):
             sizes = np.sort(np.bincount(sids[:, level], minlength=codebook_size))[::-1]
             rank = np.arange(1, codebook_size + 1)
-            colour = LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
-            ax.fill_between(rank, sizes, step="mid", color=colour, alpha=0.25, lw=0)
-            ax.step(rank, sizes, where="mid", color=colour, lw=1.4)
+            color = LEVEL_COLORS[level % len(LEVEL_COLORS)]
+            ax.fill_between(rank, sizes, step="mid", color=color, alpha=0.25, lw=0)
+            ax.step(rank, sizes, where="mid", color=color, lw=1.4)
             even = len(sids) / codebook_size
             ax.axhline(even, color=INK, lw=1, ls=(0, (4, 3)))
             ax.set_ylim(0, 1.15 * max(float(sizes.max(initial=0)), even))
@@ -219,7 +219,7 @@ def collisions(items_per_id: npt.NDArray[np.int64]) -> str:
         most = int(items_per_id.max(initial=1))
         count = np.bincount(items_per_id, minlength=most + 1)[1:]
         for bar, (size, number) in zip(
-            ax.bar(np.arange(1, most + 1), count, color=LEVEL_COLOURS[0], width=0.8),
+            ax.bar(np.arange(1, most + 1), count, color=LEVEL_COLORS[0], width=0.8),
             enumerate(count, start=1),
             strict=True,
         ):
@@ -247,36 +247,34 @@ def collisions(items_per_id: npt.NDArray[np.int64]) -> str:
     return _svg("collisions", (4.6, 2.6), draw)
 
 
-def id_tree(
-    sids: npt.NDArray[np.int32], tags: npt.NDArray[np.int64], colours: Sequence[str]
-) -> str:
+def id_tree(sids: npt.NDArray[np.int32], tags: npt.NDArray[np.int64], colors: Sequence[str]) -> str:
     """The tree of ids as an icicle: a row a level, a column an item in the order of ids.
 
     Args:
         sids: int [N, L].
-        tags: int [N], index into `colours`, -1 for an item without a tag.
-        colours: Of each tag; a prefix has the colour of its most frequent tag, paler where fewer
+        tags: int [N], index into `colors`, -1 for an item without a tag.
+        colors: Of each tag; a prefix has the color of its most frequent tag, paler where fewer
             of its items have it.
     """
     order = np.lexsort(sids.T[::-1])
     sids, tags = sids[order], tags[order]
-    palette = np.array([to_rgb(c) for c in (*colours, NO_TAG)])
+    palette = np.array([to_rgb(c) for c in (*colors, NO_TAG)])
     width = min(len(sids), 1600)
     columns = np.linspace(0, len(sids) - 1, width).round().astype(int)
     rows, boundaries = [], []
     for level in range(sids.shape[1]):
         starts = prefix_starts(sids, level + 1)
-        dominant, share = dominant_tags(tags, starts, len(colours))
+        dominant, share = dominant_tags(tags, starts, len(colors))
         rows.append(np.c_[palette[dominant], 0.15 + 0.85 * share])
         boundaries.append(np.flatnonzero(starts))
     rows.append(np.c_[palette[tags], np.ones(len(tags))])
 
     def draw(ax: Axes) -> None:
         n = len(sids)
-        for row, colour in enumerate(rows):
+        for row, color in enumerate(rows):
             top = len(rows) - row
             ax.imshow(
-                colour[columns][None],
+                color[columns][None],
                 extent=(0, n, top - 0.94, top),
                 aspect="auto",
                 interpolation="nearest",
@@ -349,7 +347,7 @@ def training(
             left.plot(
                 [r["step"] for r in train],
                 [r["loss"] for r in train],
-                color=LEVEL_COLOURS[0],
+                color=LEVEL_COLORS[0],
                 lw=1.5,
                 label="train",
             )
@@ -357,7 +355,7 @@ def training(
             left.plot(
                 [r["step"] for r in valid],
                 [r["loss"] for r in valid],
-                color=LEVEL_COLOURS[1],
+                color=LEVEL_COLORS[1],
                 lw=1.8,
                 marker="o",
                 ms=3.5,
@@ -372,7 +370,7 @@ def training(
                 kept["loss"],
                 marker="*",
                 ms=12,
-                color=LEVEL_COLOURS[1],
+                color=LEVEL_COLORS[1],
                 mec=PAPER,
                 ls="none",
                 label=f"kept, step {kept['step']:,}",
@@ -382,18 +380,18 @@ def training(
         left.set_title("Loss of an item (sum over levels)")
         left.legend(loc="lower left")
         for level in range(levels):
-            colour = LEVEL_COLOURS[level % len(LEVEL_COLOURS)]
+            color = LEVEL_COLORS[level % len(LEVEL_COLORS)]
             right.plot(
                 [r["step"] for r in train],
                 [r["loss_per_level"][level] for r in train],
-                color=colour,
+                color=color,
                 lw=1,
                 alpha=0.6,
             )
             right.plot(
                 [r["step"] for r in valid],
                 [r["loss_per_level"][level] for r in valid],
-                color=colour,
+                color=color,
                 lw=1.8,
                 marker="o",
                 ms=3,
@@ -448,7 +446,7 @@ def router(records: list[dict[str, Any]]) -> str:
                 [r["step"] for r in records],
                 entropy[:, layer],
                 lw=1.5,
-                color=LEVEL_COLOURS[layer % len(LEVEL_COLOURS)],
+                color=LEVEL_COLORS[layer % len(LEVEL_COLORS)],
                 label=f"layer {layer + 1}",
             )
         right.set_ylim(min(0.9, float(entropy.min()) - 0.02), 1.005)
@@ -474,10 +472,10 @@ def _points(ax: Axes, rows: Sequence[Sequence[Measure]], names: Sequence[str]) -
             low = m.value if m.low is None else m.low
             high = m.value if m.high is None else m.high
             y = line if alone else line + offsets[m.system]
-            colour = SYSTEM_COLOURS.get(m.system, INK)
-            drawn = ax.plot([low, high], [y, y], color=colour, lw=2.2, solid_capstyle="butt")
+            color = SYSTEM_COLORS.get(m.system, INK)
+            drawn = ax.plot([low, high], [y, y], color=color, lw=2.2, solid_capstyle="butt")
             label = m.system if line == 0 else None
-            drawn += ax.plot(m.value, y, "o", color=colour, ms=4.5, label=label)
+            drawn += ax.plot(m.value, y, "o", color=color, ms=4.5, label=label)
             _tell(drawn, f"{m.system}: {m.value:.4g} [{low:.4g}, {high:.4g}]")
     ax.set_yticks(range(len(names)), names)
     ax.set_ylim(len(names) - 0.5, -0.5)
@@ -526,16 +524,16 @@ def latency(times_ms: npt.NDArray[np.float64], marks: dict[str, float]) -> str:
         low, high = float(times_ms.min()), float(times_ms.max())
         edges = np.linspace(low, max(high, low * 1.01 + 1e-6), 31)
         counts, *_ = ax.hist(
-            times_ms, bins=edges.tolist(), color=LEVEL_COLOURS[0], alpha=0.75, rwidth=0.94
+            times_ms, bins=edges.tolist(), color=LEVEL_COLORS[0], alpha=0.75, rwidth=0.94
         )
         for bar, count, begin, end in zip(
             ax.patches, np.atleast_1d(counts), edges[:-1], edges[1:], strict=True
         ):
             _tell(bar, f"{begin:,.1f} to {end:,.1f} ms: {count:.0f} requests")
         top = ax.get_ylim()[1]
-        for (word, value), colour in zip(marks.items(), (INK, "#b5453c"), strict=False):
+        for (word, value), color in zip(marks.items(), (INK, "#b5453c"), strict=False):
             label = f"{word} {value:,.4g} ms" if value < 1000 else f"{word} {value:,.0f} ms"
-            ax.axvline(value, color=colour, lw=1.3, ls=(0, (4, 3)), label=label)
+            ax.axvline(value, color=color, lw=1.3, ls=(0, (4, 3)), label=label)
         ax.set_ylim(0, top)
         ax.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         ax.set_xlabel("milliseconds a request")
@@ -553,10 +551,10 @@ def calibration(curves: dict[str, Sequence[Sequence[float]]]) -> str:
         values = [v for rows in curves.values() for row in rows for v in row[:2] if v > 0]
         low, high = min(values, default=1e-3), max(values, default=1.0)
         ax.plot([low, high], [low, high], color=GRAY, lw=1, ls=(0, (4, 3)))
-        for (target, rows), colour in zip(curves.items(), TAG_COLOURS, strict=False):
+        for (target, rows), color in zip(curves.items(), TAG_COLORS, strict=False):
             points = np.array([row[:2] for row in rows if row[0] > 0 and row[1] > 0])
             if len(points):
-                ax.plot(*points.T, marker="o", ms=3.5, lw=1.4, color=colour, label=target)
+                ax.plot(*points.T, marker="o", ms=3.5, lw=1.4, color=color, label=target)
         ax.set_xscale("log")
         ax.set_yscale("log")
         ax.set_xlabel("predicted rate")
@@ -577,23 +575,23 @@ def alignment(rounds: Sequence[dict[str, Any]]) -> str:
         before, after = (np.asarray(rounds[n]["rewards"], np.float64) for n in (0, -1))
         edges = np.histogram_bin_edges(np.concatenate([before, after]), bins=24).tolist()
         left.hist(before, bins=edges, color=GRAY, alpha=0.75, label="before")
-        left.hist(after, bins=edges, color=LEVEL_COLOURS[0], alpha=0.6, label="after")
+        left.hist(after, bins=edges, color=LEVEL_COLORS[0], alpha=0.6, label="after")
         left.set_title("Reward of the best session")
         left.set_xlabel("1 = average of the log")
         left.legend(loc="upper right")
         at = np.arange(len(rounds))
-        for key, name, colour in (
-            ("reward_best", "best by its own score", LEVEL_COLOURS[0]),
-            ("reward_mean", "mean of the beam", LEVEL_COLOURS[1]),
-            ("reward_max", "best of the beam", LEVEL_COLOURS[2]),
+        for key, name, color in (
+            ("reward_best", "best by its own score", LEVEL_COLORS[0]),
+            ("reward_mean", "mean of the beam", LEVEL_COLORS[1]),
+            ("reward_max", "best of the beam", LEVEL_COLORS[2]),
         ):
-            middle.plot(at, [r[key] for r in rounds], marker="o", ms=4, color=colour, label=name)
+            middle.plot(at, [r[key] for r in rounds], marker="o", ms=4, color=color, label=name)
         middle.set_title("Reward by iteration")
-        for key, name, colour in (
-            ("drift_seed", "divergence from the seed", LEVEL_COLOURS[0]),
-            ("drift_last", "from the last snapshot", LEVEL_COLOURS[1]),
+        for key, name, color in (
+            ("drift_seed", "divergence from the seed", LEVEL_COLORS[0]),
+            ("drift_last", "from the last snapshot", LEVEL_COLORS[1]),
         ):
-            right.plot(at, [r[key] for r in rounds], marker="o", ms=4, color=colour, label=name)
+            right.plot(at, [r[key] for r in rounds], marker="o", ms=4, color=color, label=name)
         right.set_title("Drift, nats an item")
         for ax in (middle, right):
             ax.set_xlabel("iteration")
@@ -623,7 +621,7 @@ def sweep(
 
     def draw(first: Axes, *rest: Axes) -> None:
         best = np.maximum.accumulate(values)
-        first.step(numbers, best, where="post", color=LEVEL_COLOURS[2], lw=1.5, label="best so far")
+        first.step(numbers, best, where="post", color=LEVEL_COLORS[2], lw=1.5, label="best so far")
         first.set_title("By trial")
         first.set_xlabel("trial")
         first.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -638,7 +636,7 @@ def sweep(
             named = any(isinstance(one, str | bool) or one is None for one in places)
             for number, place, value in zip(numbers, places, values, strict=True):
                 (point,) = ax.plot(
-                    str(place) if named else place, value, "o", ms=6, color=LEVEL_COLOURS[0]
+                    str(place) if named else place, value, "o", ms=6, color=LEVEL_COLORS[0]
                 )
                 _tell(point, f"trial {number}: {value:.4g}")
 
@@ -663,8 +661,8 @@ def days(
     def draw(left: Axes, middle: Axes, right: Axes) -> None:
         at = np.arange(len(names))
         for ax, lines in ((left, measured), (middle, new_items)):
-            for colour, (label, values) in zip(LEVEL_COLOURS, lines.items(), strict=False):
-                ax.plot(at, values, marker="o", ms=4, color=colour, label=label)
+            for color, (label, values) in zip(LEVEL_COLORS, lines.items(), strict=False):
+                ax.plot(at, values, marker="o", ms=4, color=color, label=label)
                 for place, value in enumerate(values):
                     (point,) = ax.plot(place, value, "o", ms=8, alpha=0)
                     _tell(point, f"{names[place]}, {label}: {value:.4g}")
@@ -672,7 +670,7 @@ def days(
             ax.set_ylim(bottom=0)
         left.set_title("NDCG@10")
         middle.set_title("Share of new items")
-        right.bar(at, seconds, color=LEVEL_COLOURS[0])
+        right.bar(at, seconds, color=LEVEL_COLORS[0])
         right.set_title("Seconds")
         for ax in (left, middle, right):
             ax.set_xlabel("update")

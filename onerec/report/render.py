@@ -133,8 +133,8 @@ def write_page(
     page = environment.get_template(template).render(
         title=title,
         contents=contents,
-        colours=plots.colour_rules(dark=False),
-        dark_colours=plots.colour_rules(dark=True),
+        colors=plots.color_rules(dark=False),
+        dark_colors=plots.color_rules(dark=True),
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **values,

@@ -125,11 +125,11 @@ def tree(run: Path) -> dict[str, Any]:
     rows = np.array([place[item] for item in catalog["item_id"].to_pylist()], dtype=np.int64)
     tag_of, names, counts = _main_tags(items["tags"])
     tag_of = tag_of[rows]
-    shown = len(plots.TAG_COLOURS)
-    colours = [*plots.TAG_COLOURS, plots.OTHER_TAG]
-    figure = plots.id_tree(codes, np.minimum(tag_of, shown), colours)
+    shown = len(plots.TAG_COLORS)
+    colors = [*plots.TAG_COLORS, plots.OTHER_TAG]
+    figure = plots.id_tree(codes, np.minimum(tag_of, shown), colors)
     legend = [
-        (plots.TAG_COLOURS[i], names[i], int(counts[i])) for i in range(min(shown, len(names)))
+        (plots.TAG_COLORS[i], names[i], int(counts[i])) for i in range(min(shown, len(names)))
     ]
     if len(names) > shown:
         others = f"{len(names) - shown:,} other tags"

@@ -486,7 +486,7 @@ class ResidualQuantizer:
 
         Raises:
             FileNotFoundError: A file is missing.
-            ValueError: The files are not a quantiser's, or do not agree.
+            ValueError: The files are not a quantizer's, or do not agree.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
@@ -498,7 +498,7 @@ class ResidualQuantizer:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ValueError(f"{config_path}: wanted JSON, got {error}") from error
         if not isinstance(config, dict) or config.get("format") != _FORMAT:
-            raise ValueError(f"{config_path}: wanted a quantiser's config of format {_FORMAT}")
+            raise ValueError(f"{config_path}: wanted a quantizer's config of format {_FORMAT}")
         try:
             tensors = load_file(directory / "model.safetensors")
         except SafetensorError as error:

@@ -50,7 +50,7 @@ class SessionBatches:
         sids: int [N, L], semantic id of every item index, all >= 0.
         history_length: Last items of a history that are kept.
         session_length: First items of a target that are kept (m).
-        batch_size: Samples per optimiser step, over all processes and micro-batches; None: the
+        batch_size: Samples per optimizer step, over all processes and micro-batches; None: the
             power of two with which a step has about 1,536 target items, 16 to 1,024.
         micro_batches: Parts a step is computed in.
         rank: This process, 0 <= rank < world_size.

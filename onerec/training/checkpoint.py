@@ -22,7 +22,7 @@ FORMAT = 1
 class CheckpointStore:
     """The folder of a run's checkpoints.
 
-    `step_00000200/` holds what `accelerate` saves (weights, optimiser, random states) and
+    `step_00000200/` holds what `accelerate` saves (weights, optimizer, random states) and
     trainer.json: the trainer's own state and the size and CRC-32 of every file.
     `best_00000100.safetensors` holds the best weights so far, named by their step.
 
@@ -59,7 +59,7 @@ class CheckpointStore:
         """Publishes a checkpoint: `write` fills a temporary folder, which is renamed at the end.
 
         Args:
-            step: Optimiser steps done.
+            step: Optimizer steps done.
             state: The trainer's own state, as JSON.
             write: Called in every process with the folder.
 

@@ -19,10 +19,10 @@ class TrainConfig:
 
     Attributes:
         epochs: Passes over the training samples; may be a fraction. Ignored when `steps` is given.
-        steps: Optimiser steps of the whole run. None: follows from `epochs`.
+        steps: Optimizer steps of the whole run. None: follows from `epochs`.
         min_steps: At least so many steps follow from `epochs`, for logs of few samples.
         max_steps: At most so many steps follow from `epochs`; None for no bound.
-        batch_size: Samples per optimiser step, over all processes and micro-batches together, so
+        batch_size: Samples per optimizer step, over all processes and micro-batches together, so
             that the loss curve does not depend on how many processes run. None: the power of two
             with which a step has about 1,536 target items, 16 to 1,024.
         lr: Learning rate after the warm-up.
@@ -32,7 +32,7 @@ class TrainConfig:
         beta1: Decay of AdamW's first moment.
         beta2: Decay of AdamW's second moment.
         grad_clip: Largest L2 norm of the whole gradient; 0 turns clipping off.
-        grad_accumulation: Micro-batches per optimiser step.
+        grad_accumulation: Micro-batches per optimizer step.
         mixed_precision: "no", "bf16", or "auto": bf16 on CUDA, none on the CPU, where bf16 is
             slower than float32 without matrix units for it.
         device: "auto" takes CUDA where there is one; or "cpu", "cuda".
@@ -88,7 +88,7 @@ class TrainConfig:
         one_of(self, "select", ("best", "last"))
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """Optimiser steps of the whole run, for a training set of so many batches."""
+        """Optimizer steps of the whole run, for a training set of so many batches."""
         if self.steps is not None:
             return self.steps
         total = max(self.min_steps, math.ceil(self.epochs * steps_per_epoch))

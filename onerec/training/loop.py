@@ -61,7 +61,7 @@ class TrainResult:
 
     Attributes:
         model_dir: Folder of the selected weights, as `save_pretrained` writes it.
-        steps: Optimiser steps of the whole run.
+        steps: Optimizer steps of the whole run.
         selected_step: Step after which the selected weights were taken.
         valid_loss: Their validation loss, nats per item; None without validation samples.
         valid_score: What `score` gave for them; None without it.

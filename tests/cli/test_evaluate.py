@@ -32,9 +32,9 @@ SUMMARY = {
 def drawn(table: Table) -> tuple[dict[str, str], str]:
     """Plain lines by their first words, and the text with its ANSI codes."""
     found = []
-    for colours in (None, "standard"):
+    for colors in (None, "standard"):
         out = io.StringIO()
-        Console(file=out, width=80, force_terminal=colours is not None, color_system=colours).print(
+        Console(file=out, width=80, force_terminal=colors is not None, color_system=colors).print(
             table
         )
         found.append(out.getvalue())

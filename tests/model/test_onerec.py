@@ -512,8 +512,8 @@ def test_bad_configs_are_refused(fields: dict[str, Any]) -> None:
 def test_unknown_preset_or_field() -> None:
     with pytest.raises(ValueError, match="'2b'"):
         OneRecConfig.preset("2b")
-    with pytest.raises(TypeError, match="colour"):
-        OneRecConfig.preset("tiny", colour=1)
+    with pytest.raises(TypeError, match="color"):
+        OneRecConfig.preset("tiny", color=1)
 
 
 def test_sessions_of_any_length_up_to_the_models() -> None:

@@ -111,7 +111,7 @@ def change_weights(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callabl
         (write("config.json", b"\xff\xfe"), "config.json: not JSON"),
         (write("config.json", b"[]"), "model_type must be 'onerec', got None"),
         (change_config(model_type="bert"), "model_type must be 'onerec', got 'bert'"),
-        (change_config(colour=1), r"unknown fields \['colour'\]"),
+        (change_config(color=1), r"unknown fields \['color'\]"),
         (change_config(n_heads=3), "n_heads must divide d_model"),
         (change_config(d_model="wide"), "config.json: "),
         (change_config(expert_d_ff=16), r"w13 must be \[3, 32, 16\], got \[3, 16, 16\]"),

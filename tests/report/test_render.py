@@ -385,7 +385,7 @@ def test_numbers_for_people() -> None:
 def test_figures_follow_the_page_into_dark_mode_and_tell_their_numbers(html: str) -> None:
     figures = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
     used = {name for svg in figures for name in re.findall(r"var\(--(\w+)\)", svg)}
-    light, dark = (plots.colour_rules(dark=dark) for dark in (False, True))
+    light, dark = (plots.color_rules(dark=dark) for dark in (False, True))
     for name in used:
         assert f"--{name}: " in light
         assert f"--{name}: " in dark

@@ -129,7 +129,7 @@ def test_a_mounted_app_answers_the_same(server: Server, folders: list[Path]) -> 
         (b'{"history": [], "temperature": NaN}', 422, "temperature"),
         ({"history": [], "scoring": "best"}, 422, "scoring"),
         ({"history": [], "deadline_ms": 10**9}, 422, "at most 60000"),
-        ({"history": [], "colour": "red"}, 422, "colour"),
+        ({"history": [], "color": "red"}, 422, "color"),
         (b"x" * 5000, 413, "4096 bytes"),
     ],
 )

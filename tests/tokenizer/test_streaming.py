@@ -136,7 +136,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_result(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stop_at", [1, 3, 4])
-def test_an_interrupted_quantiser_goes_on_to_the_same_ids(tmp_path: Path, stop_at: int) -> None:
+def test_an_interrupted_quantizer_goes_on_to_the_same_ids(tmp_path: Path, stop_at: int) -> None:
     x = vectors(1200)
 
     def quantizer() -> ResidualQuantizer:

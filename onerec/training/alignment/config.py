@@ -42,7 +42,7 @@ class AlignmentConfig:
             training without any preferences, as a control.
         iterations: Epochs T; each generates with the snapshot of the one before. With 0
             `onerec run` leaves reward model and alignment out.
-        steps: Optimiser steps of an iteration; None is one pass over the training sessions.
+        steps: Optimizer steps of an iteration; None is one pass over the training sessions.
         max_steps: At most so many steps of an iteration; None for no bound.
         rate: r_dpo, the share of samples that get candidates. Paper: 0.01.
         candidates: N, beams of the session search. Paper: 128.
@@ -157,7 +157,7 @@ class AlignmentConfig:
         self.train_config(1)  # checks the rest
 
     def train_config(self, steps: int) -> TrainConfig:
-        """The settings of the loop, for so many optimiser steps in all."""
+        """The settings of the loop, for so many optimizer steps in all."""
         shared = {field.name for field in dataclasses.fields(TrainConfig)} - {"steps", "max_steps"}
         own = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name in shared}
         return TrainConfig(**own, steps=steps, eval_every=0, select="last")

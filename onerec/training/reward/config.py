@@ -41,7 +41,7 @@ class RewardConfig:
             length, past all layers; with little data that is what a deep model is slow to learn.
         dropout: Rate on item states.
         epochs: Passes over the training sessions; may be a fraction.
-        max_steps: At most so many optimiser steps.
+        max_steps: At most so many optimizer steps.
         batch_size: Exposed sessions a step.
         lr: Learning rate after a warm-up over a twentieth of the steps; then half a cosine to 0.
         weight_decay: AdamW decay, of all weights but biases and norms.

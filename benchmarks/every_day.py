@@ -57,7 +57,7 @@ def made(run: Path) -> Recommender:
     return Recommender(
         OneRec.from_pretrained(run / "pretrain/model"),
         Catalog.load(run / "tokenize"),
-        mixture=Mixture.load(run / "mixture"),
+        mixture=Mixture.load(run / "mixture/whole"),
     )
 
 

@@ -67,6 +67,7 @@ class UpdateConfig:
 
     Attributes:
         epochs: Passes over the new rows.
+        min_steps: At least so many optimizer steps, for days of few rows.
         lr: Learning rate, constant. Null: half of the run's (`train.lr`).
         replay: Of the users or sessions that are learned, the share that has nothing new: it is
             drawn from all that was learned before, in [0, 1).
@@ -80,6 +81,7 @@ class UpdateConfig:
     """
 
     epochs: float = 3.0
+    min_steps: int = 60
     lr: float | None = None
     replay: float = 0.2
     held_out: float = 0.1
@@ -94,6 +96,7 @@ class UpdateConfig:
         fraction(self, "replay", ends="[)")
         fraction(self, "held_out", ends="()")
         fraction(self, "guard", "day_guard")
+        at_least(self, 0, "min_steps")
         at_least(self, 2, "keep")
 
 
@@ -565,7 +568,7 @@ class _Update:
                         train,
                         epochs=config.epochs,
                         steps=None,
-                        min_steps=0,
+                        min_steps=config.min_steps,
                         max_steps=None,
                         lr=lr,
                         # Without the optimizer's state its first steps are rash.
@@ -587,7 +590,8 @@ class _Update:
                 "resumed_from": result.resumed_from,
             }
 
-        fields = {"epochs": config.epochs, "lr": lr, "replay": config.replay, "seed": train.seed}
+        fields = {name: getattr(config, name) for name in ("epochs", "min_steps", "replay")}
+        fields |= {"lr": lr, "seed": train.seed}
         return self._stage(
             "pretrain",
             {**fields, "batch_size": train.batch_size},

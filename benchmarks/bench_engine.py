@@ -67,9 +67,19 @@ def network(size: str) -> OneRec:
     return OneRec(config).eval()
 
 
+class Native(NativeDecoder):
+    """The engine, with tensors for the arrays that it gives."""
+
+    def search(self, *arguments: Any, **options: Any) -> BeamResult:
+        return BeamResult(*map(torch.from_numpy, super().search(*arguments, **options)))
+
+    def item_scores(self, codes: Any) -> torch.Tensor:
+        return torch.from_numpy(super().item_scores(codes))
+
+
 @cache
-def native(size: str, dtype: torch.dtype) -> NativeDecoder:
-    return NativeDecoder(NativeModel.pack(network(size), dtype=dtype), trie())
+def native(size: str, dtype: torch.dtype) -> Native:
+    return Native(NativeModel.pack(network(size), dtype=dtype), trie())
 
 
 @torch.inference_mode()
@@ -361,7 +371,7 @@ def test_node_outputs(compare: Any, items: int, codes: int, levels: int) -> None
         model.set_catalog(sids)
         return model
 
-    def search(decoder: NativeDecoder | TorchDecoder) -> BeamResult:
+    def search(decoder: Native | TorchDecoder) -> BeamResult:
         return decoder.search(
             history, deny, beam_width=beams, session_length=1, scoring="legal_softmax"
         )
@@ -377,7 +387,7 @@ def test_node_outputs(compare: Any, items: int, codes: int, levels: int) -> None
         if node_outputs:
             expected["dense head"] = plain.item_scores(history)
         for dtype in (torch.float32, torch.bfloat16):
-            decoder = NativeDecoder(NativeModel.pack(model, dtype=dtype), trie)
+            decoder = Native(NativeModel.pack(model, dtype=dtype), trie)
             kind = str(dtype).removeprefix("torch.")
             providers[f"{name}, {kind}"] = lambda d=decoder, name=name: (name, search(d))
             sizes[f"bytes an item, {name} {kind}"] = round(decoder.model.nbytes / items, 1)

@@ -174,9 +174,12 @@ class TorchDecoder:
         return self.model.item_scores(self.padded(codes)).float().cpu()
 
     @torch.inference_mode()
-    def item_log_probs(self, codes: Sequence[npt.NDArray[np.int64]], items: Tensor) -> Tensor:
+    def item_log_probs(
+        self, codes: Sequence[npt.NDArray[np.int64]], items: npt.NDArray[np.int64]
+    ) -> Tensor:
         """Log-probabilities float32 [B, C] of items int64 [B, C] by their codes, on the CPU."""
-        scores = self.model.item_log_probs(self.padded(codes), items.to(self.device))
+        wanted = torch.from_numpy(items).to(self.device)
+        scores = self.model.item_log_probs(self.padded(codes), wanted)
         return scores.float().cpu()
 
     def padded(self, codes: Sequence[npt.NDArray[np.int64]]) -> torch.Tensor:

@@ -10,11 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from onerec._native import core
 from onerec.errors import DataError
@@ -23,12 +22,17 @@ from onerec.inference.mixture import FILES as mixture_files
 from onerec.inference.mixture import Mixture
 from onerec.inference.native import NativeModel
 from onerec.model.config import OneRecConfig
-from onerec.model.onerec import OneRec
-from onerec.model.pretrained import CONFIG
+from onerec.model.folder import CONFIG, read_config
 from onerec.tokenizer import Catalog
+
+if TYPE_CHECKING:
+    import torch
+
+    from onerec.model.onerec import OneRec
 
 ENGINE = "engine.bin"
 CATALOG = "catalog.bin"
+_MODEL = "onerec"
 MIXTURE = "mixture.bin"
 
 
@@ -66,9 +70,11 @@ def export(
         raise DataError("catalog: wanted items, got none")
     if mixture is not None:
         check_mixture(model, mixture)
-    if isinstance(model, OneRec):
+    if isinstance(model, NativeModel):
+        packed = model
+    else:
         check_finite(model)
-    packed = NativeModel.pack(model, dtype=dtype) if isinstance(model, OneRec) else model
+        packed = NativeModel.pack(model, dtype=dtype)
     with atomic_directory(folder) as temporary:
         packed.save(temporary / ENGINE)
         catalog.save(temporary)
@@ -77,7 +83,7 @@ def export(
             save_mixture(mixture, temporary / MIXTURE)
         save_catalog(catalog, temporary / CATALOG, temporary)
         fields = {
-            "model_type": OneRec.model_type,
+            "model_type": _MODEL,
             **model.config.to_dict(),
             LINEAGE: _lineage(temporary, catalog),
         }
@@ -92,6 +98,8 @@ def check_finite(model: OneRec) -> None:
     Raises:
         DataError: The message names the first such weight.
     """
+    import torch
+
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             row = torch.nonzero(~torch.isfinite(tensor))[0].tolist()
@@ -112,10 +120,13 @@ def check_catalog(model: OneRec | NativeModel, catalog: Catalog) -> None:
             f"catalog must have {config.levels} levels of {config.codebook_size} codes as the "
             f"model, got {catalog.levels} of {catalog.codebook_size}"
         )
-    if config.n_items and not np.array_equal(
-        catalog.sids, torch.as_tensor(model.item_sids).cpu().numpy()
-    ):
-        raise ValueError("catalog must hold the semantic ids that the model was given, in order")
+    if config.n_items:
+        given: Any = model.item_sids
+        sids = given if isinstance(model, NativeModel) else given.cpu().numpy()
+        if not np.array_equal(catalog.sids, sids):
+            raise ValueError(
+                "catalog must hold the semantic ids that the model was given, in order"
+            )
 
 
 def check_mixture(model: OneRec | NativeModel, mixture: Mixture) -> None:
@@ -252,7 +263,7 @@ def load_exported(folder: str | Path) -> tuple[NativeModel, Catalog, Mixture | N
             raise DataError(f"{folder / name}: wanted a regular file, got another kind")
     if (size := (folder / CONFIG).stat().st_size) > _LARGEST_CONFIG:
         raise DataError(f"{folder / CONFIG}: wanted at most {_LARGEST_CONFIG} bytes, got {size}")
-    config: OneRecConfig = OneRec.read_config(folder / CONFIG)
+    config: OneRecConfig = read_config(folder / CONFIG, _MODEL, OneRecConfig)
     lineage = _read_lineage(folder)
     _check_size(config, folder / ENGINE)
     model, catalog = NativeModel.load(folder / ENGINE, config), Catalog.load(folder)

@@ -24,9 +24,15 @@ from onerec.model.feed_forward import MoE
 from onerec.model.layers import DecoderLayer
 from onerec.model.onerec import OneRec
 from onerec.ops import BeamResult, ancestry_attention, cross_attention
-from onerec.ops.beam_step import SCORINGS, allow_masks, check_scoring
 from onerec.ops.moe.reference import activate
-from onerec.trie import EVERY_TAG, DeviceTrie, SidTrie
+from onerec.trie import (
+    EVERY_TAG,
+    SCORINGS,
+    DeviceTrie,
+    SidTrie,
+    allow_masks,
+    check_scoring,
+)
 
 _Ints = npt.NDArray[np.int64]
 _capturing = threading.Lock()  # a process can capture one graph at a time

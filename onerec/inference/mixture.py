@@ -17,7 +17,6 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from onerec.errors import DataError
 from onerec.files import atomic_write
@@ -132,6 +131,8 @@ def _fit(features: int, requests: Requests) -> npt.NDArray[np.float64]:
     weights: npt.NDArray[np.float64] = np.eye(features)[0]
     if not kept:
         return weights
+    import torch
+
     rows = torch.from_numpy(np.concatenate([f for f, _ in kept], axis=1).T)
     hits = torch.from_numpy(np.concatenate([hit for _, hit in kept]))
     sizes = torch.tensor([len(hit) for _, hit in kept])

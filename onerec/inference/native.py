@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from onerec._native import core
 from onerec.errors import DataError
+from onerec.inference.results import Beams
 from onerec.model.config import OneRecConfig
-from onerec.model.node_outputs import node_tables
-from onerec.model.onerec import OneRec
-from onerec.model.trie_mask import TrieMask
-from onerec.ops import BeamResult
-from onerec.ops.beam_step import SCORINGS, allow_masks, check_scoring
-from onerec.trie import SidTrie
+from onerec.threads import default_threads
+from onerec.trie import SCORINGS, SidTrie, allow_masks, check_scoring
 
 if TYPE_CHECKING:
-    from onerec import _C
+    import torch
 
-DTYPES = (torch.float32, torch.bfloat16)  # of packed matrices
+    from onerec import _C
+    from onerec.model.onerec import OneRec
+
+DTYPES = ("float32", "bfloat16")  # of packed matrices, as torch names them
 _ACTIVATIONS = ("swiglu", "geglu", "gelu", "relu")
 _STARTS = ("learned", "state")
 # Fields that the engine decodes by under the same name, and those that decoding does not read:
@@ -73,6 +72,11 @@ _NOT_READ = (
 )
 
 
+def packs(dtype: torch.dtype) -> bool:
+    """Whether the engine has matrices of a type."""
+    return str(dtype).removeprefix("torch.") in DTYPES
+
+
 def unsupported(config: OneRecConfig) -> list[str]:
     """The features of a network that the native engine lacks, as "field=value"."""
     known = {*_SAME, *_TRANSLATED, *_NOT_READ}
@@ -98,22 +102,26 @@ def refuse_unsupported(config: OneRecConfig) -> None:
 class NativeModel:
     """A network in the engine's packed form, in memory or mapped from a file; read-only.
 
-    Made by `pack` or `load`. Processes that load one file share its pages.
+    Made by `pack` or `load`. Processes that load one file share its pages. Sums are float32 always;
+    activations too, unless the CPU multiplies bfloat16 itself (instruction set "avx512_bf16"),
+    where those of bfloat16 matrices are rounded, and keys and values of the history.
 
     Attributes:
         config: The network's.
-        dtype: `torch.float32` or `torch.bfloat16`: how matrices are stored. Sums are float32
-            always; activations too, unless the CPU multiplies bfloat16 itself (instruction set
-            "avx512_bf16"), where those of bfloat16 matrices are rounded, and
-            keys and values of the history.
         nbytes: Size in memory and in the file, in bytes.
     """
 
     def __init__(self, native: _C.EngineModel, config: OneRecConfig) -> None:
         self._native = native
         self.config = config
-        self.dtype = torch.bfloat16 if native.config["bfloat16"] else torch.float32
         self.nbytes = native.nbytes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """`torch.float32` or `torch.bfloat16`: how matrices are stored."""
+        import torch
+
+        return torch.bfloat16 if self._native.config["bfloat16"] else torch.float32
 
     @classmethod
     def pack(
@@ -129,10 +137,12 @@ class NativeModel:
         Raises:
             ValueError: Another `dtype`, or a feature that the engine lacks.
         """
+        import torch
+
         config = model.config
         refuse_unsupported(config)
         wanted = model.start.dtype if dtype is None else dtype
-        if wanted not in DTYPES:
+        if not packs(wanted):
             raise ValueError(
                 f"dtype must be torch.float32 or torch.bfloat16 for backend 'native', got {wanted}"
             )
@@ -149,9 +159,9 @@ class NativeModel:
                     state[name] = torch.zeros_like(state[name])
         tensors = {name: t.to("cpu", torch.float32).contiguous() for name, t in state.items()}
         native = core().EngineModel.build(
-            _engine_config(config, wanted),
+            _engine_config(config, wanted == torch.bfloat16),
             {name: (t.data_ptr(), t.numel()) for name, t in tensors.items()},
-            torch.get_num_threads() if num_threads is None else num_threads,
+            default_threads() if num_threads is None else num_threads,
         )
         return cls(native, config)
 
@@ -184,7 +194,7 @@ class NativeModel:
         except RuntimeError as error:
             raise OSError(str(error)) from None
         found = native.config
-        wanted = _engine_config(config, torch.bfloat16 if found["bfloat16"] else torch.float32)
+        wanted = _engine_config(config, bool(found["bfloat16"]))
         wanted["norm_eps"] = float(np.float32(wanted["norm_eps"]))
         for name, value in wanted.items():
             if found[name] != value:
@@ -208,7 +218,7 @@ class NativeModel:
         return np.ctypeslib.as_array(codes).reshape(-1, self.config.levels).copy()
 
 
-def _engine_config(config: OneRecConfig, dtype: torch.dtype) -> dict[str, int | float]:
+def _engine_config(config: OneRecConfig, bfloat16: bool) -> dict[str, int | float]:
     fields: dict[str, int | float] = {name: getattr(config, name) for name in _SAME}
     if config.n_experts == 0:
         fields["experts_per_token"] = fields["expert_d_ff"] = 0
@@ -221,15 +231,21 @@ def _engine_config(config: OneRecConfig, dtype: torch.dtype) -> dict[str, int | 
     fields["normalize_gates"] = int(config.normalize_gates)
     fields["activation"] = _ACTIVATIONS.index(config.activation)
     fields["share_codes"] = int(config.share_codes)
-    fields["bfloat16"] = int(dtype == torch.bfloat16)
+    fields["bfloat16"] = int(bfloat16)
     return fields
 
 
-@torch.no_grad()
 def _node_tables(model: OneRec) -> list[torch.Tensor]:
     """The float32 output vectors [nodes, d] of each level's nodes."""
+    import torch
+
+    from onerec.model.node_outputs import node_tables
+    from onerec.model.trie_mask import TrieMask
+
     trie = TrieMask(model.item_sids, model.config.codebook_size)
-    return node_tables(trie, lambda level: model.head(level).float(), model.item_table().float())
+    with torch.no_grad():
+        items = model.item_table().float()
+        return node_tables(trie, lambda level: model.head(level).float(), items)
 
 
 class NativeDecoder:
@@ -241,7 +257,7 @@ class NativeDecoder:
     Args:
         model: The network.
         trie: The allowed semantic ids.
-        num_threads: Threads of a call; None asks torch at each call.
+        num_threads: Threads of a call; None asks torch at each call (`default_threads`).
 
     Raises:
         ValueError: A trie of other levels or codebook size, or, for a network with `node_outputs`,
@@ -262,7 +278,7 @@ class NativeDecoder:
         session_length: int,
         scoring: str = "full_softmax",
         temperature: float = 1.0,
-    ) -> BeamResult:
+    ) -> Beams:
         """The best sessions of each request.
 
         Args:
@@ -283,10 +299,10 @@ class NativeDecoder:
         leaves = np.concatenate([np.empty(0, np.int64), *deny])
         deny_offsets = np.cumsum([0, *map(len, deny)], dtype=np.int64)
         shape = (len(codes), beam_width, session_length)
-        items = torch.empty(shape, dtype=torch.int64)
-        sids = torch.empty((*shape, self.trie.levels), dtype=torch.int32)
-        scores = torch.empty(shape[:2], dtype=torch.float32)
-        valid = torch.empty(shape[0], dtype=torch.int32)
+        items = np.empty(shape, dtype=np.int64)
+        sids = np.empty((*shape, self.trie.levels), dtype=np.int32)
+        scores = np.empty(shape[:2], dtype=np.float32)
+        valid = np.empty(shape[0], dtype=np.int32)
         self._engine.run(
             history.ctypes.data,
             offsets.ctypes.data,
@@ -299,46 +315,46 @@ class NativeDecoder:
             SCORINGS.index(scoring),
             float(temperature),
             self._threads(),
-            items.data_ptr(),
-            sids.data_ptr(),
-            scores.data_ptr(),
-            valid.data_ptr(),
+            items.ctypes.data,
+            sids.ctypes.data,
+            scores.ctypes.data,
+            valid.ctypes.data,
         )
-        return BeamResult(sids, items, scores, valid)
+        return Beams(sids, items, scores, valid)
 
-    def item_scores(self, codes: Sequence[npt.NDArray[np.int64]]) -> torch.Tensor:
+    def item_scores(self, codes: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.float32]:
         """Logits float32 [B, n_items] of every item as the next one, as `OneRec.item_scores`."""
         history, offsets = self._histories(codes)
-        scores = torch.empty((len(codes), self.model.config.n_items), dtype=torch.float32)
+        scores = np.empty((len(codes), self.model.config.n_items), dtype=np.float32)
         self._engine.item_scores(
             history.ctypes.data,
             offsets.ctypes.data,
             len(codes),
             self._threads(),
-            scores.data_ptr(),
+            scores.ctypes.data,
         )
         return scores
 
     def item_log_probs(
-        self, codes: Sequence[npt.NDArray[np.int64]], items: torch.Tensor
-    ) -> torch.Tensor:
+        self, codes: Sequence[npt.NDArray[np.int64]], items: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
         """float32 [B, C] for items int64 [B, C], as `OneRec.item_log_probs`."""
         history, offsets = self._histories(codes)
-        wanted = items.contiguous()
-        scores = torch.empty(items.shape, dtype=torch.float32)
+        wanted = np.ascontiguousarray(items)
+        scores = np.empty(items.shape, dtype=np.float32)
         self._engine.item_log_probs(
             history.ctypes.data,
             offsets.ctypes.data,
             len(codes),
-            wanted.data_ptr(),
+            wanted.ctypes.data,
             items.shape[1],
             self._threads(),
-            scores.data_ptr(),
+            scores.ctypes.data,
         )
         return scores
 
     def _threads(self) -> int:
-        return torch.get_num_threads() if self.num_threads is None else self.num_threads
+        return default_threads() if self.num_threads is None else self.num_threads
 
     def _histories(
         self, codes: Sequence[npt.NDArray[np.int64]]

@@ -6,31 +6,40 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from onerec.errors import DataError
-from onerec.inference.backends import Model, decoder_of, fastest, prepared
-from onerec.inference.decoding import FreeBeams, TorchDecoder
+from onerec.inference.backends import (
+    Model,
+    decoder_of,
+    device_type,
+    fastest,
+    is_graph,
+    network_of,
+    prepared,
+)
 from onerec.inference.exported import (
     check_catalog,
     check_finite,
     check_mixture,
     load_exported,
 )
-from onerec.inference.graph import GraphDecoder, GraphModel
 from onerec.inference.lineage import Lineage
 from onerec.inference.mixture import Mixture
 from onerec.inference.native import NativeDecoder, NativeModel
 from onerec.inference.results import Candidates, NextItems, Recommendation
 from onerec.inference.rules import ItemId, Request, Rules, Tags
 from onerec.model.counting import CountRanker, best_places
-from onerec.model.onerec import OneRec
-from onerec.ops.beam_step import check_scoring
 from onerec.tokenizer import Catalog
+from onerec.trie import check_scoring
+
+if TYPE_CHECKING:
+    import torch
+
+    from onerec.model.onerec import OneRec
 
 _Ints = npt.NDArray[np.int64]
 _MOST_BEAMS = 1 << 20
@@ -121,30 +130,37 @@ class Recommender:
         _check_integer("max_rows", max_rows, 1)
         if num_threads is not None:
             _check_integer("num_threads", num_threads, 1, 4096)
-        network = model.network if isinstance(model, GraphModel) else model
+        network = network_of(model)
         check_catalog(network, catalog)
         if mixture is not None:
             check_mixture(network, mixture)
-        if isinstance(network, OneRec):
+        if not isinstance(network, NativeModel):
             check_finite(network)
-        self.device = torch.device(device)
-        if self.device.type == "cpu":
-            self.device = torch.device("cpu")  # to "cpu:0", as torchrun has it, all would be copied
+        # To "cpu:0", as torchrun has it, all would be copied.
+        self._device = "cpu" if device_type(str(device)) == "cpu" else str(device)
         # The network for searches without the trie, where the caller did not ask for the engine.
-        self._network = model if backend is None and isinstance(model, OneRec) else None
+        free = backend is None and not is_graph(model) and not isinstance(network, NativeModel)
+        self._network: OneRec | None = network if free else None  # type: ignore[assignment]
         if backend is None:
-            backend = fastest(model, self.device, dtype)
+            backend = fastest(model, self._device, dtype)
         self.config, self.catalog, self.backend = model.config, catalog, backend
         self.max_rows, self.num_threads, self.mixture = max_rows, num_threads, mixture
         if batching is None:
-            batching = backend == "native" or self.device.type != "cpu"
+            batching = backend == "native" or self._device != "cpu"
         self.batching = batching
         self._rules = Rules(catalog, model.config)
         self._model = prepared(
-            model, backend, device=self.device, dtype=dtype, num_threads=num_threads
+            model, backend, device=self._device, dtype=dtype, num_threads=num_threads
         )
-        self._decoder = decoder_of(self._model, catalog.trie, self.device, num_threads)
+        self._decoder = decoder_of(self._model, catalog.trie, self._device, num_threads)
         self.lineage = Lineage(export, catalog.quantizer, catalog.fingerprint)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lies."""
+        import torch
+
+        return torch.device(self._device)
 
     @classmethod
     def from_pretrained(
@@ -159,6 +175,8 @@ class Recommender:
         Raises:
             DataError: A file is missing or broken.
         """
+        from onerec.model.onerec import OneRec
+
         if not isinstance(model, OneRec):
             model = OneRec.from_pretrained(model)
         if not isinstance(catalog, Catalog):
@@ -224,7 +242,7 @@ class Recommender:
         made = type(self)(
             self._model,
             catalog,
-            device=self.device,
+            device=self._device,
             backend=self.backend,
             batching=self.batching,
             max_rows=self.max_rows,
@@ -396,7 +414,6 @@ class Recommender:
                 results[found.request.place] = Candidates(items, found.scores)
         return results
 
-    @torch.inference_mode()
     def next_items(
         self,
         histories: Sequence[Sequence[ItemId]],
@@ -448,22 +465,21 @@ class Recommender:
         every = np.arange(len(self.catalog))
         for chunk in self._chunks([r for r in requests if r.items], beam_width):
             codes = [request.codes for request in chunk]
-            dense = self._decoder.item_scores(codes).log_softmax(dim=-1)
+            dense = _log_softmax(np.asarray(self._decoder.item_scores(codes)))
             counted = self._counted(counts, chunk)
             rows = []
-            for request, scores, more in zip(chunk, dense.clone(), counted, strict=True):
+            for request, row, more in zip(chunk, dense, counted, strict=True):
                 allowed = self._rules.allowed(every, request.excluded, request.allow)
-                scores[torch.from_numpy(~allowed)] = float("-inf")
-                best = scores.topk(min(dense_top, len(scores)))
-                top = best.indices[best.values > float("-inf")].numpy()
-                likely = [beamed[request.place], top]
+                scores = np.where(allowed, row, -np.inf)
+                top = best_places(scores, dense_top)
+                likely = [beamed[request.place], top[scores[top] > -np.inf]]
                 for values in more[1]:
                     likely.append(more[0][best_places(values, dense_top)])
                 rows.append(np.unique(np.concatenate(likely)))
-            items = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+            items = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
             for row, mine in enumerate(rows):
-                items[row, : len(mine)] = torch.from_numpy(mine)
-            generator = self._decoder.item_log_probs(codes, items)
+                items[row, : len(mine)] = mine
+            generator = np.asarray(self._decoder.item_log_probs(codes, items))
             for row, (request, mine) in enumerate(zip(chunk, rows, strict=True)):
                 known, values = counted[row]
                 evidence = np.zeros((parts, len(mine)), np.float32)
@@ -473,8 +489,8 @@ class Recommender:
                 results[request.place] = NextItems(
                     mine,
                     np.isin(mine, beamed[request.place]),
-                    generator[row, : len(mine)].numpy(),
-                    dense[row][torch.from_numpy(mine)].numpy(),
+                    generator[row, : len(mine)],
+                    dense[row][mine],
                     evidence,
                 )
         return results
@@ -524,6 +540,8 @@ class Recommender:
             ValueError: An argument out of range, or backend "native" by name, which knows legal
                 codes only.
         """
+        from onerec.inference.decoding import FreeBeams, TorchDecoder
+
         decoder = self._decoder
         if isinstance(decoder, NativeDecoder):
             if self._network is None:
@@ -586,8 +604,9 @@ class Recommender:
             if not one.item_ids or not np.isfinite(one.scores).all():
                 got = "none" if not one.item_ids else f"the score {one.scores[0]}"
                 raise DataError(f"model: wanted a session for {name}, got {got}")
-        if isinstance(self._decoder, GraphDecoder):
-            for size in self._decoder.graphs.history_sizes():
+        if is_graph(self._model):
+            graphs: Any = self._model
+            for size in graphs.history_sizes():
                 self.recommend([full[:size]], beam_width=beam_width, exclude_history=False)
 
     def _chunks(self, requests: list[Request], beam_width: int) -> Iterator[list[Request]]:
@@ -630,7 +649,7 @@ class Recommender:
             for row, request in enumerate(chunk):
                 count = int(result.valid[row])
                 leaves, sids, scores = (
-                    of_all[row, :count].numpy()
+                    np.asarray(of_all[row, :count])
                     for of_all in (result.items, result.sids, result.scores)
                 )
                 yield _Found(request, leaves, sids, scores)
@@ -650,6 +669,14 @@ class Recommender:
             )
         _check_integer("beam_width", beam_width, 1, _MOST_BEAMS)
         check_scoring("full_softmax" if scoring is None else scoring, temperature)
+
+
+def _log_softmax(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Of each row."""
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    total = np.exp(shifted).sum(axis=-1, keepdims=True, dtype=np.float64)
+    made: npt.NDArray[np.float32] = shifted - np.log(total).astype(np.float32)
+    return made
 
 
 def _check_integer(name: str, value: object, least: int, most: int | None = None) -> None:

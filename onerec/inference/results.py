@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,22 @@ import numpy.typing as npt
 from onerec.inference.rules import ItemId
 
 _Ints = npt.NDArray[np.int64]
+
+
+class Beams(NamedTuple):
+    """Sessions that the engine found, best first; rows past `valid` hold -1 and -inf.
+
+    Attributes:
+        sids: int32 [B, M, m, L], semantic ids.
+        items: int64 [B, M, m], their leaf ids.
+        scores: float32 [B, M], sum of the scores of a session's codes.
+        valid: int32 [B], live rows.
+    """
+
+    sids: npt.NDArray[np.int32]
+    items: npt.NDArray[np.int64]
+    scores: npt.NDArray[np.float32]
+    valid: npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)

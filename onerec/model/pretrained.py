@@ -15,9 +15,7 @@ from torch import nn
 
 from onerec.errors import DataError
 from onerec.files import atomic_write
-
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+from onerec.model.folder import CONFIG, WEIGHTS, read_config
 
 
 class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
@@ -98,30 +96,8 @@ class Pretrained(nn.Module, ModelHubMixin, library_name="onerec"):
 
     @classmethod
     def read_config(cls, path: Path) -> Any:
-        """The config in a folder's config.json.
-
-        Raises:
-            DataError: The file is missing, broken, or of another model.
-        """
-        if not path.is_file():
-            raise DataError(f"{path}: missing; a saved {cls.model_type} has {CONFIG} and {WEIGHTS}")
-        try:
-            given = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not JSON: {error}") from error
-        found = given.pop("model_type", None) if isinstance(given, dict) else None
-        if found != cls.model_type:
-            raise DataError(f"{path}: model_type must be {cls.model_type!r}, got {found!r}")
-        given.pop("lineage", None)  # of an export; `load_exported` reads it
-        unknown = sorted(
-            given.keys() - {field.name for field in dataclasses.fields(cls.config_class)}
-        )
-        if unknown:
-            raise DataError(f"{path}: unknown fields {unknown}; written by another version?")
-        try:
-            return cls.config_class(**given)
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{path}: {error}") from error
+        """The config in a folder's config.json; see `onerec.model.folder.read_config`."""
+        return read_config(path, cls.model_type, cls.config_class)
 
     def _read_weights(self, path: Path) -> None:
         if not path.is_file():

@@ -11,7 +11,7 @@ from pathlib import Path
 from onerec.errors import DataError
 from onerec.inference import Recommender
 from onerec.inference.exported import ENGINE
-from onerec.model.pretrained import CONFIG
+from onerec.model.folder import CONFIG
 from onerec.serving.answer import Version
 from onerec.serving.config import ServeConfig
 from onerec.tokenizer import Catalog

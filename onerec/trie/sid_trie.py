@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from onerec._native import core
 from onerec.errors import DataError
+from onerec.threads import default_threads
 
 if TYPE_CHECKING:
+    import torch
+
     from onerec import _C
+    from onerec.trie.device_trie import DeviceTrie
 
 MAX_LEVELS = 8
 MAX_CODEBOOK_SIZE = 65536
@@ -32,7 +35,7 @@ def as_int_array(name: str, values: ArrayLike, dtype: type, ndim: int) -> npt.ND
         TypeError: The values are not integers.
         ValueError: Wrong number of dimensions, or a value that `dtype` cannot hold.
     """
-    array = values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else values
+    array = values.detach().cpu().numpy() if hasattr(values, "detach") else values
     array = np.asarray(array)
     if array.size == 0 and array.dtype == np.float64:  # an empty list
         array = array.astype(dtype)
@@ -183,6 +186,8 @@ class SidTrie:
     @property
     def data(self) -> torch.Tensor:
         """The trie's own bytes, uint8 [nbytes], not copied; never write to them."""
+        import torch
+
         # The buffer, which the tensor keeps, keeps the native object in turn.
         buffer = (ctypes.c_uint8 * self.nbytes).from_address(self._native.address)
         buffer._trie = self._native  # type: ignore[attr-defined]
@@ -198,7 +203,7 @@ class SidTrie:
         array = as_int_array("sids", sids, np.int32, 2)
         if array.shape[1] != self.levels:
             raise ValueError(f"sids: wanted [n, {self.levels}], got shape {array.shape}")
-        return self._lookup(array, torch.get_num_threads() if num_threads is None else num_threads)
+        return self._lookup(array, default_threads() if num_threads is None else num_threads)
 
     def _lookup(self, array: npt.NDArray[np.int32], num_threads: int) -> npt.NDArray[np.int64]:
         nodes = np.empty(len(array), dtype=np.int64)
@@ -222,6 +227,8 @@ class SidTrie:
             TypeError: `prefixes` are not integers.
             ValueError: They have L codes or more.
         """
+        import torch
+
         array = as_int_array("prefixes", prefixes, np.int32, 2)
         if array.shape[1] >= self.levels:
             raise ValueError(f"prefixes: wanted fewer than {self.levels} codes, got {array.shape}")
@@ -269,6 +276,8 @@ class SidTrie:
 
     def to(self, device: str | torch.device) -> DeviceTrie:
         """A copy of the bytes on a CUDA device, for `onerec.ops.beam_step` there."""
+        from onerec.trie.device_trie import DeviceTrie
+
         return DeviceTrie(self, device)
 
     def __repr__(self) -> str:
@@ -280,58 +289,6 @@ class SidTrie:
     def __reduce__(self) -> tuple[Callable[..., SidTrie], tuple[Any, ...]]:
         tags = self.tags.astype(np.int64) if self.has_tags else None
         return _restore, (self.data.numpy().tobytes(), self.removed, tags)
-
-
-class DeviceTrie:
-    """A trie's bytes and tags on a device, found by CUDA's steps through addresses in its memory.
-
-    A step that a CUDA graph has captured reads the addresses when it runs, so it goes on with the
-    new trie after `swap`.
-
-    Args:
-        trie: What to copy.
-        device: Usually a CUDA device.
-
-    Attributes:
-        trie: The trie that the device has.
-        data: Its bytes there.
-        tags: int64, the tags of each level's edges there, as bits; empty if the trie has none.
-        address: int64 [1 + L] on the device: where the bytes begin, and each level's tags, or 0.
-    """
-
-    def __init__(self, trie: SidTrie, device: str | torch.device) -> None:
-        self._copy(trie, torch.device(device))
-        self.address = self.addresses().to(device)
-        self._before: tuple[torch.Tensor, ...] = ()
-
-    def swap(self, trie: SidTrie) -> None:
-        """Puts another trie of the same shape in place, in the order of the current stream.
-
-        What was copied before stays until the next swap, for steps of other streams that read it.
-
-        Raises:
-            ValueError: Other levels or another codebook size.
-        """
-        if (trie.levels, trie.codebook_size) != (self.trie.levels, self.trie.codebook_size):
-            raise ValueError(
-                f"trie: wanted {self.trie.levels} levels of {self.trie.codebook_size} codes, got "
-                f"{trie.levels} of {trie.codebook_size}"
-            )
-        self._before = (self.data, *self.tags)
-        self._copy(trie, self.address.device)
-        self.address.copy_(self.addresses())
-
-    def _copy(self, trie: SidTrie, device: torch.device) -> None:
-        levels = range(trie.levels) if trie.has_tags else ()
-        self.trie, self.data = trie, trie.data.to(device)
-        self.tags = [
-            torch.from_numpy(trie.native.tags(level).view(np.int64)).to(device) for level in levels
-        ]
-
-    def addresses(self) -> torch.Tensor:
-        """`address`, on the CPU."""
-        tags = [tensor.data_ptr() for tensor in self.tags] or [0] * self.trie.levels
-        return torch.tensor([self.data.data_ptr(), *tags])
 
 
 def _restore(

@@ -382,8 +382,8 @@ def test_a_trie_under_node_outputs_holds_items_of_the_network(
     found = decoder(SidTrie.build(some, K)).search(history, [np.empty(0, np.int64)], **options)
     others = np.setdiff1d(np.arange(catalog.trie.n_leaves), catalog.trie.lookup(some))
     wanted = decoder(catalog.trie).search(history, [others], **options)
-    assert torch.equal(found.sids, wanted.sids)
-    torch.testing.assert_close(found.scores, wanted.scores)
+    np.testing.assert_array_equal(found.sids, wanted.sids)
+    np.testing.assert_allclose(found.scores, wanted.scores, rtol=1.3e-6, atol=1e-5)
     unknown = [[1, 2, 3]]
     assert catalog.trie.lookup(unknown)[0] < 0
     live = LiveTrie(SidTrie.build(np.concatenate([some, unknown]), K))
@@ -391,8 +391,8 @@ def test_a_trie_under_node_outputs_holds_items_of_the_network(
         decoder(live.pin().trie)
     live.remove(unknown)
     again = decoder(live.pin().trie).search(history, [np.empty(0, np.int64)], **options)
-    assert torch.equal(again.sids, found.sids)
-    torch.testing.assert_close(again.scores, found.scores)
+    np.testing.assert_array_equal(again.sids, found.sids)
+    np.testing.assert_allclose(again.scores, found.scores, rtol=1.3e-6, atol=1e-5)
 
 
 def test_a_network_that_knows_its_items_takes_no_other_ones(

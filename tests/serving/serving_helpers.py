@@ -15,9 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import uvicorn
 
-from onerec import Recommender
+from onerec import OneRec, OneRecConfig, Recommender
+from onerec.inference import Mixture
+from onerec.inference.exported import export
+from onerec.model.counting import CountRanker, popularity
 from onerec.serving.app import create_app
 from onerec.serving.config import ServeConfig
 from onerec.serving.protocol import http_protocol
@@ -30,6 +34,24 @@ def make_catalog(seed: int, first: int) -> Catalog:
     """Sixty items, numbered from `first`."""
     sids = np.random.default_rng(seed).integers(0, K, (60, 3))
     return Catalog.build(list(range(first, first + 60)), sids, K)
+
+
+def write_export(folder: Path, *, ranks: bool, seed: int = 0) -> Path:
+    """An export with tags, of a network that ranks by a mixture or writes sessions."""
+    torch.manual_seed(seed)
+    fields: dict[str, Any] = {"codebook_size": K, "session_length": 1 if ranks else 3}
+    if ranks:
+        fields |= {"encoder": "causal", "n_items": 60, "legal_softmax": True, "item_loss": 1.0}
+    words = ["de", "nl", "fr"]
+    catalog = make_catalog(seed, 0).with_tags([words[i % 3] for i in range(60)], words)
+    model = OneRec(OneRecConfig.preset("tiny", init_std=0.3, **fields)).eval()
+    mixture = None
+    if ranks:
+        model.set_catalog(catalog.sids)
+        seen = np.arange(60)
+        mixture = Mixture(CountRanker([popularity(seen)], seen), np.ones(3), np.zeros(3))
+    export(model, catalog, folder, mixture=mixture)
+    return folder
 
 
 class Server:
@@ -98,11 +120,15 @@ class Slow:
 
 
 def run_command(
-    folder: Path, *arguments: str, limit: int | None = None, **environment: str
+    folder: Path,
+    *arguments: str,
+    limit: int | None = None,
+    program: tuple[str, ...] = ("-m", "onerec"),
+    **environment: str,
 ) -> tuple[subprocess.Popen[str], Server]:
     """`onerec serve` in a process that is ready, and a client of it.
 
-    `limit` is the most open files that the process may have.
+    `limit` is the most open files that the process may have, `program` what Python runs.
     """
 
     def set_limit() -> None:
@@ -113,7 +139,7 @@ def run_command(
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "onerec", "serve", str(folder), "--port", str(port), *arguments],
+        [sys.executable, *program, "serve", str(folder), "--port", str(port), *arguments],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "ONEREC_TOKEN": TOKEN, "ONEREC_ADMIN_TOKEN": ADMIN, **environment},

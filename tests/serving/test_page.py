@@ -9,24 +9,19 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
 pytest.importorskip("prometheus_client", reason='needs the extra "serve"')
 
-from serving_helpers import TOKEN, K, Server, make_catalog
+from serving_helpers import TOKEN, Server, write_export
 
-from onerec import OneRec, OneRecConfig, Recommender
+from onerec import Recommender
 from onerec.errors import DataError
-from onerec.inference import Mixture
-from onerec.inference.exported import export
-from onerec.model.counting import CountRanker, popularity
 from onerec.serving.app import create_app
 from onerec.serving.config import ServeConfig
 from onerec.serving.trial import Tree
@@ -44,19 +39,7 @@ def texts() -> list[str | None]:
 
 def write_run(folder: Path, *, ranks: bool) -> Path:
     """The files of a run that the page reads, and its export: lists by a mixture, or sessions."""
-    torch.manual_seed(0)
-    fields: dict[str, Any] = {"codebook_size": K, "session_length": 1 if ranks else 3}
-    if ranks:
-        fields |= {"encoder": "causal", "n_items": 60, "legal_softmax": True, "item_loss": 1.0}
-    words = ["de", "nl", "fr"]
-    catalog = make_catalog(0, 0).with_tags([words[i % 3] for i in range(60)], words)
-    model = OneRec(OneRecConfig.preset("tiny", init_std=0.3, **fields)).eval()
-    mixture = None
-    if ranks:
-        model.set_catalog(catalog.sids)
-        seen = np.arange(60)
-        mixture = Mixture(CountRanker([popularity(seen)], seen), np.ones(3), np.zeros(3))
-    export(model, catalog, folder / "export", mixture=mixture)
+    write_export(folder / "export", ranks=ranks)
     (folder / "sessions").mkdir()
     items = {"item_id": list(range(60)), "text": texts()}
     pq.write_table(pa.table(items), folder / "sessions" / "items.parquet")

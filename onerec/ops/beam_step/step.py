@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +11,17 @@ import torch
 
 from onerec._native import core
 from onerec.ops.beam_step.reference import LeafTable, request_step
-from onerec.trie import EVERY_TAG, MAX_TAGS, ArrayLike, DeviceTrie, SidTrie, as_int_array
+from onerec.trie import (
+    EVERY_TAG,
+    SCORINGS,
+    ArrayLike,
+    DeviceTrie,
+    SidTrie,
+    allow_masks,
+    as_int_array,
+    check_scoring,
+)
 
-SCORINGS = ("full_softmax", "legal_softmax", "raw")
 _CPU = torch.device("cpu")
 LOGIT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -176,14 +183,6 @@ def deny_lists(
     return lists
 
 
-def check_scoring(scoring: str, temperature: float) -> None:
-    """Raises ValueError for an unknown scoring or a temperature out of range."""
-    if scoring not in SCORINGS:
-        raise ValueError(f"scoring: wanted one of {SCORINGS}, got {scoring!r}")
-    if not (0.0 < temperature < float("inf")):
-        raise ValueError(f"temperature: wanted a positive finite number, got {temperature}")
-
-
 def check_logits(
     logits: torch.Tensor, shapes: Sequence[tuple[int, ...]], device: torch.device = _CPU
 ) -> None:
@@ -204,27 +203,6 @@ def check_logits(
         raise ValueError(f"logits: wanted shape {wanted}, got {list(logits.shape)}")
     if logits.stride(-1) != 1 and logits.shape[-1] > 1 and logits.numel():
         raise ValueError(f"logits: wanted a last stride of 1, got {logits.stride(-1)}")
-
-
-def allow_masks(
-    allow_tags: Sequence[int | None] | None, batch_size: int, trie: SidTrie
-) -> npt.NDArray[np.uint64]:
-    """For each request the tags that an item must have one of."""
-    given = [None] * batch_size if allow_tags is None else allow_tags
-    if isinstance(given, Integral) or not all(isinstance(t, Integral | None) for t in given):
-        raise TypeError(
-            f"allow_tags: wanted a set of tags as bits, or None, for each request, got {given!r}"
-        )
-    if len(given) != batch_size:
-        raise ValueError(f"allow_tags: wanted {batch_size} sets of tags, got {len(given)}")
-    for tags in given:
-        if tags is not None and not 0 <= tags < EVERY_TAG:
-            raise ValueError(f"allow_tags: wanted bits 0 to {MAX_TAGS - 1}, got {tags:#x}")
-        if tags is not None and not trie.has_tags:
-            raise ValueError(
-                "allow_tags: the trie has no tags; see Catalog.with_tags, SidTrie.with_tags"
-            )
-    return np.array([EVERY_TAG if tags is None else tags for tags in given], dtype=np.uint64)
 
 
 def banned_leaves(

@@ -11,17 +11,9 @@ import numpy as np
 import torch
 
 from onerec._native import core
-from onerec.ops.beam_step.step import (
-    LOGIT_TYPES,
-    SCORINGS,
-    allow_masks,
-    banned_leaves,
-    check_logits,
-    check_scoring,
-    deny_lists,
-)
+from onerec.ops.beam_step.step import LOGIT_TYPES, banned_leaves, check_logits, deny_lists
 from onerec.ops.session_beam.reference import ReferenceSearch
-from onerec.trie import ArrayLike, SidTrie
+from onerec.trie import SCORINGS, ArrayLike, SidTrie, allow_masks, check_scoring
 
 if TYPE_CHECKING:
     from onerec import _C

@@ -471,7 +471,7 @@ class Recommender:
             for request, row, more in zip(chunk, dense, counted, strict=True):
                 allowed = self._rules.allowed(every, request.excluded, request.allow)
                 scores = np.where(allowed, row, -np.inf)
-                top = best_places(scores, dense_top)
+                top = np.argpartition(-scores, min(dense_top, len(scores) - 1))[:dense_top]
                 likely = [beamed[request.place], top[scores[top] > -np.inf]]
                 for values in more[1]:
                     likely.append(more[0][best_places(values, dense_top)])

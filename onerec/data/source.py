@@ -291,13 +291,14 @@ class LogSource:
     notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
-        """One line: the kind and what was found."""
+        """One line: the kind, where the data set is a known one, and what was found."""
         parts = [
             f"{value:,} {name}" if isinstance(value, int) else f"{name} {value}"
             for name, value in self.found.items()
         ]
         vectors = ", ".join(self.vectors) or "none (co-occurrence will be used)"
-        return f"{self.kind} log at {self.path}: {', '.join(parts)}; item vectors: {vectors}"
+        kind = "" if self.kind == "parquet" else f"{self.kind} "  # Own logs are CSV or JSON too.
+        return f"{kind}log at {self.path}: {', '.join(parts)}; item vectors: {vectors}"
 
     def close(self) -> None:
         """Closes the connection; the expressions are of no use afterwards."""

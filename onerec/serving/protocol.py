@@ -9,6 +9,8 @@ import resource
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
 from onerec.serving.config import ServeConfig
 
 if TYPE_CHECKING:
@@ -32,13 +34,8 @@ def http_protocol(config: ServeConfig | None = None, metrics: Metrics | None = N
             and `max_connections` of it.
         metrics: Where to count connections and those that were closed.
     """
-    base: Any
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol as base
-    except ImportError:  # uvicorn's own choice where its parser in C is missing
-        from uvicorn.protocols.http.h11_impl import H11Protocol as base
     guard = Guard(ServeConfig() if config is None else config, metrics)
-    return type("Guarded", (_Guarded, base), {"guard": guard})
+    return type("Guarded", (_Guarded, HttpToolsProtocol), {"guard": guard})
 
 
 class Guard:

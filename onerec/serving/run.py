@@ -68,7 +68,6 @@ def serve(folder: str, config: ServeConfig) -> None:
             proxy_headers=False,  # `client_header` says who the client is
             timeout_graceful_shutdown=config.drain_seconds,
             timeout_keep_alive=int(config.idle_seconds) + 1,  # the protocol is the first to close
-            h11_max_incomplete_event_size=config.max_head_bytes,
         ),
         config.drain_seconds,
     )

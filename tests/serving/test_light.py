@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +49,16 @@ def test_a_server_of_an_export_needs_no_torch(tmp_path: Path, ranks: bool) -> No
         process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
+
+
+def test_a_server_without_its_parser_says_what_to_install() -> None:
+    program = WITHOUT_TORCH[1].replace("torch", "httptools")
+    done = subprocess.run(
+        [sys.executable, "-c", program, "serve", "nowhere"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert 'pip install "onerec[serve]"' in done.stderr
+    assert "httptools" in done.stderr

@@ -297,7 +297,8 @@ class LogSource:
             for name, value in self.found.items()
         ]
         vectors = ", ".join(self.vectors) or "none (co-occurrence will be used)"
-        kind = "" if self.kind == "parquet" else f"{self.kind} "  # Own logs are CSV or JSON too.
+        # The kind "parquet" is any log in the schema, which may as well lie in CSV or JSON lines.
+        kind = "" if self.kind == "parquet" else f"{self.kind} "
         return f"{kind}log at {self.path}: {', '.join(parts)}; item vectors: {vectors}"
 
     def close(self) -> None:

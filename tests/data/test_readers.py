@@ -335,6 +335,7 @@ def test_canonical_log(tmp_path: Path) -> None:
         assert source.kind == "parquet"
         assert source.time == "ms"
         assert "40 interactions" in source.describe()
+        assert source.describe().startswith(f"log at {tmp_path}: "), "the schema is no format"
         first = rows_of(source)[3]
         assert first == {
             "user_id": "u3",
@@ -540,6 +541,7 @@ def kuairand(folder: Path) -> Path:
 def test_kuairand_layout(tmp_path: Path) -> None:
     with open_log(kuairand(tmp_path)) as log:
         assert log.kind == "kuairand"
+        assert log.describe().startswith(f"kuairand log at {tmp_path}")
         assert log.found == {
             "full rows": 3,
             "exact repeats dropped": 1,

@@ -1,4 +1,4 @@
-"""Training: how fast batches are made, how fast the `tiny` model learns, the share of the data."""
+"""Training: how fast batches are made, how fast `paper-tiny` learns, the share of the data."""
 
 from __future__ import annotations
 
@@ -70,7 +70,9 @@ def test_batch(compare: Any, size: int, length: int) -> None:
 def train(folder: Path, samples: Samples, sids: np.ndarray, device: str) -> list[dict[str, Any]]:
     torch.manual_seed(0)
     model = OneRec(
-        OneRecConfig.preset("tiny", codebook_size=CODES, levels=LEVELS, session_length=SESSION)
+        OneRecConfig.preset(
+            "paper-tiny", codebook_size=CODES, levels=LEVELS, session_length=SESSION
+        )
     )
     config = TrainConfig(steps=STEPS, log_every=1, checkpoint_every=0, device=device)
     pretrain(model, samples, None, sids, config, folder)

@@ -86,7 +86,7 @@ class Client:
 def make_folders(root: Path, items: int) -> list[Path]:
     """An export, and catalogues for the same network with other items."""
     torch.manual_seed(0)
-    config = OneRecConfig.preset("tiny", codebook_size=K, init_std=0.1)
+    config = OneRecConfig.preset("paper-tiny", codebook_size=K, init_std=0.1)
     folders = []
     for number in range(CATALOGUES):
         sids = np.random.default_rng(number).integers(0, K, (items, 3))

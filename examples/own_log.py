@@ -68,7 +68,7 @@ def main(folder: Path) -> None:
 
     model = OneRec(
         OneRecConfig.preset(
-            "tiny", codebook_size=size, levels=2, session_length=data.session_length
+            "paper-tiny", codebook_size=size, levels=2, session_length=data.session_length
         )
     )
     pretrain(

@@ -86,7 +86,7 @@ def test_triton_model_answers_a_batch_of_requests(
     triton_model: ModuleType, text: bool, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    config = OneRecConfig.preset("tiny", codebook_size=16, session_length=2, init_std=0.3)
+    config = OneRecConfig.preset("paper-tiny", codebook_size=16, session_length=2, init_std=0.3)
     ids: list[Any] = [f"v{i}" for i in range(60)] if text else list(range(-30, 30))
     sids = np.random.default_rng(0).integers(0, 16, (60, 3))
     export(OneRec(config).eval(), Catalog.build(ids, sids, 16), tmp_path / "export")

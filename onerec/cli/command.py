@@ -83,10 +83,10 @@ def _add_top(parser: Parser, data: bool, preset: bool) -> None:
     if preset:
         parser.add_argument(
             "--preset",
-            type=Literal["items", "tiny", "0.1b", "1b"],
+            type=Literal["items", "paper-tiny", "0.1b", "1b"],
             default=PRESETS[0],
             help="network (--model.*) and its settings: items ranks best and takes a CPU minutes; "
-            "tiny, 0.1b and 1b are the paper's own network in three sizes",
+            "paper-tiny, 0.1b and 1b are the paper's own network in three sizes",
         )
 
 

@@ -49,14 +49,15 @@ def main(argv: list[str]) -> None:
     if options.format == "aoti" and options.dtype != "float32":
         parser.error("--format aoti takes --dtype float32")
 
-    from onerec.pipeline.export import export_run, trained_model
+    from onerec.pipeline.export import export_run, trained_mixture, trained_model
 
     inputs = Inputs(Path(options.directory))
     folder = Path(options.to) if options.to else inputs.directory / "export"
-    model = options.model
+    model, mixture = options.model, None
     if model is None:
         settings = parse_command("export", "", ["--out", options.directory], []).settings
         model = trained_model(settings, inputs)
+        mixture = trained_mixture(settings, inputs)
     if options.format == "aoti":
         from onerec.inference.aoti import export_network
         from onerec.model import OneRec
@@ -74,6 +75,7 @@ def main(argv: list[str]) -> None:
         catalog=options.catalog,
         dtype=options.dtype,
         tags=options.tags,
+        mixture=mixture,
     )
     if options.json:
         console.print_json(record)

@@ -33,7 +33,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "share_codes": False,
     },
     # A model for a CPU: the decoder has experts all the same.
-    "tiny": {
+    "paper-tiny": {
         "history_length": 50,
         "history_tokens": "items",
         "d_model": 64,
@@ -261,7 +261,8 @@ class OneRecConfig:
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> OneRecConfig:
         """A named shape: "items" (the recipe that ranks best, for a CPU; needs `n_items`), or the
-        paper's network as "tiny" (CPU), "0.1b" (dense), "1b" (24 experts, 2 a token); or "tiger".
+        paper's network as "paper-tiny" (CPU), "0.1b" (dense), "1b" (24 experts, 2 a token); or
+        "tiger".
 
         "tiger" is the baseline of arXiv 2305.05065: a bidirectional encoder over the history's
         codes and a dense decoder of one item, for ids with a collision digit (`RQVAE`, its

@@ -38,7 +38,7 @@ class OneRec(Pretrained):
         config: Its shape.
 
     Example:
-        >>> model = OneRec(OneRecConfig.preset("tiny", codebook_size=256))
+        >>> model = OneRec(OneRecConfig.preset("paper-tiny", codebook_size=256))
         >>> history = torch.randint(256, (2, 7, 3))  # 2 users, 7 items, 3 codes each
         >>> target = torch.randint(256, (2, 5, 3))
         >>> model(history, target).loss.backward()

@@ -13,12 +13,22 @@ from onerec.pipeline.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from onerec.inference import Mixture
     from onerec.tokenizer import Catalog
 
 
 def trained_model(settings: Settings, inputs: Inputs) -> Path:
     """Folder of the model that the run measures and recommends with."""
     return inputs.directory / inputs.served_model(settings).stage / "model"
+
+
+def trained_mixture(settings: Settings, inputs: Inputs) -> Mixture | None:
+    """The mixture of the run's own model, if it ranks by one.
+
+    A folder without config.yaml holds a model and a catalogue of one's own, and no mixture.
+    """
+    run = (inputs.directory / "config.yaml").is_file()
+    return inputs.mixture(settings, whole=True) if run else None
 
 
 def export_run(
@@ -29,6 +39,7 @@ def export_run(
     catalog: str | None = None,
     dtype: str = "float32",
     tags: Sequence[str] | None = None,
+    mixture: Mixture | None = None,
 ) -> dict[str, Any]:
     """Packs a run's model and catalogue into one folder, for the server and for C++ programs.
 
@@ -40,6 +51,7 @@ def export_run(
         dtype: Type of the packed matrices, "float32" or "bfloat16".
         tags: Words that requests can name, of the items' column `tags`; all where none is named,
             none when None.
+        mixture: How rankings are made; `trained_mixture` has the run's.
 
     Returns:
         {"folder", "items", "dtype", "engine_bytes", "trie_bytes", "tags"}.
@@ -57,7 +69,6 @@ def export_run(
     items = Catalog.load(catalog or inputs.directory / "tokenize")
     if tags is not None:
         items = _tagged(items, inputs, tags)
-    mixture = inputs.mixture(Settings.load(inputs.directory / "config.yaml"), whole=True)
     packed = export(network, items, folder, dtype=getattr(torch, dtype), mixture=mixture)
     return {
         "folder": str(folder),

@@ -339,6 +339,7 @@ class _Update:
             folder / "export",
             dtype=dtype,
             tags=words or None,
+            mixture=self.inputs.mixture(self.settings, whole=True),
         )
         if servers:
             swap_all(servers, folder / "export", token, self.listener.say)

@@ -13,7 +13,7 @@ from onerec.checks import at_least, at_least_or_none, fraction, one_of, positive
 class TrainConfig:
     """Settings of a training run.
 
-    The defaults suit the `tiny` preset on a CPU. OneRec (arXiv 2502.18965, section 4) trains with
+    The defaults suit `paper-tiny` on a CPU. OneRec (arXiv 2502.18965, section 4) trains with
     Adam at an initial learning rate of 2e-4 in bfloat16; it gives no batch size, number of steps,
     warm-up or weight decay.
 

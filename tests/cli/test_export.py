@@ -20,7 +20,7 @@ from onerec.tokenizer import Catalog
 
 def test_exports_what_a_run_serves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
-    shape = OneRecConfig.preset("tiny", codebook_size=16, init_std=0.3)
+    shape = OneRecConfig.preset("paper-tiny", codebook_size=16, init_std=0.3)
     models = {name: OneRec(shape).eval() for name in ("pretrain", "align")}
     catalog = Catalog.build(list(range(40)), np.random.default_rng(0).integers(0, 16, (40, 3)), 16)
     catalog.save(tmp_path / "tokenize")
@@ -61,7 +61,7 @@ def test_exports_what_a_run_serves(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_folder_of_something_else_is_not_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shape = OneRecConfig.preset("tiny", codebook_size=16)
+    shape = OneRecConfig.preset("paper-tiny", codebook_size=16)
     OneRec(shape).save_pretrained(tmp_path / "model")
     catalog = Catalog.build([1, 2], [[1, 2, 3], [4, 5, 6]], 16)
     catalog.save(tmp_path / "tokenize")
@@ -92,7 +92,7 @@ def test_tags_of_the_items_are_exported_as_words(
     torch.manual_seed(0)
     catalog = Catalog.load(out / "tokenize")
     size = {"codebook_size": catalog.codebook_size, "levels": 2}
-    OneRec(OneRecConfig.preset("tiny", **size)).save_pretrained(tmp_path / "model")
+    OneRec(OneRecConfig.preset("paper-tiny", **size)).save_pretrained(tmp_path / "model")
     export = ["export", str(out), "--model", str(tmp_path / "model")]
     capsys.readouterr()
 

@@ -97,7 +97,7 @@ def test_every_verb_has_readable_help(
         (["tokenize", "--out", "x", "--tokenize.level", "3"], "did you mean --tokenize.levels?"),
         (
             ["run", "--out", "x", "--preset", "huge"],
-            "preset: wanted ['items', 'tiny', '0.1b', '1b'], got huge",
+            "preset: wanted ['items', 'paper-tiny', '0.1b', '1b'], got huge",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -178,7 +178,7 @@ def test_own_names_and_settings_are_kept_once_a_stage_stands(
 
 
 @pytest.mark.parametrize(
-    ("preset", "lr", "width", "steps"), [("tiny", 3e-3, 64, 1500), ("1b", 2e-4, 1024, None)]
+    ("preset", "lr", "width", "steps"), [("paper-tiny", 3e-3, 64, 1500), ("1b", 2e-4, 1024, None)]
 )
 def test_a_preset_brings_its_learning_rate_and_steps(
     preset: str, lr: float, width: int, steps: int | None, tmp_path: Path

@@ -39,7 +39,7 @@ def network(seed: int = 0, **overrides: Any) -> OneRec:
         "init_std": 0.3,
         "n_experts": 4,
     }
-    model = OneRec(OneRecConfig.preset("tiny", **{**fields, **overrides})).eval()
+    model = OneRec(OneRecConfig.preset("paper-tiny", **{**fields, **overrides})).eval()
     if model.item_column:
         model.set_catalog(sids(model.config.n_items))
     return model

@@ -47,7 +47,7 @@ def build(seed: int = 0, **overrides: Any) -> OneRec:
         "expert_d_ff": 20,
         "init_std": 0.4,
     }
-    return OneRec(OneRecConfig.preset("tiny", **{**fields, **overrides})).eval()
+    return OneRec(OneRecConfig.preset("paper-tiny", **{**fields, **overrides})).eval()
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def build(seed: int = 0, **overrides: Any) -> OneRec:
         "expert_d_ff": 8,
         "init_std": 0.5,
     }
-    return OneRec(OneRecConfig.preset("tiny", **{**fields, **overrides})).eval()
+    return OneRec(OneRecConfig.preset("paper-tiny", **{**fields, **overrides})).eval()
 
 
 def session_score(

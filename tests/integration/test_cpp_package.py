@@ -168,7 +168,9 @@ def test_examples_recommend_the_items_of_python(
     examples: Path, text: bool, fields: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
-    config = OneRecConfig.preset("tiny", codebook_size=24, session_length=3, init_std=0.3, **fields)
+    config = OneRecConfig.preset(
+        "paper-tiny", codebook_size=24, session_length=3, init_std=0.3, **fields
+    )
     sids = np.random.default_rng(0).integers(0, 24, (200, 3))
     sids[51:54] = sids[50]  # items that share a semantic id
     ids = [f"vidéo {i}" for i in range(200)] if text else [7 * i - 500 for i in range(200)]
@@ -258,7 +260,7 @@ def test_rankings_are_those_of_python(
     if compiler is None:
         pytest.skip("no compiler")
     torch.manual_seed(0)
-    config = OneRecConfig.preset("tiny", codebook_size=24, init_std=0.3, **KNOWS, **nodes)
+    config = OneRecConfig.preset("paper-tiny", codebook_size=24, init_std=0.3, **KNOWS, **nodes)
     sids = np.random.default_rng(0).integers(0, 24, (200, 3))
     sids[51:54] = sids[50]  # items that share a semantic id
     ids = np.arange(200) * 7 - 500

@@ -153,7 +153,7 @@ def test_loss_is_equation_4_computed_by_hand(history_tokens: str) -> None:
     torch.testing.assert_close(output.loss, per_level.sum(), rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["tiny", "0.1b"])
+@pytest.mark.parametrize("name", ["paper-tiny", "0.1b"])
 def test_loss_starts_near_log_k(name: str) -> None:
     torch.manual_seed(0)
     config = OneRecConfig.preset(name, codebook_size=512, encoder_layers=1, decoder_layers=1)
@@ -513,7 +513,7 @@ def test_unknown_preset_or_field() -> None:
     with pytest.raises(ValueError, match="'2b'"):
         OneRecConfig.preset("2b")
     with pytest.raises(TypeError, match="color"):
-        OneRecConfig.preset("tiny", color=1)
+        OneRecConfig.preset("paper-tiny", color=1)
 
 
 def test_sessions_of_any_length_up_to_the_models() -> None:

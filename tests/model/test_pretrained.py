@@ -18,7 +18,7 @@ from onerec.model import OneRec, OneRecConfig
 def build(**overrides: Any) -> OneRec:
     torch.manual_seed(0)
     fields = {"codebook_size": 7, "d_model": 16, "d_ff": 8, "expert_d_ff": 8, "n_experts": 3}
-    return OneRec(OneRecConfig.preset("tiny", **{**fields, **overrides}))
+    return OneRec(OneRecConfig.preset("paper-tiny", **{**fields, **overrides}))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -382,7 +382,7 @@ def test_days_follow_each_other(updated: Path, world: Path, tmp_path: Path) -> N
 def ran_sessions(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of whole sessions, by the paper's network, which knows no items."""
     out = tmp_path_factory.mktemp("ran_sessions") / "run"
-    pipeline.run(settings(world / "base", "tiny", rule="request", length=2), out)
+    pipeline.run(settings(world / "base", "paper-tiny", rule="request", length=2), out)
     return out
 
 

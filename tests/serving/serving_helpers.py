@@ -44,7 +44,7 @@ def write_export(folder: Path, *, ranks: bool, seed: int = 0) -> Path:
         fields |= {"encoder": "causal", "n_items": 60, "legal_softmax": True, "item_loss": 1.0}
     words = ["de", "nl", "fr"]
     catalog = make_catalog(seed, 0).with_tags([words[i % 3] for i in range(60)], words)
-    model = OneRec(OneRecConfig.preset("tiny", init_std=0.3, **fields)).eval()
+    model = OneRec(OneRecConfig.preset("paper-tiny", init_std=0.3, **fields)).eval()
     mixture = None
     if ranks:
         model.set_catalog(catalog.sids)

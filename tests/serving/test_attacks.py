@@ -60,7 +60,7 @@ CONFIG = ServeConfig(
 def network(seed: int = 0) -> OneRec:
     torch.manual_seed(seed)
     return OneRec(
-        OneRecConfig.preset("tiny", codebook_size=K, session_length=3, init_std=0.3)
+        OneRecConfig.preset("paper-tiny", codebook_size=K, session_length=3, init_std=0.3)
     ).eval()
 
 

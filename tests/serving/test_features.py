@@ -31,7 +31,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("features")
     for number in range(2):
         torch.manual_seed(number)
-        config = OneRecConfig.preset("tiny", codebook_size=K, session_length=3, init_std=0.3)
+        config = OneRecConfig.preset("paper-tiny", codebook_size=K, session_length=3, init_std=0.3)
         export(OneRec(config).eval(), make_catalog(number, 0), root / f"{number}")
     return [root / "0", root / "1"]
 

@@ -99,7 +99,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     sizes = {"d_model": 16, "n_heads": 4, "d_ff": 16, "n_experts": 2, "expert_d_ff": 16}
     config = OneRecConfig.preset(
-        "tiny",
+        "paper-tiny",
         codebook_size=K,
         session_length=2,
         n_items=ITEMS,
@@ -300,7 +300,7 @@ def test_no_open_waits_for_a_fifo(library: Library, folder: Path, tmp_path: Path
         status, error = library.open(bad)
         assert (status, "wanted a regular file" in error) == (2, True), error
     with pytest.raises(OSError, match="regular file"):
-        NativeModel.load(tmp_path / "engine.bin/engine.bin", OneRecConfig.preset("tiny"))
+        NativeModel.load(tmp_path / "engine.bin/engine.bin", OneRecConfig.preset("paper-tiny"))
 
 
 def test_null_handles_are_answered(library: Library) -> None:

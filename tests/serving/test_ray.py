@@ -30,7 +30,7 @@ K = 16
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_two_replicas_answer_what_the_recommender_says(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = OneRecConfig.preset("tiny", codebook_size=K, session_length=2, init_std=0.3)
+    config = OneRecConfig.preset("paper-tiny", codebook_size=K, session_length=2, init_std=0.3)
     sids = np.random.default_rng(0).integers(0, K, (60, 3))
     export(OneRec(config).eval(), Catalog.build(range(60), sids, K), tmp_path / "export")
     with socket.socket() as probe:

@@ -57,7 +57,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("folders")
     for number in range(2):
         torch.manual_seed(number)
-        config = OneRecConfig.preset("tiny", codebook_size=K, session_length=3, init_std=0.3)
+        config = OneRecConfig.preset("paper-tiny", codebook_size=K, session_length=3, init_std=0.3)
         catalog = make_catalog(number, 1000 * number)
         export(OneRec(config).eval(), catalog, root / f"{number}")
     make_catalog(2, 2000).save(root / "2")
@@ -222,7 +222,7 @@ def test_tags_and_the_softmax_of_training_reach_the_engine(
     torch.manual_seed(0)
     fields: dict[str, Any] = {"encoder": "causal", "n_items": 60, "legal_softmax": True, **nodes}
     fields["item_loss"] = 1.0
-    config = OneRecConfig.preset("tiny", codebook_size=K, session_length=3, **fields)
+    config = OneRecConfig.preset("paper-tiny", codebook_size=K, session_length=3, **fields)
     words = ["de", "nl", "fr"]
     catalog = make_catalog(0, 0).with_tags([words[i % 3] for i in range(60)], words)
     model = OneRec(config).eval()

@@ -60,7 +60,7 @@ def make_model(dropout: float = 0.1) -> OneRec:
     torch.manual_seed(0)
     return OneRec(
         OneRecConfig.preset(
-            "tiny",
+            "paper-tiny",
             codebook_size=CODES,
             levels=LEVELS,
             session_length=4,

@@ -44,6 +44,8 @@ from onerec.serving.metrics import Metrics
 from onerec.serving.page import page
 from onerec.serving.queue import Options, QueueFull
 from onerec.serving.schema import (
+    EventsRequest,
+    EventsResponse,
     RankBatchRequest,
     RankBatchResponse,
     RankRequest,
@@ -63,6 +65,7 @@ from onerec.serving.schema import (
 )
 from onerec.serving.served import ServedLog
 from onerec.serving.trial import Trial, add_page
+from onerec.serving.users import UserStore
 from onerec.serving.versions import Draining, NoEarlierVersion, SwapUnderWay, Versions
 from onerec.serving.worker import Expired, Worker
 
@@ -81,6 +84,7 @@ def create_app(
     source: str = "",
     challenger: Recommender | None = None,
     challenger_source: str = "",
+    users: UserStore | None = None,
 ) -> FastAPI:
     """The application around a recommender; its engine thread starts here and ends with the app.
 
@@ -94,6 +98,7 @@ def create_app(
         source: Name of the first version.
         challenger: Arm "b" of an A/B split, for the share `config.split` of the users.
         challenger_source: Its name.
+        users: Histories of the users that requests name; the app closes it at its end.
 
     Raises:
         ValueError: A token that no request could bring.
@@ -126,7 +131,10 @@ def create_app(
         journal.write()
         if served is not None:
             await _in_thread(lambda: served.stop(config.drain_seconds))
+        if store is not None:
+            store.close()
 
+    store = users
     app = _Application(title="onerec", version=__version__, lifespan=lifespan, docs_url=None)
     app.state.worker, app.state.metrics, app.state.close = worker, metrics, close
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -150,6 +158,7 @@ def create_app(
         wanted = config.deadline_ms if body.deadline_ms is None else body.deadline_ms
         asked = []
         for user in users:
+            history = await history_of(user)
             arm = arm_of(user)
             version, chosen = arms[arm].now, options(arm)
             if chosen.beam_width > config.max_beam_width:
@@ -159,16 +168,14 @@ def create_app(
                     version.recommender.catalog.tag_bits(body.allow_tags)
                 except ValueError as error:
                     raise HTTPException(422, f"allow_tags: {error}") from None
-            for name, ids in (("history", user.history), ("exclude", user.exclude)):
+            for name, ids in (("history", history), ("exclude", user.exclude)):
                 _check_ids(name, ids, version.recommender, config.max_history)
-            asked.append((user, chosen))
+            asked.append((user, history, chosen))
         replies: list[asyncio.Future[Answer]] = []
         try:
-            for user, chosen in asked:
+            for user, history, chosen in asked:
                 replies.append(
-                    worker.submit(
-                        user.history, user.exclude, chosen, wanted / 1000, state["client"]
-                    )
+                    worker.submit(history, user.exclude, chosen, wanted / 1000, state["client"])
                 )
             found = await while_connected(state, asyncio.gather(*replies))
         except QueueFull as error:
@@ -185,8 +192,22 @@ def create_app(
             for reply in replies:
                 reply.cancel()  # those that are not done when another has failed
         state["answers"] = found
-        state["users"] = [(user.user, len(user.history)) for user in users]
+        state["users"] = [(user.user, len(history)) for user, history, _ in asked]
         return found
+
+    async def history_of(user: User) -> list[Any]:
+        """The history that the server keeps of the user, and what the request has behind it."""
+        if store is None or user.user is None:
+            if user.history is None:
+                raise invalid("history", "a list of item ids", "none")
+            return user.history
+        kept = await asyncio.to_thread(store.history, user.user)
+        # Ids of another kind are those of a catalogue that was served before.
+        text = arms[arm_of(user)].now.recommender.catalog.item_ids.dtype == object
+        kept = [item for item in kept if isinstance(item, str) == text]
+        here = user.history or []
+        room = config.max_history - len(here)
+        return [*(kept[-room:] if room > 0 else []), *here]
 
     def options_of(body: Wanted, arm: str, **rest: Any) -> Options:
         width = config.beam_width if body.beam_width is None else body.beam_width
@@ -361,6 +382,27 @@ def create_app(
                 now = _arm(arms, arm).rollback()
                 asked.update(_told(now))
             return _told(now)
+
+    if store is not None:
+
+        async def events(state: dict[str, Any], raw: bytes) -> bytes:
+            """Puts what users took at the end of the histories that the server keeps."""
+            body = _parse(EventsRequest, raw)
+            if len(body.events) > config.max_batch:
+                raise invalid("events", f"at most {config.max_batch}", len(body.events))
+            for one in body.events:
+                _check_ids("items", one.items, arms["a"].now.recommender, config.max_history)
+            kept = [await asyncio.to_thread(store.add, e.user, e.items) for e in body.events]
+            return to_json({"request_id": state["request_id"], "kept": kept})
+
+        publish("/v1/events", events, EventsRequest, EventsResponse)
+
+        @app.delete("/v1/users/{user}", status_code=204, responses=errors(401, 404))
+        async def forget(user: str) -> Response:
+            """Deletes the history of a user."""
+            if not await asyncio.to_thread(store.forget, user):
+                raise HTTPException(404, f"user: {user!r} is not known")
+            return Response(status_code=204)
 
     app.bodies = bodies
     app.edge = Edge(app.behind_the_edge, config, journal, keys, hot)

@@ -49,9 +49,13 @@ class ServeConfig:
         split: Share of the users, by a hash of their ids, who get arm "b".
         served_log: Folder for a log of the items served; None: none.
         served_log_megabytes: A file of that log is ended when it is larger.
+        users: SQLite file of the users' histories, for requests that name a user, `/v1/events` and
+            `/v1/users`. One that does not exist is made from the run's users (see `run`). None:
+            histories come with the requests.
         page: Whether `/` shows a page to try it: items by text or id, and what is recommended.
-        run: Folder of the run whose texts and users the page offers. None: the run that the folder
-            lies in, if it does; elsewhere the page has ids and no users.
+        run: Folder of the run whose texts and users the page offers, and whose users a new file
+            `users` holds. None: the run that the folder lies in, if it does; elsewhere the page has
+            ids and no users.
     """
 
     host: str = "127.0.0.1"
@@ -83,6 +87,7 @@ class ServeConfig:
     split: float = 0.5
     served_log: str | None = None
     served_log_megabytes: int = 64
+    users: str | None = None
     page: bool = True
     run: str | None = None
 

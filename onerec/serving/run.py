@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -17,6 +18,7 @@ from onerec.inference import Recommender
 from onerec.serving.app import JsonLines, create_app
 from onerec.serving.config import ServeConfig
 from onerec.serving.protocol import http_protocol
+from onerec.serving.users import UserStore, histories_of_run
 
 log = logging.getLogger("onerec.serving")
 
@@ -44,6 +46,7 @@ def serve(folder: str, config: ServeConfig) -> None:
         found.warmup(beam_width=config.beam_width)
         return found
 
+    users = None if config.users is None else _users(config, folder)
     try:
         app = create_app(
             loaded(folder),
@@ -53,6 +56,7 @@ def serve(folder: str, config: ServeConfig) -> None:
             source=folder,
             challenger=None if config.challenger is None else loaded(config.challenger),
             challenger_source=config.challenger or "",
+            users=users,
         )
     except ValueError as error:
         raise OneRecError(str(error)) from None
@@ -85,6 +89,16 @@ def serve(folder: str, config: ServeConfig) -> None:
             signal.signal(name, previous)
     if not server.started:
         raise OneRecError(f"cannot listen on {config.host}:{config.port}")
+
+
+def _users(config: ServeConfig, folder: str) -> UserStore:
+    """The store of `config.users`, made from the run's users where there is no such file."""
+    path = Path(config.users or "")
+    if not path.exists():
+        run = Path(folder).resolve().parent if config.run is None else Path(config.run)
+        UserStore.make(path, histories_of_run(run, config.max_history))
+        log.info("users", extra={"fields": {"made": str(path), "run": str(run)}})
+    return UserStore(path, config.max_history)
 
 
 class _Server(uvicorn.Server):

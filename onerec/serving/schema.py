@@ -19,10 +19,16 @@ class User(BaseModel):
     """Whose history, and what not to show."""
 
     model_config = ConfigDict(extra="forbid")
-    history: _Ids = Field(description="Item ids, oldest first; unknown ids are left out.")
+    history: _Ids | None = Field(
+        default=None,
+        description="Item ids, oldest first; unknown ids are left out. Where the server keeps "
+        "histories and `user` is given, they come behind the user's, and may be left out.",
+    )
     exclude: _Ids = Field(default_factory=list, description="Item ids never to show.")
     user: _Int64 | _Text | None = Field(
-        default=None, description="Who it is, for the A/B split and the log of what was served."
+        default=None,
+        description="Who it is, for the A/B split, the log of what was served, and the history "
+        "where the server keeps them.",
     )
 
 
@@ -144,6 +150,28 @@ class RankBatchResponse(BaseModel):
     results: list[Ranking]
 
 
+class UserEvents(BaseModel):
+    """What a user took."""
+
+    model_config = ConfigDict(extra="forbid")
+    user: _Int64 | _Text
+    items: _Ids = Field(min_length=1, description="Item ids, oldest first.")
+
+
+class EventsRequest(BaseModel):
+    """What users took, to be kept for their later requests."""
+
+    model_config = ConfigDict(extra="forbid")
+    events: list[UserEvents] = Field(min_length=1)
+
+
+class EventsResponse(BaseModel):
+    """For each user of the request, in their order, how many items the history has now."""
+
+    request_id: str
+    kept: list[int]
+
+
 class SwapRequest(BaseModel):
     """A folder on the server's machine."""
 
@@ -191,6 +219,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         400: "The body is not JSON.",
         401: "No or a wrong bearer token.",
         403: "The token is not the admin's.",
+        404: "There is none.",
         409: "Another swap is under way.",
         413: "The body is too large.",
         422: "A field is wrong.",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from onerec._lazy import lazy
 from onerec.trie.live_trie import Epoch, LiveTrie
 from onerec.trie.options import SCORINGS, allow_masks, check_scoring
 from onerec.trie.sid_trie import (
@@ -13,12 +10,10 @@ from onerec.trie.sid_trie import (
     MAX_LEVELS,
     MAX_TAGS,
     ArrayLike,
+    DeviceTrie,
     SidTrie,
     as_int_array,
 )
-
-if TYPE_CHECKING:
-    from onerec.trie.device_trie import DeviceTrie
 
 __all__ = [
     "EVERY_TAG",
@@ -35,5 +30,3 @@ __all__ = [
     "as_int_array",
     "check_scoring",
 ]
-
-__getattr__ = lazy(__name__, {"DeviceTrie": "onerec.trie.device_trie"})

@@ -412,6 +412,7 @@ def test_round_trip_and_funnel(world: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.embeddings, np.load(world / "embeddings.npy"))
     assert json.loads((tmp_path / "funnel.json").read_text()) == again.funnel == found.funnel
     assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "basis.npz",
         "embeddings.npy",
         "exposed.parquet",
         "funnel.json",
@@ -673,7 +674,7 @@ def test_config_refuses(fields: dict[str, Any], message: str) -> None:
         ({"split": "column"}, "wanted a log with a column split"),
         (
             {"embeddings": "bert"},
-            "auto, cooccurrence, embeddings, or several joined by '\\+', got 'bert'",
+            "auto, cooccurrence, text, embeddings, or several joined by '\\+', got 'bert'",
         ),
         ({"valid_from": "noon", "test_from": "2024-01-01"}, "wanted an ISO time"),
         ({"valid_from": 5, "test_from": 5}, "wanted the first before the second"),

@@ -596,6 +596,21 @@ def test_the_share_of_repeats_decides_about_the_history(
     assert told["exclude_history"] == found.exclude_history == exclude
 
 
+def test_a_giant_user_does_not_decide_about_the_history(tmp_path: Path) -> None:
+    """One user takes ten items four thousand times, forty users take each item once."""
+    rng = np.random.default_rng(5)
+    rows = [(999, int(rng.integers(10)), n * DAY // 100) for n in range(4000)]
+    for user in range(40):
+        rows += [(user, item, n * DAY) for n, item in enumerate(rng.permutation(200)[:30].tolist())]
+    users, items, times = (list(column) for column in zip(*rows, strict=True))
+    table = pa.table({"user_id": users, "item_id": items, "timestamp": times})
+    found = log_of(tmp_path, table, SessionConfig(rule="next", split="last"))
+    told = found.funnel["repeats"]
+    assert told["that the history has"] > 0.7 * told["training targets"]
+    assert told["share"] < 0.05
+    assert found.exclude_history
+
+
 def test_a_split_that_is_empty_names_the_ways_out(tmp_path: Path) -> None:
     rows = [{"user_id": n, "item_id": 100 + n % N_ITEMS, "timestamp": 5} for n in range(30)]
     told = r'no train session is left .*split "last".*min_history 0'

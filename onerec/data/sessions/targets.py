@@ -12,6 +12,7 @@ from onerec.data.sessions.windows import TRAIN, split_name
 
 # From this share of repeats on, what a user has taken may be recommended again.
 MOST_REPEATS = 0.05
+OF_A_USER = 50  # targets of a user that weigh in that share
 
 
 def step(name: str, unit: str, count: int) -> dict[str, Any]:
@@ -87,7 +88,8 @@ def count_repeats(kept: Any, positives: Any) -> dict[str, Any]:
     the list to items that the user is done with, and costs about a sixth of the hits where nobody
     repeats (Amazon Beauty, Recall@10 .105 masked against .090). A repeat is named some three times
     as easily as a new item, since the history names it, so both are worth the same at about
-    1/6 / 3 = 5 % of repeats.
+    1/6 / 3 = 5 % of repeats. A user weighs as `OF_A_USER` targets at most, so that one giant user
+    does not decide for everybody.
     """
     order = [positives.timestamp, positives.row]
     rows = positives.select(
@@ -100,9 +102,16 @@ def count_repeats(kept: Any, positives: Any) -> dict[str, Any]:
     targets = train.select("user_row", "start", item_index=train.target.unnest())
     both = targets.left_join(first, ["user_row", "item_index"])
     repeated = (both["first"] < both.start).fill_null(False).cast("int64")
-    found = both.aggregate(targets=both.count(), repeats=repeated.sum())
+    users = both.group_by("user_row").aggregate(targets=both.count(), repeats=repeated.sum())
+    weight = ibis.least(users.targets, OF_A_USER)
+    found = users.aggregate(
+        targets=users.targets.sum(),
+        repeats=users.repeats.sum(),
+        weight=weight.sum(),
+        weighed=(weight * users.repeats / users.targets).sum(),
+    )
     (counts,) = found.to_pyarrow().to_pylist()
-    share = int(counts["repeats"]) / int(counts["targets"])
+    share = float(counts["weighed"]) / int(counts["weight"])
     return {
         "training targets": int(counts["targets"]),
         "that the history has": int(counts["repeats"]),

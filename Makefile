@@ -41,7 +41,7 @@ $(VENV)/.extra-%: pyproject.toml constraints.txt | $(VENV)/.torch
 # A short training and a short alignment, so that the whole takes minutes; `onerec run --out DIR` alone
 # trains longer.
 demo: $(VENV)/.installed
-	$(BIN)/onerec run --out demo --train.max_steps 300 --evaluate.max_users 300 --recommend.users 500 \
+	$(BIN)/onerec run --out demo --train.max_steps 500 --evaluate.max_users 300 --recommend.users 500 \
 	  --reward.max_steps 150 --reward.judge false --align.iterations 1 --align.steps 60 \
 	  --align.rate 0.02 --align.candidates 64 --align.monitor 64
 

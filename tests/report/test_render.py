@@ -466,6 +466,14 @@ def test_the_run_says_what_to_do_next(whole_run: Path, tmp_path: Path) -> None:
     assert len(told) == 6
     words = Page(render_report(run).read_text(encoding="utf-8")).words
     assert "1 of 25 positive rows" in words
+    # In a simulated world the true watch time tells whether counting is beaten.
+    seconds = Measure("test", "masked", "model - popularity", "watch_seconds", 3.0, 1.0, 5.0, 500)
+    result.differences.append(seconds)
+    result.save(run / "evaluate" / "evaluation.json")
+    assert not any("not shown to be better" in line for line in summary(run)["next"])
+    result.differences[-1] = replace(seconds, low=-1.0)
+    result.save(run / "evaluate" / "evaluation.json")
+    assert any("not shown to be better" in line for line in summary(run)["next"])
     change(run / "pretrain" / "stage.json", summary={**trained, "improving": False})
     change(run / "pretrain" / "stage.json", summary={**trained, "improving": 0, "selected_step": 9})
     assert summary(run)["next"][2].startswith("The best validation was at step 9 of 36")

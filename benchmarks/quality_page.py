@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from onerec import environment
+from onerec.evaluation.result import SYSTEMS
 from onerec.experiments.compare import cell
 from onerec.experiments.ladder import RUNGS
 from onerec.experiments.presets import PRESETS, REFERENCE
@@ -94,18 +95,6 @@ Intervals resample users; the lead is paired. The history can be recommended whe
 repeat it.
 
 """
-SYSTEMS = {
-    "model",
-    "pretrained",
-    "generator",
-    "SASRec",
-    "count ranker",
-    "co-consumption",
-    "transition",
-    "personal frequency",
-    "recent popularity",
-    "popularity",
-}
 
 
 def keep(run: Path, name: str) -> None:
@@ -119,7 +108,12 @@ def keep(run: Path, name: str) -> None:
     rows: dict[str, dict[str, Any]] = {}
     for one in evaluation["measures"] + evaluation["differences"]:
         system = one["system"].removeprefix("model - ")
-        if one["split"] != split or one["history"] != history or system not in SYSTEMS:
+        if (
+            one["split"] != split
+            or one["history"] != history
+            or system not in SYSTEMS
+            or system == "random"
+        ):
             continue
         key = one["metric"]
         if key in ("recall@10", "ndcg@10") or key.startswith("recall@10["):

@@ -218,20 +218,6 @@ class Cooccurrence:
     context: npt.NDArray[np.float64]
 
 
-def cooccurrence_vectors(
-    values: npt.NDArray[np.int32],
-    offsets: npt.NDArray[np.int64],
-    n_items: int,
-    *,
-    dim: int = 64,
-    window: int = 5,
-    seed: int = 0,
-) -> tuple[Floats, npt.NDArray[np.bool_]]:
-    """Item vectors float32 [N, d] of `cooccurrence`, and whether each item had a pair, bool [N]."""
-    found = cooccurrence(values, offsets, n_items, dim=dim, window=window, seed=seed)
-    return found.vectors, found.known
-
-
 def cooccurrence(
     values: npt.NDArray[np.int32],
     offsets: npt.NDArray[np.int64],

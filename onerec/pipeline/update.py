@@ -382,7 +382,7 @@ class _Update:
                 place = path if path.is_dir() else path.parent
                 beside = path.is_dir() or path.name.startswith("interactions.")
                 if is_glob(str(path)) or not (beside and named(place, "items")):
-                    # Rows alone: their items are told by the rows.
+                    # A file of rows only names its items by the rows.
                     columns = {k: v for k, v in columns.items() if not k.startswith("items.")}
                 with open_log(
                     path, kind=settings.kind, columns=columns, engine=settings.engine

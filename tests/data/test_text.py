@@ -67,7 +67,8 @@ def test_vectors_are_the_models_of_text_and_tags(model: Path, log: Path, tmp_pat
         found = build_sessions(source, config, tmp_path / "out")
     np.testing.assert_allclose(found.embeddings[0], mean("red", "shoe", ".", "wool"), rtol=1e-5)
     np.testing.assert_allclose(found.embeddings[1], mean("blue", "shoe"), rtol=1e-5)
-    np.testing.assert_allclose(found.embeddings[4], mean("shoe"), rtol=1e-5)  # tags alone
+    # Item 4 has tags only.
+    np.testing.assert_allclose(found.embeddings[4], mean("shoe"), rtol=1e-5)
     told = found.funnel["embeddings"]
     assert (told["source"], told["dim"]) == ("text", 8)
     assert told["filled"] == 5, "items with neither text nor tags"

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy.sparse.linalg import eigsh
 
-from onerec.data.vectors import _pairs, cooccurrence, cooccurrence_vectors, fill, fold_in
+from onerec.data.vectors import _pairs, cooccurrence, fill, fold_in
+
+
+def cooccurrence_vectors(*log: Any, **options: Any) -> tuple[Any, Any]:
+    """The vectors, and which items had a pair."""
+    found = cooccurrence(*log, **options)
+    return found.vectors, found.known
 
 
 def sequences(rng: np.random.Generator, groups: int, users: int, length: int) -> np.ndarray:

@@ -92,7 +92,8 @@ and no other flag, one training each: the rule, the split, the ids and the steps
 log. *model* is the ranking that is recommended, *generator* the beam of the same network without
 dense head and counts. The baselines see what training sees, and valid chose their options.
 Intervals resample users; the lead is paired. The history can be recommended where the log's targets
-repeat it.
+repeat it. *At a later time*: without the targets that bear the time of the item before them, whose
+order is only that of the log's rows (empty: no target bears it, or the record is older).
 
 """
 
@@ -149,8 +150,8 @@ def default() -> str:
             f"{record['split']}, rule {record['rule']}, history {record['history']}; "
             f"{record['steps']:,} steps, {sum(record['minutes'].values()):.0f} minutes"
             f"{record.get('note', '')}.\n\n"
-            "| system | R@10 | N@10 | the model's lead in R@10 | R@10 of targets seen 1-5 times |\n"
-            "|---|---:|---:|---:|---:|\n"
+            "| system | R@10 | N@10 | the model's lead in R@10 | R@10 of targets seen 1-5 times "
+            "| R@10 of targets at a later time |\n|---|---:|---:|---:|---:|---:|\n"
         )
         best = max(rows.values(), key=lambda row: row["recall@10"][0])
         for system, row in sorted(rows.items(), key=lambda pair: -pair[1]["recall@10"][0]):
@@ -159,9 +160,10 @@ def default() -> str:
             cell_text = f"**{cell_text}**" if row is best else cell_text
             lead = row.get("lead recall@10")
             told = "" if lead is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*lead)
-            rare_value = row.get("recall@10[1-5]")
-            rare_told = "" if rare_value is None else f"{rare_value[0]:.4f}"
-            text += f"| {system} | {cell_text} | {row['ndcg@10'][0]:.4f} | {told} | {rare_told} |\n"
+            parts = [row.get(f"recall@10[{part}]") for part in ("1-5", "later")]
+            parts_told = " | ".join("" if part is None else f"{part[0]:.4f}" for part in parts)
+            cells = (system, cell_text, f"{row['ndcg@10'][0]:.4f}", told, parts_told)
+            text += f"| {' | '.join(cells)} |\n"
         text += "\n"
     return text
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from onerec._version import __version__
-from onerec.data.session_set import Samples, SessionSet
+from onerec.data.session_set import Samples, SessionSet, list_values
 from onerec.evaluation import metrics as m
 from onerec.evaluation.adapters import (
     RecommenderRanker,
@@ -117,6 +117,7 @@ def evaluate(
     if pretrained is not None:
         before = RecommenderRanker(pretrained, items.ids, beam_width=config.beam_width)
     rows = []
+    times, _ = list_values(session_set.sequences["timestamps"])
     users_of_world = None
     if world is not None:
         users_of_world = WorldRows(world, session_set.sequences["user_id"].to_pylist(), items.ids)
@@ -129,6 +130,7 @@ def evaluate(
             config,
             counts,
             others or {},
+            _same_time(samples, times),
             users_of_world,
             before,
             judge,
@@ -143,6 +145,13 @@ def evaluate(
     result.latency = _latency(serving, samples)
     result.samples = _examples(serving, samples, session_set, items, last)
     return result
+
+
+def _same_time(samples: Samples, times: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether a session begins at the very time of the item before it, bool [n]."""
+    before = times[np.maximum(samples.history_end - 1, 0)]
+    same: npt.NDArray[np.bool_] = samples.timestamp == before
+    return same & (samples.history_end > samples.history_begin)
 
 
 @dataclass(frozen=True)
@@ -188,6 +197,7 @@ class _SplitRun:
     config: EvaluationConfig
     counts: dict[str, CountBaselines]  # of each history
     others: Mapping[str, Ranker]
+    same_time: npt.NDArray[np.bool_]
     world: WorldRows | None
     pretrained: RecommenderRanker | None = None
     judge: SessionJudge | None = None
@@ -232,10 +242,10 @@ class _SplitRun:
                     )
                     self._rank_metrics(history, system, ranks)
                     self._expose(history, system, ranked)
-                    if masked:
-                        self._buckets(system, ranks, targets)
-                        if system == "model" and self.model.shared_ids:
-                            self._id_level(ranks)
+                    same_time = self.same_time[rows.start : rows.stop]
+                    self._buckets(history, system, ranks, targets, same_time)
+                    if masked and system == "model" and self.model.shared_ids:
+                        self._id_level(ranks)
             self._sessions(
                 histories,
                 hidden,
@@ -270,20 +280,32 @@ class _SplitRun:
         for k in self.config.ks:
             self._add("masked", "model", f"id_recall@{k}", m.recall(shared, k), None)
 
-    def _buckets(self, system: str, ranks: m.TargetRanks, targets: IntArray) -> None:
-        """Recall and discount of the targets in each bucket of train counts."""
+    def _buckets(
+        self,
+        history: str,
+        system: str,
+        ranks: m.TargetRanks,
+        targets: IntArray,
+        same_time: npt.NDArray[np.bool_],
+    ) -> None:
+        """Recall and discount of the targets in each bucket of train counts, and of those that the
+        log puts at the time of the item before them: nothing but the order of its rows tells
+        which of the two came first."""
         k = max(self.config.ks)
         counts = self.items.train_count[np.maximum(targets, 0)]
         bucket = np.searchsorted(self.config.buckets, counts, side="left")
+        buckets = {name: bucket == number for number, name in enumerate(self.bucket_names)}
+        if self.same_time.any():
+            buckets |= zip(m.TIMES, (same_time[:, None], ~same_time[:, None]), strict=True)
         for metric, credit in (
             (f"recall@{k}", m.target_hits(ranks, k)),
             (f"ndcg@{k}", m.target_gains(ranks, k)),
         ):
-            for number, name in enumerate(self.bucket_names):
-                inside = (bucket == number) & ranks.valid
+            for name, members in buckets.items():
+                inside = members & ranks.valid
                 weight = inside.sum(axis=1).astype(np.float64)
                 value = (credit * inside).sum(axis=1) / np.maximum(weight, 1.0)
-                self._add("masked", system, f"{metric}[{name}]", value, weight)
+                self._add(history, system, f"{metric}[{name}]", value, weight)
 
     def _sessions(
         self, histories: list[Any], hidden: IntArray, targets: IntArray, user_rows: IntArray

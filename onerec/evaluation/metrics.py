@@ -44,6 +44,10 @@ def pad_rows(rows: Sequence[npt.ArrayLike], width: int | None = None) -> IntArra
     return padded
 
 
+# Targets at the time of the item before them, and the others.
+TIMES = ("same time", "later")
+
+
 def bucket_names(edges: Sequence[int]) -> list[str]:
     """Names of the buckets of train counts: "0", "1-5", "6-20", ">20" for edges (0, 5, 20)."""
     edges = (-1, *edges)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from onerec.errors import DataError
+from onerec.evaluation.metrics import TIMES
 from onerec.evaluation.result import EvalResult, Measure, best_systems, in_order
 from onerec.report import plots
 from onerec.report.read import (
@@ -338,7 +339,10 @@ def _buckets(result: EvalResult, metric: str, split: str) -> dict[str, Any] | No
         ]
         for name in names
     ]
-    labels = [f"{name} exposures ({line[0].n:,})" for name, line in zip(names, lines, strict=True)]
+    labels = [
+        f"{name}{'' if name in TIMES else ' exposures'} ({line[0].n:,})"
+        for name, line in zip(names, lines, strict=True)
+    ]
     figure = plots.systems(
         lines, labels, name="buckets", label=f"{label(metric)} of the targets, {split} split"
     )

@@ -366,6 +366,26 @@ def test_buckets_follow_the_train_count(sessions: SessionSet) -> None:
     assert result.latency == {}
 
 
+def test_targets_at_the_time_of_the_item_before_are_told_apart(sessions: SessionSet) -> None:
+    # The sessions of valid begin at 6 and those of test at 9, one behind the item before them.
+    table = sessions.sessions
+    split = np.array(table["split"].to_pylist())
+    rows = table["user_row"].to_numpy()
+    begun = np.where(split == "valid", 6 - (rows < 3), 9)
+    tied = replace(
+        sessions,
+        sessions=table.set_column(
+            table.schema.get_field_index("timestamp"), "timestamp", pa.array(begun, pa.int64())
+        ),
+    )
+    result = evaluate(Walker(ids(tied)), tied, QUICK)
+    assert result.value("recall@5[same time]", split="valid").n == 3
+    assert result.value("recall@5[later]", split="valid").n == N_USERS - 3
+    names = {m.metric for m in result.measures if m.split == "test"}
+    assert "recall@5[1-5]" in names
+    assert "recall@5[later]" not in names  # no target of test is tied
+
+
 def test_true_watch_time(sessions: SessionSet) -> None:
     result = evaluate(Walker(ids(sessions)), sessions, QUICK, world=LinearWorld(ids(sessions)))
     model, best, alone = [], [], []
